@@ -1,0 +1,74 @@
+"""Every configuration key with its default. Other configs start from here and state only what differs."""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    """The defaults: DeepLabV3+ on ResNet-50-vd at output stride 8, trained as PaddleSeg trains it."""
+    config = ConfigDict()
+
+    # Data. Sizes are (height, width).
+    config.dataset = config_dict.placeholder(str)  # name of a prepared TFDS data set
+    config.data_dir = "data"
+    config.train_split = "train"
+    config.eval_split = "val"
+    config.num_classes = config_dict.placeholder(int)
+    config.ignore_label = 255
+    config.crop_size = (512, 1024)
+    config.eval_size = config_dict.placeholder(tuple)  # pad pictures to this; None: their own size
+    config.batch_size = 8  # global, over all devices
+    config.augment = ConfigDict()
+    config.augment.min_scale = 0.5
+    config.augment.max_scale = 2.0
+    config.augment.scale_step = 0.25  # 0: scales are uniform between min and max
+    config.augment.brightness = 0.4
+    config.augment.contrast = 0.4
+    config.augment.saturation = 0.4
+    config.augment.hue = 18  # of Pillow's 8-bit H channel
+    config.augment.flip = True
+
+    # Training.
+    config.num_train_steps = 80_000
+    config.learning_rate = 0.01
+    config.end_learning_rate = 0.0
+    config.poly_power = 0.9
+    config.momentum = 0.9
+    config.weight_decay = 4e-5
+    config.seed = 0
+    config.pretrained = config_dict.placeholder(str)  # a checkpoint or workdir of this program
+    config.log_every_steps = 50
+    config.eval_every_steps = 2_000
+    config.checkpoint_every_steps = 1_000
+    config.keep_checkpoints = 3  # the latest so many; the best by mIoU is kept beside them
+    config.warmup_steps = 0
+    config.clip_grad_norm = config_dict.placeholder(float)
+    config.ema_decay = config_dict.placeholder(float)
+    config.backbone_lr_factor = 1.0
+    config.freeze_backbone = False
+    config.loss = ConfigDict()
+    config.loss.cross_entropy = 1.0
+    config.loss.class_weights = config_dict.placeholder(tuple)
+    config.loss.top_k = 1.0  # share of all pixels, the hardest first
+
+    config.model = ConfigDict()
+    config.model.backbone = "resnet50_vd"
+    config.model.output_stride = 8
+    config.model.multi_grid = (1, 2, 4)
+    config.model.aspp_rates = (1, 12, 24, 36)
+    config.model.aspp_channels = 256
+    config.model.align_corners = False
+    config.model.dropout = 0.1
+    config.model.dtype = "float32"
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = 8  # global
+    config.eval.scales = (1.0,)
+    config.eval.flip = False
+    config.eval.window = config_dict.placeholder(tuple)  # sliding window (height, width); None: the whole picture
+    config.eval.stride = config_dict.placeholder(tuple)  # None: two thirds of the window
+    config.eval.average = "logits"  # or "legacy"
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # -1: all devices
+    config.mesh.space = 1
+    return config
