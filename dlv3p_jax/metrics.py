@@ -1,0 +1,124 @@
+"""Confusion matrices on the device, and the scores that follow from them on the host."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+def confusion_matrix(labels: Array, predictions: Array, num_classes: int, ignore_label: int = 255) -> Array:
+    """Counts the pixels of a batch by label and prediction; exact, jittable, for any sharding of batch and height.
+
+    A batch of fewer than 2^31 pixels cannot overflow; add the matrices of several batches up as int64 on the host.
+
+    Args:
+        labels: integers `[B, H, W]`; `ignore_label` and whatever lies outside `0..num_classes-1` is not counted.
+        predictions: integers `[B, H, W]` in `0..num_classes-1`; others are not counted.
+        num_classes: C.
+        ignore_label: the label that is not counted.
+
+    Returns:
+        int32 `[C, C]`; entry `[i, j]` is the number of pixels of label i predicted as j.
+    """
+    if labels.shape != predictions.shape:
+        raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} differ in shape")
+    classes = jnp.arange(num_classes)
+    labels, predictions = labels.astype(jnp.int32), predictions.astype(jnp.int32)
+    is_label = (labels[..., None] == classes) & (labels != ignore_label)[..., None]
+    is_prediction = predictions[..., None] == classes
+    pixels = tuple(range(labels.ndim))
+    return jax.lax.dot_general(
+        is_label.astype(jnp.int8),
+        is_prediction.astype(jnp.int8),
+        ((pixels, pixels), ((), ())),
+        preferred_element_type=jnp.int32,
+    )
+
+
+def summarize(matrix: np.ndarray, absent_class: str = "nan") -> dict[str, float | np.ndarray]:
+    """The usual scores of a whole data set, from its confusion matrix.
+
+    With n_ij the pixels of label i predicted as j, for class i: IoU = n_ii / (label + predicted - n_ii), class accuracy
+    (recall) = n_ii / label, class precision = n_ii / predicted, Dice = 2 n_ii / (label + predicted). The means are over
+    the classes.
+
+    Args:
+        matrix: integers `[C, C]`, `[label, prediction]`.
+        absent_class: what a class counts that is in neither labels nor predictions: "nan" leaves it out of the means;
+            "one" is PaddleSeg's convention, IoU 1 (and Dice 0).
+
+    Returns:
+        Fractions of 1: floats `mIoU`, `accuracy` (of pixels), `mean_accuracy` (of classes), `kappa` (Cohen's) and
+        `dice`; float64 `[C]` `IoU`, `class_accuracy`, `class_precision`, `class_dice`; and int64 `[C]` `label_pixels`.
+        NaN where nothing defines the value.
+    """
+    if absent_class not in ("nan", "one"):
+        raise ValueError(f"absent_class = {absent_class!r}: it is 'nan' or 'one'")
+    matrix = np.asarray(matrix, np.int64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"a confusion matrix is [C, C], not {list(matrix.shape)}")
+    hits, label, predicted = np.diagonal(matrix), matrix.sum(1), matrix.sum(0)
+    iou = _divide(hits, label + predicted - hits)
+    class_dice = _divide(2 * hits, label + predicted)
+    if absent_class == "one":
+        iou, class_dice = np.nan_to_num(iou, nan=1.0), np.nan_to_num(class_dice, nan=0.0)
+    total = matrix.sum()
+    accuracy = float(_divide(hits.sum(), total))
+    chance = float(_divide((label.astype(np.float64) * predicted).sum(), float(total) ** 2))
+    class_accuracy = _divide(hits, label)
+    return {
+        "mIoU": _mean(iou),
+        "IoU": iou,
+        "accuracy": accuracy,
+        "mean_accuracy": _mean(class_accuracy),
+        "class_accuracy": class_accuracy,
+        "class_precision": _divide(hits, predicted),
+        "kappa": float(_divide(accuracy - chance, 1 - chance)),
+        "dice": _mean(class_dice),
+        "class_dice": class_dice,
+        "label_pixels": label,
+    }
+
+
+def table(summary: dict, class_names: Sequence[str]) -> str:
+    """An aligned table in per cent, a line for each class and one for the whole; "n/a" where a score is NaN."""
+    if len(class_names) != len(summary["IoU"]):
+        raise ValueError(f"{len(class_names)} class names for {len(summary['IoU'])} classes")
+    share = _divide(summary["label_pixels"], summary["label_pixels"].sum())
+    rows = [("class", "IoU %", "Acc %", "labels %")]
+    columns = (summary["IoU"], summary["class_accuracy"], share)
+    rows += [(name, *map(_percent, scores)) for name, *scores in zip(class_names, *columns, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"{name:<{widths[0]}}  " + "  ".join(map(str.rjust, cells, widths[1:])) for name, *cells in rows]
+    lines.insert(1, "-" * len(lines[0]))
+    means = {"aAcc": "accuracy", "mIoU": "mIoU", "mAcc": "mean_accuracy", "kappa": "kappa"}
+    lines += [lines[1], "  ".join(f"{name} {_percent(summary[key])}" for name, key in means.items())]
+    return "\n".join(lines)
+
+
+def to_json(summary: dict) -> dict:
+    """The summary as plain floats and lists, NaN as None, so that `json.dumps(..., allow_nan=False)` takes it."""
+
+    def plain(value):
+        if isinstance(value, np.ndarray):
+            return [plain(v) for v in value.tolist()]
+        return None if isinstance(value, float) and np.isnan(value) else value
+
+    return {name: plain(value) for name, value in summary.items()}
+
+
+def _divide(numerator, denominator):
+    """The quotient in float64, NaN where the denominator is 0, without a warning."""
+    numerator, denominator = np.broadcast_arrays(np.float64(numerator), np.float64(denominator))
+    return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator != 0)
+
+
+def _mean(values):
+    """The mean of what is not NaN; NaN if nothing is."""
+    return float(_divide(np.nansum(values), np.count_nonzero(~np.isnan(values))))
+
+
+def _percent(fraction):
+    return "n/a" if np.isnan(fraction) else f"{100 * fraction:.2f}"
