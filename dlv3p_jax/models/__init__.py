@@ -1,0 +1,70 @@
+"""DeepLabV3+ on dilated ResNet-vd backbones."""
+
+import jax.numpy as jnp
+
+from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
+from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def build_model(config) -> DeepLabV3Plus:
+    """The network that a configuration describes.
+
+        model = build_model(config)
+        variables = model.init(rng, images, train=False)         # {'params': ..., 'batch_stats': ...}
+        logits = model.apply(variables, images, train=False)     # float32 [B, H, W, num_classes]
+
+    Args:
+        config: an `ml_collections.ConfigDict` like that of `configs/common.py`; `num_classes`, `freeze_backbone` and
+            `model` are read.
+
+    Returns:
+        A linen module that maps float32 images [B, H, W, 3] (normalised, any size) to logits.
+
+    Raises:
+        ValueError: a key has a value that the network cannot have; the message names both.
+    """
+    model = config.model
+    if model.backbone not in BLOCKS:
+        raise ValueError(f"model.backbone={model.backbone!r} is unknown: choose from {', '.join(BLOCKS)}")
+    if not _is_integer(config.num_classes, 2):
+        raise ValueError(f"num_classes={config.num_classes!r}: set the number of classes of the data, 2 or more")
+    if model.output_stride not in (8, 16):
+        raise ValueError(f"model.output_stride={model.output_stride!r}: it can be 8 or 16")
+    blocks = BLOCKS[model.backbone]
+    _check_positive_integers("model.multi_grid", model.multi_grid)
+    if len(model.multi_grid) != blocks[-1]:
+        raise ValueError(
+            f"model.multi_grid={tuple(model.multi_grid)} has {len(model.multi_grid)} entries: {model.backbone} needs "
+            f"{blocks[-1]}, one for each block of its last stage"
+        )
+    _check_positive_integers("model.aspp_rates", model.aspp_rates)
+    if not _is_integer(model.aspp_channels, 1):
+        raise ValueError(f"model.aspp_channels={model.aspp_channels!r}: it has to be a positive integer")
+    if not 0 <= model.dropout < 1:
+        raise ValueError(f"model.dropout={model.dropout!r}: it has to be at least 0 and less than 1")
+    if model.dtype not in _DTYPES:
+        raise ValueError(f"model.dtype={model.dtype!r} is unknown: choose from {', '.join(_DTYPES)}")
+    return DeepLabV3Plus(
+        num_classes=config.num_classes,
+        blocks=blocks,
+        bottleneck=model.backbone not in BASIC_BLOCKS,
+        output_stride=model.output_stride,
+        multi_grid=tuple(model.multi_grid),
+        aspp_channels=model.aspp_channels,
+        aspp_rates=tuple(model.aspp_rates),
+        dropout=model.dropout,
+        align_corners=model.align_corners,
+        freeze_backbone=config.freeze_backbone,
+        dtype=_DTYPES[model.dtype],
+    )
+
+
+def _is_integer(value, minimum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+
+
+def _check_positive_integers(key: str, values) -> None:
+    if not isinstance(values, (tuple, list)) or not values or not all(_is_integer(value, 1) for value in values):
+        raise ValueError(f"{key}={values!r}: it has to be a tuple of positive integers")

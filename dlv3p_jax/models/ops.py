@@ -1,0 +1,243 @@
+"""The operations whose fastest form depends on the backend: one function an operation, its form chosen at trace time.
+
+Arrays are `[B, H, W, C]`, kernels `[height, width, in, out]`. `form` is for tests and measurements:
+
+- `"conv"`: XLA's convolution, what GPUs and TPUs are built for;
+- `"products"`: matrix products or multiply-adds over shifted windows, which is what a CPU does well: the gradients of
+  XLA's convolutions are many times slower there, those of grouped ones hundreds of times;
+- `"auto"`: products on a CPU, convolutions elsewhere.
+
+Both forms are the same function with the same gradients. Padding is explicit everywhere: "SAME" pads strided
+convolutions unevenly, which PaddleSeg does not.
+"""
+
+import functools
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def precision(dtype) -> lax.Precision:
+    """What products and convolutions of `dtype` ask for: float32 means float32, on TPUs and in the face of TF32 too."""
+    return lax.Precision.DEFAULT if dtype == jnp.bfloat16 else lax.Precision.HIGHEST
+
+
+def _use_products(form: str) -> bool:
+    if form not in ("auto", "conv", "products"):
+        raise ValueError(f"form={form!r}: give 'auto', 'conv' or 'products'")
+    return form == "products" or (form == "auto" and jax.default_backend() == "cpu")
+
+
+def conv1x1(x: jax.Array, kernel: jax.Array, form: str = "auto") -> jax.Array:
+    """A 1x1 convolution with stride 1. x: [B, H, W, C]; kernel: [1, 1, C, D] -> [B, H, W, D] in the type of `x`."""
+    if _use_products(form):
+        return _product(x, kernel[0, 0]).astype(x.dtype)
+    return _conv(x, kernel)
+
+
+def conv3x3(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1, form: str = "auto") -> jax.Array:
+    """A 3x3 convolution, padded by its dilation on every side.
+
+    Args:
+        x: [B, H, W, C].
+        kernel: [3, 3, C, D].
+        stride: of both axes; the result has ceil(H / stride) rows.
+        dilation: distance of neighbouring taps, in pixels.
+        form: see the head of this file.
+
+    Returns:
+        [B, ceil(H / stride), ceil(W / stride), D] in the type of `x`.
+    """
+    if _use_products(form):
+        return _conv3x3_products(x, kernel, stride, dilation)
+    return _conv(x, kernel, stride, dilation)
+
+
+def depthwise_conv3x3(x: jax.Array, kernel: jax.Array, dilation: int = 1, form: str = "auto") -> jax.Array:
+    """A 3x3 convolution of each channel with its own filter, stride 1, padded by its dilation on every side.
+
+    Args:
+        x: [B, H, W, C].
+        kernel: [3, 3, 1, C].
+        dilation: distance of neighbouring taps, in pixels; may exceed H and W.
+        form: see the head of this file.
+
+    Returns:
+        [B, H, W, C] in the type of `x`.
+    """
+    if _use_products(form):
+        return _depthwise_products(x, kernel, dilation)
+    return _conv(x, kernel, dilation=dilation, groups=x.shape[-1])
+
+
+def max_pool3x3(x: jax.Array) -> jax.Array:
+    """3x3 max pooling with stride 2 and padding 1. x: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
+    # The initial value has to be a Python number: with an array, XLA does not see a max pool, and there is no gradient.
+    return lax.reduce_window(x, -np.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+def avg_pool2x2(x: jax.Array) -> jax.Array:
+    """2x2 mean pooling with stride 2; windows that hang over the border average their real pixels ("ceil mode").
+
+    x: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C].
+    """
+    height, width = x.shape[1:3]
+    # Repeating an odd last row leaves the mean over the real pixels as it is.
+    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+
+
+def resize(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Array:
+    """Bilinear interpolation without antialiasing, as two products with interpolation matrices.
+
+    Args:
+        x: [B, H, W, C].
+        size: (height, width) of the result.
+        align_corners: True maps the centres of the corner pixels onto each other; False has pixel centres at
+            i + 1/2 and repeats the border.
+
+    Returns:
+        [B, height, width, C] in the type of `x`.
+    """
+    rows = jnp.asarray(_interpolation_matrix(x.shape[1], size[0], align_corners), x.dtype)
+    columns = jnp.asarray(_interpolation_matrix(x.shape[2], size[1], align_corners), x.dtype)
+    dot = functools.partial(jnp.einsum, precision=precision(x.dtype))
+    if x.shape[1] != size[0]:
+        x = dot("yh,bhwc->bywc", rows, x)
+    if x.shape[2] != size[1]:
+        x = dot("xw,bhwc->bhxc", columns, x)
+    return x
+
+
+def _interpolation_matrix(source: int, target: int, align_corners: bool) -> np.ndarray:
+    """float32 [target, source]; each row holds the weights of one target pixel and sums to 1."""
+    index = np.arange(target)
+    if align_corners:
+        position = index * ((source - 1) / (target - 1)) if target > 1 else np.zeros(1)
+    else:
+        position = np.clip((index + 0.5) * (source / target) - 0.5, 0, source - 1)
+    low = np.minimum(np.floor(position).astype(int), source - 1)
+    high = np.minimum(low + 1, source - 1)
+    matrix = np.zeros((target, source))
+    np.add.at(matrix, (index, low), 1 - (position - low))
+    np.add.at(matrix, (index, high), position - low)
+    return matrix.astype(np.float32)
+
+
+def _conv(x, kernel, stride=1, dilation=1, groups=1):
+    padding = (kernel.shape[0] // 2) * dilation
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((padding, padding), (padding, padding)),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=_NHWC,
+        feature_group_count=groups,
+        precision=precision(x.dtype),
+    )
+
+
+def _product(x, y, dimensions=None):
+    """Contracts the last axis of `x` with the first of `y` (or as `dimensions` says), summed in float32 at least."""
+    dimensions = dimensions or ((x.ndim - 1,), (0,))
+    accumulator = jnp.promote_types(x.dtype, jnp.float32)
+    return lax.dot_general(
+        x, y, (dimensions, ((), ())), precision=precision(x.dtype), preferred_element_type=accumulator
+    )
+
+
+class _Tap(typing.NamedTuple):
+    """One position of a 3x3 kernel, with the pixels at which it sees the picture and not the padding."""
+
+    row: int
+    column: int
+    input: tuple[slice, ...]
+    output: tuple[slice, ...]
+
+
+def _taps(height: int, width: int, stride: int = 1, dilation: int = 1) -> list[_Tap]:
+    """The taps that see any of a `height` x `width` picture; first the centre one, which sees all of it."""
+
+    def window(length, tap):
+        offset = (tap - 1) * dilation  # input pixel = stride * output pixel + offset
+        first = -(min(offset, 0) // stride)
+        last = min((length - 1) // stride, (length - 1 - offset) // stride)
+        return slice(first * stride + offset, last * stride + offset + 1, stride), slice(first, last + 1)
+
+    taps = []
+    for row, column in sorted(np.ndindex(3, 3), key=lambda tap: tap != (1, 1)):
+        rows, columns = window(height, row), window(width, column)
+        if rows[1].start < rows[1].stop and columns[1].start < columns[1].stop:
+            everything = slice(None)
+            taps.append(_Tap(row, column, (everything, rows[0], columns[0]), (everything, rows[1], columns[1])))
+    return taps
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv3x3_products(x, kernel, stride, dilation):
+    centre, *others = _taps(*x.shape[1:3], stride, dilation)
+    total = _product(x[centre.input], kernel[1, 1])
+    for tap in others:
+        total = total.at[tap.output].add(_product(x[tap.input], kernel[tap.row, tap.column]))
+    return total.astype(x.dtype)
+
+
+def _conv3x3_forward(x, kernel, stride, dilation):
+    return _conv3x3_products(x, kernel, stride, dilation), (x, kernel)
+
+
+def _conv3x3_backward(stride, dilation, residuals, cotangent):
+    x, kernel = residuals
+    taps = _taps(*x.shape[1:3], stride, dilation)
+    over_pixels = ((0, 1, 2), (0, 1, 2))
+    kernel_gradient = [jnp.zeros(kernel.shape[2:], jnp.promote_types(kernel.dtype, jnp.float32))] * 9
+    for tap in taps:
+        products = _product(x[tap.input], cotangent[tap.output], over_pixels)
+        kernel_gradient[3 * tap.row + tap.column] = products
+    kernel_gradient = jnp.stack(kernel_gradient).reshape(kernel.shape).astype(kernel.dtype)
+    if stride == 1:  # the transposed convolution is one with the kernel turned round
+        turned = kernel[::-1, ::-1].swapaxes(2, 3)
+        return _conv3x3_products(cotangent, turned, 1, dilation), kernel_gradient
+    x_gradient = jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
+    for tap in taps:
+        products = _product(cotangent[tap.output], kernel[tap.row, tap.column].T)
+        x_gradient = x_gradient.at[tap.input].add(products)
+    return x_gradient.astype(x.dtype), kernel_gradient
+
+
+_conv3x3_products.defvjp(_conv3x3_forward, _conv3x3_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _depthwise_products(x, kernel, dilation):
+    centre, *others = _taps(*x.shape[1:3], dilation=dilation)
+    accumulator = jnp.promote_types(x.dtype, jnp.float32)
+    x, dtype = x.astype(accumulator), x.dtype
+    total = x * kernel[1, 1, 0]
+    for tap in others:
+        total = total.at[tap.output].add(x[tap.input] * kernel[tap.row, tap.column, 0])
+    return total.astype(dtype)
+
+
+def _depthwise_forward(x, kernel, dilation):
+    return _depthwise_products(x, kernel, dilation), (x, kernel)
+
+
+def _depthwise_backward(dilation, residuals, cotangent):
+    x, kernel = residuals
+    accumulator = jnp.promote_types(x.dtype, jnp.float32)
+    kernel_gradient = [jnp.zeros(x.shape[3:], accumulator)] * 9
+    for tap in _taps(*x.shape[1:3], dilation=dilation):
+        products = x[tap.input].astype(accumulator) * cotangent[tap.output].astype(accumulator)
+        kernel_gradient[3 * tap.row + tap.column] = products.sum((0, 1, 2))
+    kernel_gradient = jnp.stack(kernel_gradient).reshape(kernel.shape).astype(kernel.dtype)
+    return _depthwise_products(cotangent, kernel[::-1, ::-1], dilation), kernel_gradient
+
+
+_depthwise_products.defvjp(_depthwise_forward, _depthwise_backward)
