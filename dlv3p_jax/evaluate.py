@@ -1,0 +1,184 @@
+"""Prediction and evaluation on the devices: flips, scales, sliding windows and counts; only counts leave the devices.
+
+PaddleSeg has had two definitions of test-time augmentation, and both are here. `average="logits"` (its own since
+February 2023): every scale is made from the original picture and the views' logits are averaged. `average="legacy"`: the
+views' probabilities are averaged, and each scale's picture is made from the previous scale's.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlv3p_jax import metrics, preprocess
+from dlv3p_jax.models import ops
+
+AVERAGES = ("logits", "legacy")
+
+
+def predict_logits(
+    model,
+    variables,
+    images: jax.Array,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    window: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
+    average: str = "logits",
+) -> jax.Array:
+    """The mean over all views of a picture; pure and jittable (everything but variables and images is static).
+
+    Args:
+      model: what `build_model` gave.
+      variables: {'params': …, 'batch_stats': …}.
+      images: float32 `[B, H, W, 3]`, normalised.
+      scales: sizes of the views, relative to the picture; a side becomes floor(side * scale + 0.5).
+      flip: also predict every view mirrored left to right.
+      window: (height, width) of a sliding window over each view, None to see each view at once. Where windows overlap,
+        their logits are averaged; a view smaller than the window is seen at once.
+      stride: (height, width) between windows; None: two thirds of the window.
+      average: 'logits' or 'legacy', see above.
+
+    Returns:
+      float32 `[B, H, W, num_classes]`: mean logits, or mean probabilities for 'legacy'.
+
+    Raises:
+      ValueError: an unknown `average`, no scales or one that is not positive, a stride larger than the window.
+    """
+    check_views(scales, window, stride, average)
+    size = images.shape[1:3]
+
+    def forward(view: jax.Array) -> jax.Array:
+        apply = lambda patch: model.apply(variables, patch, train=False)  # noqa: E731
+        return apply(view) if window is None else _slide(apply, view, window, stride)
+
+    total = None
+    view = images
+    for scale in scales:
+        scaled_size = tuple(math.floor(side * scale + 0.5) for side in size)
+        view = ops.resize(view if average == "legacy" else images, scaled_size, align_corners=False)
+        for mirrored in (False, True) if flip else (False,):
+            logits = forward(view[:, :, ::-1] if mirrored else view)
+            logits = logits[:, :, ::-1] if mirrored else logits
+            logits = ops.resize(logits, size, align_corners=False)
+            scores = jax.nn.softmax(logits) if average == "legacy" else logits
+            # The barrier makes the views run one after the other, so that memory does not grow with their number.
+            total = scores if total is None else total + scores
+            total, images, view = jax.lax.optimization_barrier((total, images, view))
+    return total / (len(scales) * (2 if flip else 1))
+
+
+def check_views(scales, window, stride, average) -> None:
+    """Raises ValueError where these settings of `predict_logits` make no sense, before anything is compiled."""
+    if average not in AVERAGES:
+        raise ValueError(f"eval.average={average!r} is not one of {', '.join(AVERAGES)}")
+    if not scales or any(scale <= 0 for scale in scales):
+        raise ValueError(f"eval.scales={scales!r}: give at least one scale, all of them positive")
+    if window is not None and (len(window) != 2 or min(window) < 1):
+        raise ValueError(f"eval.window={window!r}: give (height, width) in pixels")
+    if stride is not None:
+        if window is None:
+            raise ValueError(f"eval.stride={stride!r} needs eval.window too")
+        if len(stride) != 2 or min(stride) < 1 or stride[0] > window[0] or stride[1] > window[1]:
+            raise ValueError(
+                f"eval.stride={stride!r} must be (height, width), at least 1 and at most eval.window={window!r}"
+            )
+
+
+def _starts(side: int, window: int, stride: int) -> list[int]:
+    """Where the windows along one side start: the last one is moved back inside the picture."""
+    count = max(math.ceil((side - window) / stride), 0) + 1
+    return [max(min(i * stride, side - window), 0) for i in range(count)]
+
+
+def _slide(apply: Callable, view: jax.Array, window: tuple[int, int], stride: tuple[int, int] | None) -> jax.Array:
+    """Logits of `view` as the mean of those of overlapping windows, one window at a time."""
+    height, width = view.shape[1:3]
+    if stride is None:
+        stride = tuple(max(side * 2 // 3, 1) for side in window)
+    window = (min(window[0], height), min(window[1], width))
+    starts = [(y, x) for y in _starts(height, window[0], stride[0]) for x in _starts(width, window[1], stride[1])]
+    if len(starts) == 1:
+        return apply(view)
+    visits = np.zeros((height, width, 1), np.float32)
+    for y, x in starts:
+        visits[y : y + window[0], x : x + window[1]] += 1
+
+    def add_window(total, start):
+        y, x = start
+        patch = jax.lax.dynamic_slice(view, (0, y, x, 0), (view.shape[0], *window, view.shape[3]))
+        logits = apply(patch)
+        before = jax.lax.dynamic_slice(total, (0, y, x, 0), logits.shape)
+        return jax.lax.dynamic_update_slice(total, before + logits, (0, y, x, 0)), None
+
+    patch_shape = jax.ShapeDtypeStruct((view.shape[0], *window, view.shape[3]), view.dtype)
+    num_classes = jax.eval_shape(apply, patch_shape).shape[-1]
+    total = jnp.zeros((view.shape[0], height, width, num_classes), jnp.float32)
+    total, _ = jax.lax.scan(add_window, total, np.array(starts, np.int32))
+    return total / visits
+
+
+def make_eval_step(config, model) -> Callable:
+    """A pure function that predicts a batch and counts: `eval_step(variables, batch) -> (matrix, predictions)`.
+
+    `batch` is {'image': uint8 `[B, H, W, 3]`, 'label': uint8 `[B, H, W]`}; pictures are normalised and padded at the
+    bottom and right to `eval_size` with 0 (which is 127.5 before normalisation), and the padding is cut off the logits.
+    `matrix` is the batch's int32 `[num_classes, num_classes]` confusion matrix [label, prediction] without ignored
+    pixels; `predictions` is uint8 `[B, H, W]`, which stays on the devices unless somebody asks for it.
+    """
+    views = dict(
+        scales=tuple(config.eval.scales),
+        flip=config.eval.flip,
+        window=config.eval.window,
+        stride=config.eval.stride,
+        average=config.eval.average,
+    )
+    check_views(views["scales"], views["window"], views["stride"], views["average"])
+    eval_size, num_classes, ignore_label = config.eval_size, config.num_classes, config.ignore_label
+
+    def eval_step(variables, batch):
+        images = preprocess.normalize(batch["image"])
+        height, width = images.shape[1:3]
+        if eval_size is not None:
+            bottom, right = max(eval_size[0] - height, 0), max(eval_size[1] - width, 0)
+            images = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
+        logits = predict_logits(model, variables, images, **views)[:, :height, :width]
+        predictions = jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+        return metrics.confusion_matrix(batch["label"], predictions, num_classes, ignore_label), predictions
+
+    return eval_step
+
+
+def evaluate(
+    eval_step: Callable,
+    variables,
+    batches: Iterable,
+    num_classes: int,
+    on_batch: Callable[[dict, jax.Array], None] = lambda batch, predictions: None,
+) -> np.ndarray:
+    """Runs a jitted `eval_step` over all batches and adds up the counts.
+
+    Args:
+      eval_step: what `make_eval_step` gave, jitted.
+      variables: on the devices.
+      batches: {'image', 'label'} on the devices, and whatever `on_batch` wants to see. Pictures that only fill up a
+        batch carry the ignore label everywhere and so count nothing.
+      num_classes: the number of classes C.
+      on_batch: is called with every batch and its predictions (on the devices), for example to save some of them.
+
+    Returns:
+      int64 `[C, C]` confusion matrix [label, prediction] on the host: one int32 per batch would overflow over a data set.
+    """
+    total = np.zeros((num_classes, num_classes), np.int64)
+    pending: jax.Array | None = None
+    for batch in batches:
+        matrix, predictions = eval_step(variables, {name: batch[name] for name in ("image", "label")})
+        on_batch(batch, predictions)
+        if pending is not None:  # one behind, so that the devices never wait for the host
+            total += jax.device_get(pending)
+        pending = matrix
+    if pending is not None:
+        total += jax.device_get(pending)
+    return total

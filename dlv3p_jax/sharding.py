@@ -1,0 +1,69 @@
+"""The device mesh and every PartitionSpec of the program; nobody else names an axis.
+
+The mesh is always there: `data` x `space` devices, 1 x 1 on a laptop. A batch is split over `data` and the height of its
+pictures over `space`; parameters, statistics and counts are replicated. Everything else follows from these shardings.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+DATA = "data"
+SPACE = "space"
+
+
+def make_mesh(data: int = -1, space: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of `data` x `space` devices; `data=-1` takes all that there are.
+
+    Raises:
+      ValueError: the devices cannot be laid out this way.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if space < 1 or (data < 1 and data != -1):
+        raise ValueError(f"mesh.data={data} and mesh.space={space}: give counts of devices (mesh.data=-1: all of them)")
+    if data == -1:
+        if len(devices) % space:
+            raise ValueError(f"mesh.space={space} does not divide the {len(devices)} devices that are here")
+        data = len(devices) // space
+    if data * space > len(devices):
+        raise ValueError(
+            f"mesh.data={data} x mesh.space={space} asks for {data * space} devices, but {len(devices)} are here"
+        )
+    if data * space < len(devices) and jax.process_count() > 1:
+        raise ValueError(f"mesh.data={data} x mesh.space={space} must use all {len(devices)} devices of all processes")
+    return Mesh(np.array(devices[: data * space]).reshape(data, space), (DATA, SPACE))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """For parameters, batch statistics, optimiser state, random keys, scalars and counts."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batched(mesh: Mesh) -> NamedSharding:
+    """For images `[B, H, W, C]` and labels `[B, H, W]`: batch over `data`, height over `space`."""
+    return NamedSharding(mesh, PartitionSpec(DATA, SPACE))
+
+
+def check_batch(mesh: Mesh, batch_size: int, height: int, name: str) -> None:
+    """Raises ValueError, naming the key `name`, where such a batch cannot be split over the mesh."""
+    if batch_size % mesh.shape[DATA]:
+        raise ValueError(
+            f"{name}={batch_size} does not divide over mesh.data={mesh.shape[DATA]} devices: "
+            f"take a multiple of {mesh.shape[DATA]}, or set --config.mesh.data"
+        )
+    if height % mesh.shape[SPACE]:
+        raise ValueError(f"a picture height of {height} does not divide over mesh.space={mesh.shape[SPACE]} devices")
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's rows of a batch -> global arrays on the mesh, without waiting for the transfer."""
+    sharding = batched(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+def describe(mesh: Mesh) -> str:
+    """One line for the log, such as '8 x TPU v5 lite (mesh: data=4, space=2)'."""
+    kind = mesh.devices.flat[0].device_kind
+    return f"{mesh.size} x {kind} (mesh: {DATA}={mesh.shape[DATA]}, {SPACE}={mesh.shape[SPACE]})"

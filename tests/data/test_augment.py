@@ -1,0 +1,126 @@
+"""Geometry on the host against what PaddleSeg recorded and against OpenCV."""
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dlv3p_jax.data import augment
+
+
+def crop_of(image, label, scaled, offset, crop_size, mirrored=False):
+    arguments = [tf.constant(value, tf.int32) for value in (scaled, offset)]
+    cropped, labels = augment.resample_crop(
+        tf.constant(image), tf.constant(label), *arguments, crop_size, tf.constant(mirrored), 255
+    )
+    return cropped.numpy(), labels.numpy()
+
+
+def nearly_equal(ours, theirs):
+    """uint8 pictures after truncation: rounding in the last bit may move a value that lies on an integer by one."""
+    difference = np.abs(ours.astype(int) - theirs.astype(int))
+    return difference.max() <= 1 and (difference > 0).mean() < 0.02
+
+
+@pytest.fixture(scope="module")
+def recorded(shared):
+    with np.load(shared / "parity" / "transforms.npz") as arrays:
+        return dict(arrays)
+
+
+def test_scaled_pictures_are_paddlesegs(recorded):
+    image, label = recorded["image"], recorded["label"]
+    scales = sorted({key.split("/")[1] for key in recorded if key.startswith("resize/")}, key=float)
+    assert scales
+    for scale in scales:
+        expected = recorded[f"resize/{scale}/image"]
+        size = expected.shape[:2]
+        assert size == tuple(round(side * float(scale)) for side in label.shape)
+        ours, ours_label = crop_of(image.astype(np.uint8), label.astype(np.uint8), size, (0, 0), size)
+        assert nearly_equal(ours, np.floor(expected).astype(np.uint8)), scale
+        np.testing.assert_array_equal(ours_label, recorded[f"resize/{scale}/label"])
+
+
+def test_padded_crops_are_paddlesegs(recorded):
+    image, label = recorded["image"].astype(np.uint8), recorded["label"].astype(np.uint8)
+    expected = recorded["padcrop/image"]
+    ours, ours_label = crop_of(image, label, label.shape, recorded["padcrop/offset_yx"], expected.shape[:2])
+    np.testing.assert_array_equal(ours, np.floor(expected).astype(np.uint8))
+    np.testing.assert_array_equal(ours_label, recorded["padcrop/label"])
+
+
+@pytest.mark.parametrize("scaled", [(37, 53), (53, 90), (80, 61), (129, 200), (106, 180), (1, 1)])
+def test_a_crop_is_a_crop_of_the_whole_scaled_picture(scaled):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (53, 90, 3), np.uint8)
+    label = rng.integers(0, 20, (53, 90), np.uint8)
+    whole = cv2.resize(image.astype(np.float32), scaled[::-1], interpolation=cv2.INTER_LINEAR)
+    whole_label = cv2.resize(label, scaled[::-1], interpolation=cv2.INTER_NEAREST)
+    crop_size = (48, 64)
+    padding = [(0, max(crop - side, 0)) for crop, side in zip(crop_size, scaled, strict=True)]
+    whole = np.pad(np.floor(whole).astype(np.uint8), [*padding, (0, 0)], constant_values=127)
+    whole_label = np.pad(whole_label, padding, constant_values=255)
+    y, x = (max(side - crop, 0) // 2 for crop, side in zip(crop_size, scaled, strict=True))
+    ours, ours_label = crop_of(image, label, scaled, (y, x), crop_size)
+    assert nearly_equal(ours, whole[y : y + 48, x : x + 64])
+    np.testing.assert_array_equal(ours_label, whole_label[y : y + 48, x : x + 64])
+    mirrored, mirrored_label = crop_of(image, label, scaled, (y, x), crop_size, mirrored=True)
+    np.testing.assert_array_equal(mirrored, ours[:, ::-1])
+    np.testing.assert_array_equal(mirrored_label, ours_label[:, ::-1])
+
+
+def draw(seeds, **changes):
+    settings = (
+        dict(crop_size=(8, 8), min_scale=0.5, max_scale=2.0, scale_step=0.25, flip=True, ignore_label=255) | changes
+    )
+    side = 24
+    columns = np.broadcast_to(np.arange(side, dtype=np.uint8) * 10, (side, side))
+    image = np.stack([columns, columns.T, np.zeros_like(columns)], -1)
+    label = np.zeros((side, side), np.uint8)
+    crop = tf.function(lambda seed: augment.random_crop(tf.constant(image), tf.constant(label), seed, **settings))
+    return [[part.numpy() for part in crop(tf.constant([7, seed], tf.int64))] for seed in seeds]
+
+
+def test_random_crops_depend_on_their_seed_alone():
+    first, again, other = draw([3])[0], draw([3])[0], draw([4])[0]
+    np.testing.assert_array_equal(first[0], again[0])
+    assert (first[0] != other[0]).any()
+
+
+def test_scale_flip_and_position_are_uniform():
+    crops = [image.astype(int) for image, _ in draw(range(1400))]
+    slopes = np.array([image[4, 1:, 0] - image[4, :-1, 0] for image in crops]).mean(axis=1)
+    assert abs((slopes < 0).mean() - 0.5) < 0.05  # mirrored half of the time
+    # 24 x 10 grey levels over 24 x scale pixels: the slope tells the scale. Seven scales, equally likely.
+    scales = 10 / np.abs(slopes)
+    nearest = np.array([min(np.arange(0.5, 2.01, 0.25), key=lambda step, s=s: abs(step - s)) for s in scales])
+    _, counts = np.unique(nearest, return_counts=True)
+    assert len(counts) == 7 and (np.abs(counts / 1400 - 1 / 7) < 0.04).all()
+    starts = np.array([image[0, 0, 1] for image, step in zip(crops, nearest, strict=True) if step == 1.0]) // 10
+    assert set(starts) == set(range(17))  # every offset of an 8-pixel crop in 24 pixels
+
+
+def test_small_pictures_are_padded_at_the_bottom_and_right():
+    image, label = draw([0], crop_size=(60, 50), min_scale=1.0, max_scale=1.0, flip=False)[0]
+    assert (image[24:] == 127).all() and (image[:, 24:] == 127).all() and (label[24:] == 255).all()
+    assert (label[:24, :24] == 0).all() and (image[:24, :24, 2] == 0).all()
+
+
+def test_labels_keep_their_values():
+    rng = np.random.default_rng(1)
+    image, label = rng.integers(0, 256, (20, 30, 3), np.uint8), rng.choice([3, 10], (20, 30)).astype(np.uint8)
+    for scaled in [(11, 17), (55, 71)]:
+        assert set(np.unique(crop_of(image, label, scaled, (0, 0), (64, 64))[1])) == {3, 10, 255}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"), [((2.0, 0.5, 0.25), "in order"), ((0.5, 2.0, 0.4), "divide"), ((0.5, 2.0, -1.0), "negative")]
+)
+def test_bad_scales_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        augment.scale_steps(*values)
+
+
+def test_scale_steps_are_paddlesegs():
+    np.testing.assert_allclose(augment.scale_steps(0.5, 2.0, 0.25), np.linspace(0.5, 2.0, 7))
+    assert augment.scale_steps(0.5, 2.0, 0) == []
