@@ -34,7 +34,7 @@ _SEPARABLE_LAYERS = (("depthwise", "depthwise_conv"), ("pointwise", "piontwise_c
 
 
 class ConversionError(ValueError):
-    """Parameters that are not those of the model: the message lists every name that is missing, unexpected or mis-shaped."""
+    """Parameters are not those of the model; the message lists all names missing, unexpected or of another shape."""
 
 
 def convert(state: Mapping[str, np.ndarray], model: DeepLabV3Plus) -> dict:
