@@ -1,0 +1,225 @@
+"""The TFDS builder behind all our data sets, and how it is run so that a killed run leaves nothing behind."""
+
+import collections
+import contextlib
+import fcntl
+import functools
+import io
+import itertools
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from dlv3p_jax.data import records
+from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.pictures import Example, Problem
+from dlv3p_jax.data.workers import ordered_map
+
+_PICTURES_A_SHARD = 512
+_STAGING = "incomplete"  # beside the finished versions; TFDS's own unfinished folders begin with this word too
+
+
+class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Writes pictures and labels as records in the given order, and counts what it writes.
+
+    It streams: a GeneratorBasedBuilder that keeps the order holds a whole split in memory.
+    """
+
+    VERSION = tfds.core.Version(records.VERSION)
+    code_path = (
+        None  # where TFDS looks for checksums of downloads; finding it takes a package that TFDS does not install
+    )
+
+    def __init__(
+        self,
+        data_dir: str | os.PathLike,
+        splits: Mapping[str, Sequence[Any]],
+        read: Callable[[Any], Example | Problem],
+        *,
+        class_names: Sequence[str],
+        palette: Sequence[Sequence[int]],
+        ignore_label: int,
+        description: str,
+        synthetic: bool,
+        problems: Sequence[Problem] = (),
+        workers: int = 1,
+        skip_bad: bool = False,
+    ):
+        """
+        Args:
+            data_dir: where TFDS makes NAME/VERSION.
+            splits: what `read` takes, by split.
+            read: makes a record's contents of one item; it is pickled, and run in worker processes.
+            class_names, palette, ignore_label, description, synthetic: see `records.METADATA`.
+            problems: what is known to be wrong already.
+            workers: number of processes; 1 runs everything in this one.
+            skip_bad: leave out what has a problem and list it in skipped.txt, instead of failing.
+        """
+        self._items, self._read = splits, read
+        self._problems, self._workers, self._skip_bad = list(problems), workers, skip_bad
+        self._metadata = tfds.core.MetadataDict(
+            description=description,
+            synthetic=synthetic,
+            class_names=list(class_names),
+            palette=[list(map(int, color)) for color in palette],
+            ignore_label=ignore_label,
+            class_pixels={split: [0] * len(class_names) for split in splits},
+            ignored_pixels=dict.fromkeys(splits, 0),
+            sizes={split: [] for split in splits},
+            notes=collections.Counter(),
+        )
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    @property
+    def problems(self) -> list[Problem]:
+        return self._problems
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self._metadata["description"],
+            features=records.features(),
+            metadata=self._metadata,
+            disable_shuffling=True,
+        )
+
+    def _shard_iterators_per_split(self, dl_manager):
+        del dl_manager
+        return {
+            split: [
+                functools.partial(self._records, split, min(_PICTURES_A_SHARD, len(items) - start))
+                for start in range(0, len(items), _PICTURES_A_SHARD)
+            ]
+            for split, items in self._items.items()
+        }
+
+    def _records(self, split: str, count: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The records of the next `count` items. Shards are written one after the other, so all take from one iterator."""
+        for result in itertools.islice(self._results, count):
+            if isinstance(result, Problem):
+                self._problems.append(result)
+            elif self._skip_bad or not self._problems:
+                self._count(split, result)
+                yield result.id, {"id": result.id, "image": result.image, "label": result.label}
+
+    def _count(self, split: str, example: Example) -> None:
+        pixels = self._metadata["class_pixels"][split]
+        pixels[:] = [total + int(count) for total, count in zip(pixels, example.class_pixels, strict=True)]
+        self._metadata["ignored_pixels"][split] += example.ignored_pixels
+        self._metadata["notes"].update(example.notes)
+        runs = self._metadata["sizes"][split]
+        if runs and tuple(runs[-1][:2]) == example.size:
+            runs[-1][2] += 1
+        else:
+            runs.append([*example.size, 1])
+
+    def _download_and_prepare(self, dl_manager, download_config=None):
+        total = sum(map(len, self._items.values()))
+        every_item = itertools.chain.from_iterable(self._items.values())
+        with (
+            contextlib.closing(ordered_map(self._read, every_item, self._workers)) as results,
+            tqdm(results, total=total, unit=" pictures", desc=self.name, disable=total == 0) as progress,
+        ):
+            self._results = iter(progress)
+            super()._download_and_prepare(dl_manager, download_config)
+            next(self._results, None)  # nothing is left; this completes the progress bar
+        self._refuse_bad_data()
+        if self._problems:
+            lines = "".join(f"{problem.message}\n" for problem in self._problems)
+            pathlib.Path(self.data_dir, "skipped.txt").write_text(lines, encoding="utf-8")
+
+    def _refuse_bad_data(self) -> None:
+        """Raises DatasetError on what only shows when everything has been read."""
+        if self._problems and not self._skip_bad:
+            raise DatasetError(describe_problems(self._problems) + "\nMend these, or leave them out with --skip_bad")
+        for split, runs in self._metadata["sizes"].items():
+            if not runs:
+                raise DatasetError(f"nothing is left of the {split} split; " + describe_problems(self._problems))
+        pixels = [sum(counts) for counts in zip(*self._metadata["class_pixels"].values(), strict=True)]
+        ignored, ignore_label = sum(self._metadata["ignored_pixels"].values()), self._metadata["ignore_label"]
+        present = [index for index, count in enumerate(pixels) if count]
+        if ignored and len(present) <= 1:
+            share = ignored / (ignored + sum(pixels))
+            message = (
+                f"the labels hold {f'class {present[0]} and nothing else' if present else 'no class at all'}, and "
+                f"{ignore_label}, the value to be ignored, on {share:.1%} of the pixels: nothing can be learnt"
+            )
+            if ignore_label == 255 and present in ([], [0]):
+                message += '. For a mask of 0 and 255 give --label_map "0:0,255:1"'
+            raise DatasetError(message)
+
+
+def describe_problems(problems: Sequence[Problem], most: int = 10) -> str:
+    """How many there are, and the first of them, a line each."""
+    lines = [f"  {problem.message}" for problem in problems[:most]]
+    if len(problems) > most:
+        lines.append(f"  … and {len(problems) - most} more")
+    return "\n".join([f"{len(problems)} problem{'s' if len(problems) > 1 else ''} with the data:", *lines])
+
+
+def prepare_dataset(
+    name: str, make_builder: Callable[[pathlib.Path], PictureBuilder], data_dir: str | os.PathLike, overwrite: bool
+) -> tuple[records.Dataset, list[Problem]]:
+    """Runs a builder in a folder of its own and moves the result to data_dir/NAME/VERSION once it is complete.
+
+    Until then a version that is already there stays untouched. What a killed run left behind is removed first.
+
+    Args:
+        name: of the data set.
+        make_builder: given a data_dir, makes the builder.
+        data_dir: where data sets live, on a local file system.
+        overwrite: replace a version that is there.
+
+    Returns:
+        The data set, opened, and what was skipped.
+
+    Raises:
+        DatasetError: prepared already, being prepared by another process, or what the builder finds wrong.
+    """
+    root = pathlib.Path(data_dir).expanduser() / name
+    final = root / records.VERSION
+    if final.exists() and not overwrite:
+        raise DatasetError(f"{final} is prepared already; add --overwrite to replace it")
+    with _locked(root):
+        _remove_leftovers(root)
+        staging = root / _STAGING
+        try:
+            builder = make_builder(staging)
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS's remarks on downloads
+                builder.download_and_prepare()
+            if final.exists():
+                final.rename(staging / "replaced")
+            pathlib.Path(builder.data_dir).rename(final)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return records.open_dataset(name, data_dir), builder.problems
+
+
+@contextlib.contextmanager
+def _locked(root: pathlib.Path) -> Iterator[None]:
+    """Holds the folder's lock, which ends with the process; removes the folder if it ends up empty."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(root, os.O_RDONLY)
+    except OSError as error:
+        raise DatasetError(f"--data_dir: cannot make {root} ({error.strerror})") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DatasetError(f"another process is preparing {root}; wait for it") from error
+        yield
+    finally:
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            root.rmdir()
+
+
+def _remove_leftovers(root: pathlib.Path) -> None:
+    for path in root.glob(f"{_STAGING}*"):
+        shutil.rmtree(path)

@@ -1,0 +1,119 @@
+"""Tables that turn the values or colours of label files into class indices, as `--label_map` gives them."""
+
+import dataclasses
+import pathlib
+import re
+
+import numpy as np
+
+from dlv3p_jax.data.errors import DatasetError
+
+_COLOR = re.compile(r"(\d{1,3})-(\d{1,3})-(\d{1,3})|#([0-9a-fA-F]{6})")
+_HELP = (
+    'write pairs like "0:0,255:1", "128-64-128:0", "#804080:0" or "255:ignore", or the name of a file that holds them'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelMap:
+    """Where the values and the colours of label files go.
+
+    Attributes:
+        values: (value, index) pairs for labels of one channel, `ignore` already resolved.
+        colors: ((red, green, blue), index) pairs for colour labels.
+    """
+
+    values: tuple[tuple[int, int], ...] = ()
+    colors: tuple[tuple[tuple[int, int, int], int], ...] = ()
+
+    def targets(self) -> set[int]:
+        """The indices that the map writes."""
+        return {index for _, index in (*self.values, *self.colors)}
+
+    def apply(self, label: np.ndarray) -> np.ndarray:
+        """Maps integers [H, W], or colours uint8 [H, W, 3], to uint8 [H, W] indices.
+
+        Raises:
+            DatasetError: values or colours that the map does not list; it names them and their pixel counts.
+        """
+        if label.ndim == 3:
+            codes = _pack(label)
+            keys, indices = zip(*((_pack(np.array(color)), index) for color, index in self.colors), strict=True)
+        else:
+            codes = label.astype(np.int64)
+            keys, indices = zip(*self.values, strict=True)
+        order = np.argsort(keys)
+        keys, indices = np.asarray(keys, np.int64)[order], np.asarray(indices, np.uint8)[order]
+        positions = np.minimum(np.searchsorted(keys, codes), len(keys) - 1)
+        unknown = codes[keys[positions] != codes]
+        if unknown.size:
+            found = [(show_value(code, label.ndim == 3), count) for code, count in count_values(unknown)]
+            raise DatasetError(
+                f"{list_counts(found)} not in the label map; map every value that occurs, "
+                f'for example "{found[0][0]}:ignore"'
+            )
+        return indices[positions]
+
+
+def parse(text: str, ignore_label: int) -> LabelMap:
+    """Reads a map given inline or from a file, pairs separated by commas, blanks or line ends.
+
+    Raises:
+        DatasetError: a pair that cannot be read, a value outside its range, or two targets for one value.
+    """
+    entries = text
+    if ":" not in text or pathlib.Path(text).is_file():
+        try:
+            entries = pathlib.Path(text).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(f"--label_map={text}: neither pairs nor a readable file ({error}); {_HELP}") from error
+    values: dict[int, int] = {}
+    colors: dict[tuple[int, int, int], int] = {}
+    for entry in re.split(r"[,;\s]+", entries.strip()):
+        key, _, target = entry.partition(":")
+        if target == "ignore":
+            index = ignore_label
+        elif target.isdecimal() and int(target) <= 255:
+            index = int(target)
+        else:
+            raise DatasetError(f'--label_map: cannot read "{entry}"; {_HELP}')
+        color = _COLOR.fullmatch(key)
+        if color:
+            parts = color.group(1, 2, 3)
+            rgb = tuple(map(int, parts)) if color.group(4) is None else tuple(bytes.fromhex(color.group(4)))
+            if max(rgb) > 255:
+                raise DatasetError(f'--label_map: a channel above 255 in "{entry}"')
+            table, key = colors, rgb
+        elif key.isdecimal() and int(key) <= 65535:
+            table, key = values, int(key)
+        else:
+            raise DatasetError(f'--label_map: cannot read "{entry}"; {_HELP}')
+        if table.setdefault(key, index) != index:
+            raise DatasetError(f'--label_map: "{entry}" contradicts an earlier pair')
+    return LabelMap(tuple(values.items()), tuple(colors.items()))
+
+
+def count_values(values: np.ndarray) -> list[tuple[int, int]]:
+    """(value, number of times) of an integer array, ascending."""
+    if values.dtype == np.uint8:  # far quicker than sorting
+        counts = np.bincount(values.ravel(), minlength=256)
+        return [(int(value), int(counts[value])) for value in np.flatnonzero(counts)]
+    return [(int(value), int(count)) for value, count in zip(*np.unique(values, return_counts=True), strict=True)]
+
+
+def list_counts(found: list[tuple[str, int]], most: int = 10) -> str:
+    """Reads like "value 7 (120 pixels), 9 (3 pixels)", the first `most` only."""
+    shown = ", ".join(f"{value} ({count} pixel{'s' if count != 1 else ''})" for value, count in found[:most])
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return f"value{'s' if len(found) > 1 else ''} {shown}{more}"
+
+
+def show_value(code: int, is_color: bool) -> str:
+    """A value as `--label_map` writes it."""
+    return f"{code >> 16}-{code >> 8 & 255}-{code & 255}" if is_color else str(code)
+
+
+def _pack(rgb: np.ndarray) -> np.ndarray:
+    """Colours [..., 3] as 24-bit integers."""
+    red, green, blue = np.moveaxis(rgb.astype(np.int64), -1, 0)
+    return red << 16 | green << 8 | blue

@@ -1,0 +1,235 @@
+"""Which label belongs to which picture: PaddleSeg's list files, or parallel folders."""
+
+import collections
+import itertools
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.pictures import Pair, Problem
+
+SPLITS = ("train", "val", "test")
+REQUIRED = ("train", "val")
+EXTENSIONS = frozenset(
+    ".jpg .jpeg .jpe .mpo .png .bmp .dib .tif .tiff .gif .webp .ppm .pgm .pbm .pnm .tga .jp2 .avif".split()
+)
+LAYOUTS = """\
+Either list files train.txt and val.txt (and test.txt) in it, with "image label" on every line, relative to the folder,
+or folders images/train, images/val, labels/train and labels/val whose files have the same names but for the extension."""
+
+
+def find_pairs(source: str | os.PathLike) -> tuple[dict[str, list[Pair]], list[Problem], list[str]]:
+    """Lists the pairs of a folder by split.
+
+    Returns:
+        Pairs by split, in the order of the lists or of their sorted names; pairs that lack a file; and remarks for the user.
+
+    Raises:
+        DatasetError: no known layout, no train or val split, or lines and names that are ambiguous.
+    """
+    source = pathlib.Path(source).expanduser()
+    if not source.is_dir():
+        raise DatasetError(f"--source={source}: no such folder")
+    lists = {split: source / f"{split}.txt" for split in SPLITS if (source / f"{split}.txt").is_file()}
+    folders = {split: source / "images" / split for split in SPLITS if (source / "images" / split).is_dir()}
+    if not lists and not folders:
+        raise DatasetError(f"--source={source}: no layout of pictures and labels that is known here.\n{LAYOUTS}")
+    remarks = []
+    if lists and folders:
+        remarks.append(f"{source} has list files and folders: the lists count")
+    have = lists or folders
+    for split in REQUIRED:
+        if split not in have:
+            missing = f"{split}.txt" if lists else f"images/{split}"
+            raise DatasetError(
+                f"--source={source}: no {split} split, for there is no {missing} (there is {', '.join(have)}).\n{LAYOUTS}"
+            )
+    pairs, problems = {}, []
+    for split, path in have.items():
+        if lists and split == "test" and _is_unlabelled(path):
+            remarks.append(f"{path} has no labels, so it is left out: label pictures with predict")
+            continue
+        found = _read_list(path, source) if lists else _match_folders(source, split)
+        pairs[split] = found[0]
+        problems += found[1]
+        remarks += found[2]
+        if not found[0] and not found[1]:
+            raise DatasetError(f"{path}: the {split} split is empty")
+    remarks += _shared_pictures(pairs)
+    return pairs, problems, remarks
+
+
+def read_class_names(path: str | os.PathLike | None, source: str | os.PathLike) -> list[str]:
+    """Class names, one a line, the first for index 0; from `path` or else classes.txt or class_names.txt in `source`.
+
+    Raises:
+        DatasetError: no such file, fewer than two names or more than 255, or a name that is empty or comes twice.
+    """
+    if path is None:
+        candidates = [pathlib.Path(source).expanduser() / name for name in ("classes.txt", "class_names.txt")]
+        found = [candidate for candidate in candidates if candidate.is_file()]
+        if not found:
+            raise DatasetError(
+                f"{candidates[0]} is missing: write the class names into it, one a line, the first for label value 0 "
+                "(background counts, ignored values do not), or give --class_names=FILE"
+            )
+        path = found[0]
+    names = [name.strip() for name in _read_lines(pathlib.Path(path).expanduser())]
+    if not 2 <= len(names) <= 255:
+        raise DatasetError(
+            f"{path}: {len(names)} class names; from 2 to 255 are possible, one a line, and background counts"
+        )
+    for number, name in enumerate(names, 1):
+        if not name:
+            raise DatasetError(f"{path}, line {number}: an empty class name")
+        if name in names[: number - 1]:
+            raise DatasetError(f'{path}, line {number}: the class "{name}" is there already')
+    return names
+
+
+def _read_lines(path: pathlib.Path) -> list[str]:
+    """The lines of a text file, whatever ends them, without those that are blank at its end."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
+
+
+def _is_unlabelled(path: pathlib.Path) -> bool:
+    """Whether every line is the path of one picture."""
+    lines = [line.strip().replace("\\", "/") for line in _read_lines(path)]
+    return bool(lines) and all((path.parent / line).is_file() for line in lines)
+
+
+def _read_list(path: pathlib.Path, source: pathlib.Path) -> tuple[list[Pair], list[Problem], list[str]]:
+    rows, problems, repeated = {}, [], []
+    for number, line in enumerate(_read_lines(path), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        image, label = _split_line(line, source, where)
+        missing = [name for name in (image, label) if not (source / name).is_file()]
+        if image in rows and rows[image][0] == label:
+            repeated.append(number)
+        elif image in rows:
+            raise DatasetError(f"{where}: {image} has another label than on line {rows[image][1]}")
+        else:
+            rows[image] = label, number
+            if missing:
+                problems.append(Problem(image, f"{where}: {' and '.join(missing)} not found in {source}"))
+    absent = {problem.id for problem in problems}
+    ids = _ids_of(rows, source)
+    pairs = [
+        Pair(ids[image], str(source / image), str(source / label))
+        for image, (label, _) in rows.items()
+        if image not in absent
+    ]
+    remarks = []
+    if repeated:
+        remarks.append(f"{path}: {len(repeated)} repeated rows count once (lines {_first_five(repeated)})")
+    return pairs, problems, remarks
+
+
+def _split_line(line: str, source: pathlib.Path, where: str) -> tuple[str, str]:
+    """The two names of a line, which may hold blanks: the one way to split it of which both files exist."""
+    line = line.strip().replace("\\", "/")
+    candidates = list(dict.fromkeys(_ways_to_split(line)))
+    existing = [pair for pair in candidates if all((source / name).is_file() for name in pair)]
+    if len(existing) == 1:
+        return existing[0]
+    if len(existing) > 1:
+        raise DatasetError(f'{where}: "{line}" can be read in {len(existing)} ways; put a tab between image and label')
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        raise DatasetError(f'{where}: "{line}" is one name; write "image label", with a blank or a tab between them')
+    raise DatasetError(
+        f'{where}: "{line}" does not name two files of {source}; write "image label", with a tab between them '
+        "if a name holds blanks"
+    )
+
+
+def _ways_to_split(line: str) -> Iterator[tuple[str, str]]:
+    if "\t" in line:
+        columns = [column.strip(' "') for column in line.split("\t") if column.strip()]
+        if len(columns) == 2:
+            yield columns[0], columns[1]
+        return
+    for separator in re.finditer(r"\s*[|,;]\s*|\s+", line):
+        image, label = line[: separator.start()].strip('"'), line[separator.end() :].strip('"')
+        if image and label:
+            yield image, label
+
+
+def _ids_of(images: dict[str, tuple[str, int]], source: pathlib.Path) -> dict[str, str]:
+    """Names of pictures: their path below the source, without its extension where that leaves them different."""
+    paths = {}
+    for image in images:
+        path = pathlib.PurePosixPath(image)
+        if path.is_absolute():
+            path = path.relative_to(source if path.is_relative_to(source) else "/")
+        paths[image] = path
+    stems = collections.Counter(path.with_suffix("") for path in paths.values())
+    return {
+        image: str(path.with_suffix("") if stems[path.with_suffix("")] == 1 else path) for image, path in paths.items()
+    }
+
+
+def _match_folders(source: pathlib.Path, split: str) -> tuple[list[Pair], list[Problem], list[str]]:
+    images, other = _pictures_below(source / "images" / split)
+    labels, more = _pictures_below(source / "labels" / split)
+    other += more
+    problems = [
+        Problem(stem, f"{have[stem]} has no {lacks} (looked for {lacks}s/{split}/{stem}.*)")
+        for have, missing, lacks in ((images, labels, "label"), (labels, images, "image"))
+        for stem in have
+        if stem not in missing
+    ]
+    pairs = [Pair(stem, str(images[stem]), str(labels[stem])) for stem in images if stem in labels]
+    remarks = []
+    if other:
+        remarks.append(f"{split}: {len(other)} files that are no pictures are left out ({_first_five(other)})")
+    return pairs, problems, remarks
+
+
+def _pictures_below(folder: pathlib.Path) -> tuple[dict[str, pathlib.Path], list[pathlib.Path]]:
+    """Picture files of a folder and its sub-folders by relative stem, sorted, and the other files; no hidden ones."""
+    pictures, other = {}, []
+    files = [pathlib.Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names]
+    for path in sorted(files):
+        relative = path.relative_to(folder)
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        if path.suffix.lower() not in EXTENSIONS:
+            other.append(path)
+            continue
+        stem = relative.with_suffix("").as_posix()
+        if stem in pictures:
+            raise DatasetError(f"{pictures[stem]} and {path} have the same name but for the extension; keep one")
+        pictures[stem] = path
+    return pictures, other
+
+
+def _shared_pictures(pairs: dict[str, list[Pair]]) -> list[str]:
+    """Remarks on pictures that two splits have in common, by their real path."""
+    images = {split: {os.path.realpath(pair.image) for pair in found} for split, found in pairs.items()}
+    remarks = []
+    for one, other in itertools.combinations(images, 2):
+        shared = sorted(images[one] & images[other])
+        if shared:
+            remarks.append(
+                f"{len(shared)} pictures are both in {one} and in {other}, so {other} does not measure what was "
+                f"learnt ({_first_five(shared)})"
+            )
+    return remarks
+
+
+def _first_five(things: list) -> str:
+    return ", ".join(map(str, things[:5])) + (", …" if len(things) > 5 else "")

@@ -1,0 +1,282 @@
+"""Reading pictures and labels of every kind that people have, into the two kinds that records hold.
+
+Nothing here imports TensorFlow: worker processes run it.
+"""
+
+import collections
+import dataclasses
+import io
+import os
+import pathlib
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.label_map import LabelMap, count_values, list_counts
+
+LOSSLESS = ("PNG", "BMP", "DIB", "TIFF", "GIF", "PPM", "TGA")  # formats that keep a label's values
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A picture and its label, as paths; `id` names the pair within its split."""
+
+    id: str
+    image: str
+    label: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """What one record holds, and what the data set's metadata counts about it.
+
+    Attributes:
+        id: names the picture within its split.
+        image: an 8-bit RGB or grey JPEG or PNG file.
+        label: an 8-bit grey PNG file of class indices.
+        size: (height, width).
+        class_pixels: int64 [num_classes].
+        ignored_pixels: how many pixels hold the ignore label.
+        notes: what was changed on the way, such as "CMYK JPEG stored as RGB PNG".
+    """
+
+    id: str
+    image: bytes
+    label: bytes
+    size: tuple[int, int]
+    class_pixels: np.ndarray
+    ignored_pixels: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Why a pair cannot be used: one sentence that names the file and the value."""
+
+    id: str
+    message: str
+
+
+def read_pair(pair: Pair, num_classes: int, ignore_label: int, label_map: LabelMap | None = None) -> Example | Problem:
+    """Reads and checks both files of a pair, decoding them fully."""
+    try:
+        image, size, notes = read_image(pair.image)
+        label, label_note = _read_label(pair.label, label_map)
+        if label.shape != size:
+            raise DatasetError(_different_sizes(pair, size, label.shape))
+        found = count_values(label)
+        wrong = [(value, count) for value, count in found if value >= num_classes and value != ignore_label]
+        if wrong:
+            raise DatasetError(f"{pair.label}: {_outside(wrong, found, pair.label, num_classes, ignore_label)}")
+        return encode_example(
+            pair.id, image, label.astype(np.uint8), num_classes, ignore_label, (*notes, *filter(None, [label_note]))
+        )
+    except DatasetError as error:
+        return Problem(pair.id, str(error))
+
+
+def encode_example(
+    example_id: str,
+    image: np.ndarray | bytes,
+    label: np.ndarray,
+    num_classes: int,
+    ignore_label: int,
+    notes: tuple[str, ...] = (),
+) -> Example:
+    """The record of a picture, uint8 [H, W, 3] or a file's bytes, and its label, uint8 [H, W] of checked indices."""
+    counts = np.bincount(label.ravel(), minlength=256)
+    return Example(
+        id=example_id,
+        image=image if isinstance(image, bytes) else _encode_png(Image.fromarray(image)),
+        label=_encode_png(Image.fromarray(label)),
+        size=label.shape,
+        class_pixels=counts[:num_classes],
+        ignored_pixels=int(counts[ignore_label]),
+        notes=notes,
+    )
+
+
+def read_image(path: str | os.PathLike) -> tuple[bytes, tuple[int, int], tuple[str, ...]]:
+    """A picture file as bytes of 8-bit RGB or grey JPEG or PNG.
+
+    Such files come back byte for byte. Everything else (CMYK, palette, alpha, 16 bits, 1 bit, other formats, pictures that
+    their EXIF orientation turns) is converted to an RGB PNG, shown as every viewer shows it, without its alpha.
+
+    Returns:
+        The bytes, (height, width), and what was done, in words: empty, or one sentence.
+
+    Raises:
+        DatasetError: the file cannot be read or decoded to its end, or has no 8-bit RGB reading.
+    """
+    data, picture = _open(path)
+    kind = _unusual(data, picture)
+    if kind is None:
+        return data, (picture.height, picture.width), ()
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        values = np.asarray(picture).astype(np.uint16)
+        picture = Image.fromarray((values >> 8).astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        raise DatasetError(f"{path}: {picture.mode} pixels of 32 bits have no known range; save it with 8 or 16 bits")
+    picture = picture.convert("RGB")
+    return _encode_png(picture), (picture.height, picture.width), (f"{kind} stored as RGB PNG",)
+
+
+def read_label(source: str | os.PathLike | bytes, label_map: LabelMap | None = None) -> np.ndarray:
+    """The integers that a label file holds.
+
+    A palette PNG gives its indices, never its colours; grey PNGs of 1 to 16 bits give their stored values; three equal
+    channels are one. Colours need a map.
+
+    Args:
+        source: a path, or the bytes of a file.
+        label_map: turns values or colours into indices.
+
+    Returns:
+        [H, W], uint8 or uint16; uint8 where a map was given.
+
+    Raises:
+        DatasetError: a lossy format, colours without a map, values that the map lacks, or an unreadable file.
+    """
+    return _read_label(source, label_map)[0]
+
+
+def _read_label(source: str | os.PathLike | bytes, label_map: LabelMap | None) -> tuple[np.ndarray, str | None]:
+    """What `read_label` returns, and a remark for the summary."""
+    name = "label" if isinstance(source, bytes) else str(source)
+    data, picture = _open(source)
+    if picture.format not in LOSSLESS or picture.info.get("compression") == "jpeg":
+        raise DatasetError(
+            f"{name}: a {picture.format} file is no label, for lossy compression changes the class indices; "
+            "save labels as PNG, from their source"
+        )
+    by_color = label_map is not None and label_map.colors and not label_map.values
+    note = None
+    if picture.mode == "P":
+        label = np.asarray(picture.convert("RGB") if by_color else picture)
+    elif picture.mode in ("1", "L") or picture.mode.startswith("I"):
+        label = _stored_values(name, data, picture)
+    elif picture.mode in ("RGB", "RGBA"):
+        label = np.asarray(picture)[..., :3]
+        if label_map is not None and label_map.colors:
+            pass
+        elif (label == label[..., :1]).all():
+            label, note = label[..., 0], "label of three equal channels, read as one"
+        else:
+            shape = "x".join(map(str, np.asarray(picture).shape))
+            raise DatasetError(
+                f"{name}: a colour picture of shape {shape} is no label; save one channel of class indices, "
+                f'or list every colour, like --label_map "{_some_colors(label)}"'
+            )
+    else:
+        raise DatasetError(f"{name}: labels have one channel of class indices, not Pillow's mode {picture.mode}")
+    if label_map is None:
+        return label, note
+    if label.ndim == 2 and not label_map.values:
+        raise DatasetError(f"{name}: the label map lists colours only, but this label has one channel")
+    try:
+        return label_map.apply(label), note
+    except DatasetError as error:
+        raise DatasetError(f"{name}: {error}") from error
+
+
+def _open(source: str | os.PathLike | bytes) -> tuple[bytes, Image.Image]:
+    """A file's bytes and its picture, decoded to the end."""
+    name = "picture" if isinstance(source, bytes) else str(source)
+    try:
+        data = source if isinstance(source, bytes) else pathlib.Path(source).read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{name}: cannot be read ({error.strerror})") from error
+    if not data:
+        raise DatasetError(f"{name}: the file is empty (0 bytes)")
+    try:
+        picture = Image.open(io.BytesIO(data))
+        frames = getattr(picture, "n_frames", 1)
+        picture.load()
+    except UnidentifiedImageError as error:
+        raise DatasetError(f"{name}: not a picture that Pillow can read") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"{name}: damaged or truncated ({error})") from error
+    if frames > 1 and picture.format != "MPO":  # a phone's JPEG, whose other frames are previews
+        raise DatasetError(f"{name}: holds {frames} pictures; save one")
+    return data, picture
+
+
+def _png_header(data: bytes) -> tuple[int, int]:
+    """(bits a channel, colour type) of a PNG file."""
+    return data[24], data[25]
+
+
+def _unusual(data: bytes, picture: Image.Image) -> str | None:
+    """Names what keeps a picture from being stored as it came; None for plain 8-bit RGB or grey JPEG and PNG."""
+    if picture.getexif().get(_ORIENTATION, 1) != 1:
+        return f"{picture.format} with an EXIF orientation"
+    if picture.format in ("JPEG", "MPO"):
+        return None if picture.mode in ("RGB", "L") else f"{picture.mode} JPEG"
+    if picture.format == "PNG":
+        bits, color_type = _png_header(data)
+        if "transparency" in picture.info or color_type in (4, 6):
+            return "PNG with alpha"
+        if color_type == 3:
+            return "palette PNG"
+        return None if bits == 8 else f"{bits}-bit PNG"
+    return f"{picture.format} file"
+
+
+def _stored_values(name: str, data: bytes, picture: Image.Image) -> np.ndarray:
+    """The integers of a one-channel picture as the file holds them."""
+    values = np.asarray(picture)
+    if picture.format == "PNG" and picture.mode == "L":
+        # Pillow stretches 2 and 4 bits of grey to 0..255.
+        values = values // {2: 85, 4: 17, 8: 1}[_png_header(data)[0]]
+    elif picture.mode == "1":
+        values = values.astype(np.uint8)
+    if values.min() < 0 or values.max() > 65535:
+        raise DatasetError(f"{name}: values {values.min()}..{values.max()} do not fit 16 bits")
+    return values if values.dtype == np.uint8 else values.astype(np.uint16)
+
+
+def _encode_png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def _different_sizes(pair: Pair, size: tuple[int, int], label_size: tuple[int, int]) -> str:
+    (height, width), (label_height, label_width) = size, label_size
+    message = (
+        f"{pair.image} is {width}x{height} (width x height) but its label {pair.label} is {label_width}x{label_height}"
+    )
+    with Image.open(pair.image) as picture:
+        if picture.size == (label_width, label_height):
+            message += "; the label fits the picture without its EXIF orientation: remove that tag or turn the label"
+    return message
+
+
+def _outside(
+    wrong: list[tuple[int, int]], found: list[tuple[int, int]], name: str, num_classes: int, ignore_label: int
+) -> str:
+    """Says which values are wrong and, where they look familiar, what they may be."""
+    values = [value for value, _ in found if value != ignore_label]
+    message = (
+        f"{list_counts([(str(value), count) for value, count in wrong])} outside the {num_classes} classes "
+        f"(0..{num_classes - 1}) and not ignore_label {ignore_label}; the file holds {', '.join(map(str, values[:20]))}"
+        f"{', …' if len(values) > 20 else ''}"
+    )
+    if num_classes == 2 and set(values) <= {0, 255}:
+        message += '; for a mask of 0 and 255 give --label_map "0:0,255:1"'
+    elif ("labelIds" in name or num_classes == 19) and max(values) <= 33:
+        message += "; values of 0..33 look like Cityscapes labelIds, which must be turned into trainIds"
+    elif max(values) == num_classes:
+        message += "; is a class (background?) missing in the class names, or do the indices begin at 1?"
+    else:
+        message += '; turn other values into indices with --label_map, for example "0:0,128:1"'
+    return message
+
+
+def _some_colors(label: np.ndarray) -> str:
+    """The most frequent colours of a label, as the beginning of a label map."""
+    counts = collections.Counter(map(tuple, label.reshape(-1, 3)[:: max(1, label.size // 30000)].tolist()))
+    return ",".join(f"{r}-{g}-{b}:{i}" for i, ((r, g, b), _) in enumerate(counts.most_common(3)))

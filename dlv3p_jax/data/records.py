@@ -1,0 +1,151 @@
+"""What a prepared data set looks like on disk, and how to open one.
+
+A record holds `id`, `image` and `label` (files as bytes); position i of a split is the i-th picture that was listed.
+metadata.json beside the records holds, under the names of `METADATA`, what training needs to know before it reads any.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from dlv3p_jax.data.errors import DatasetError as DatasetError
+from dlv3p_jax.data.pictures import read_label as read_label
+
+VERSION = "1.0.0"  # of this layout; data sets of another version are prepared anew
+METADATA = {
+    "description": "str",
+    "synthetic": "bool: drawn by a program",
+    "class_names": "list of str, class 0 first",
+    "palette": "list of [red, green, blue], a colour for every class",
+    "ignore_label": "int, the label of pixels that count nowhere",
+    "class_pixels": "{split: [pixels of every class]}",
+    "ignored_pixels": "{split: pixels of the ignore label}",
+    "sizes": "{split: [[height, width, how many pictures in a row], …]}",
+    "notes": "{what was changed on the way into the records: how many pictures}",
+}
+
+
+def features() -> tfds.features.FeaturesDict:
+    """A record's fields; `image` is an 8-bit RGB or grey JPEG or PNG, `label` an 8-bit grey PNG of class indices."""
+    return tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+        }
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A prepared data set; `metadata` is described by `METADATA`."""
+
+    name: str
+    folder: pathlib.Path
+    metadata: dict[str, Any]
+    builder: tfds.core.DatasetBuilder = dataclasses.field(repr=False)
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.metadata["class_names"]
+
+    @property
+    def palette(self) -> list[list[int]]:
+        return self.metadata["palette"]
+
+    @property
+    def ignore_label(self) -> int:
+        return self.metadata["ignore_label"]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.builder.info.splits)
+
+    def num_pictures(self, split: str) -> int:
+        return self.builder.info.splits[self._known(split)].num_examples
+
+    def sizes(self, split: str) -> list[tuple[int, int]]:
+        """(height, width) of every picture, by position."""
+        runs = self.metadata["sizes"][self._known(split)]
+        return [(height, width) for height, width, count in runs for _ in range(count)]
+
+    def source(self, split: str) -> Sequence[dict[str, bytes]]:
+        """Random access by position to {'id', 'image', 'label'}, undecoded.
+
+        Raises:
+            DatasetError: no such split, or its files are damaged.
+        """
+        decoders = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
+        try:
+            source = self.builder.as_data_source(self._known(split), decoders=decoders)
+            length = len(source)
+        except (OSError, RuntimeError, AttributeError, ValueError) as error:
+            if isinstance(error, DatasetError):
+                raise
+            raise DatasetError(_damaged(self.name, self.folder, str(error))) from error
+        if length != self.num_pictures(split):
+            raise DatasetError(_damaged(self.name, self.folder, f"{split} holds {length} records"))
+        return source
+
+    def _known(self, split: str) -> str:
+        if split not in self.builder.info.splits:
+            raise DatasetError(f'data set {self.name} has no split "{split}"; it has {", ".join(self.splits)}')
+        return split
+
+
+def open_dataset(dataset: str, data_dir: str | os.PathLike) -> Dataset:
+    """Opens the newest version of what `prepare` wrote below data_dir/dataset, without the code that wrote it.
+
+    Raises:
+        DatasetError: not prepared (it says how to), unfinished or damaged.
+    """
+    root = pathlib.Path(data_dir).expanduser()
+    versions = _versions(root / dataset) if dataset else []
+    if not versions:
+        raise DatasetError(
+            f'data set "{dataset}" is not prepared in {root}; run\n  {prepare_command(dataset, data_dir)}\n'
+            f"Prepared there: {', '.join(_prepared(root)) or 'nothing'}"
+        )
+    folder = root / dataset / str(versions[-1])
+    try:
+        builder = tfds.builder_from_directory(folder)
+        metadata = dict(builder.info.metadata or {})
+        files = [path for split in builder.info.splits.values() for path in split.filepaths]
+    except Exception as error:  # TFDS raises whatever its parsers do
+        raise DatasetError(_damaged(dataset, folder, str(error) or type(error).__name__)) from error
+    lacking = [key for key in METADATA if key not in metadata]
+    if lacking:
+        raise DatasetError(_damaged(dataset, folder, f"its metadata lacks {', '.join(lacking)}"))
+    missing = [path for path in files if not os.path.isfile(path)]
+    if missing or not files:
+        raise DatasetError(_damaged(dataset, folder, f"{missing[0].name if missing else 'its records'} missing"))
+    return Dataset(dataset, folder, metadata, builder)
+
+
+def prepare_command(dataset: str, data_dir: str | os.PathLike) -> str:
+    """The command that makes a data set."""
+    source = "" if dataset == "toy_streets" else " --source=FOLDER"
+    return f"python -m dlv3p_jax.prepare --dataset={dataset}{source} --data_dir={data_dir}"
+
+
+def _damaged(dataset: str, folder: pathlib.Path, reason: str) -> str:
+    command = prepare_command(dataset, folder.parent.parent)
+    return (
+        f"{folder} is unfinished, damaged or not of this program ({reason}); prepare it again:\n  {command} --overwrite"
+    )
+
+
+def _prepared(root: pathlib.Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if _versions(path)) if root.is_dir() else []
+
+
+def _versions(folder: pathlib.Path) -> list[tfds.core.Version]:
+    """The versions that are in a data set's folder, ascending."""
+    if not folder.is_dir():
+        return []
+    names = [path.name for path in folder.iterdir() if path.is_dir()]
+    return sorted(tfds.core.Version(name) for name in names if tfds.core.Version.is_valid(name))
