@@ -47,6 +47,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         description: str,
         synthetic: bool,
         problems: Sequence[Problem] = (),
+        remarks: Sequence[str] = (),
         workers: int = 1,
         skip_bad: bool = False,
     ):
@@ -57,11 +58,13 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             read: makes a record's contents of one item; it is pickled, and run in worker processes.
             class_names, palette, ignore_label, description, synthetic: see `records.METADATA`.
             problems: what is known to be wrong already.
+            remarks: what the user should hear about the items.
             workers: number of processes; 1 runs everything in this one.
             skip_bad: leave out what has a problem and list it in skipped.txt, instead of failing.
         """
         self._items, self._read = splits, read
-        self._problems, self._workers, self._skip_bad = list(problems), workers, skip_bad
+        self.problems, self.remarks = list(problems), tuple(remarks)
+        self._workers, self._skip_bad = workers, skip_bad
         self._metadata = tfds.core.MetadataDict(
             description=description,
             synthetic=synthetic,
@@ -74,10 +77,6 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             notes=collections.Counter(),
         )
         super().__init__(data_dir=data_dir, file_format="array_record")
-
-    @property
-    def problems(self) -> list[Problem]:
-        return self._problems
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -99,11 +98,11 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         }
 
     def _records(self, split: str, count: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The records of the next `count` items. Shards are written one after the other, so all take from one iterator."""
+        """The records of the next `count` items; shards are written one after the other, from one iterator."""
         for result in itertools.islice(self._results, count):
             if isinstance(result, Problem):
-                self._problems.append(result)
-            elif self._skip_bad or not self._problems:
+                self.problems.append(result)
+            elif self._skip_bad or not self.problems:
                 self._count(split, result)
                 yield result.id, {"id": result.id, "image": result.image, "label": result.label}
 
@@ -129,17 +128,17 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             super()._download_and_prepare(dl_manager, download_config)
             next(self._results, None)  # nothing is left; this completes the progress bar
         self._refuse_bad_data()
-        if self._problems:
-            lines = "".join(f"{problem.message}\n" for problem in self._problems)
+        if self.problems:
+            lines = "".join(f"{problem.message}\n" for problem in self.problems)
             pathlib.Path(self.data_dir, "skipped.txt").write_text(lines, encoding="utf-8")
 
     def _refuse_bad_data(self) -> None:
         """Raises DatasetError on what only shows when everything has been read."""
-        if self._problems and not self._skip_bad:
-            raise DatasetError(describe_problems(self._problems) + "\nMend these, or leave them out with --skip_bad")
+        if self.problems and not self._skip_bad:
+            raise DatasetError(describe_problems(self.problems) + "\nMend these, or leave them out with --skip_bad")
         for split, runs in self._metadata["sizes"].items():
             if not runs:
-                raise DatasetError(f"nothing is left of the {split} split; " + describe_problems(self._problems))
+                raise DatasetError(f"nothing is left of the {split} split; " + describe_problems(self.problems))
         pixels = [sum(counts) for counts in zip(*self._metadata["class_pixels"].values(), strict=True)]
         ignored, ignore_label = sum(self._metadata["ignored_pixels"].values()), self._metadata["ignore_label"]
         present = [index for index, count in enumerate(pixels) if count]
@@ -164,7 +163,7 @@ def describe_problems(problems: Sequence[Problem], most: int = 10) -> str:
 
 def prepare_dataset(
     name: str, make_builder: Callable[[pathlib.Path], PictureBuilder], data_dir: str | os.PathLike, overwrite: bool
-) -> tuple[records.Dataset, list[Problem]]:
+) -> tuple[records.Dataset, PictureBuilder]:
     """Runs a builder in a folder of its own and moves the result to data_dir/NAME/VERSION once it is complete.
 
     Until then a version that is already there stays untouched. What a killed run left behind is removed first.
@@ -176,7 +175,7 @@ def prepare_dataset(
         overwrite: replace a version that is there.
 
     Returns:
-        The data set, opened, and what was skipped.
+        The data set, opened, and the builder, whose `problems` were skipped.
 
     Raises:
         DatasetError: prepared already, being prepared by another process, or what the builder finds wrong.
@@ -197,7 +196,7 @@ def prepare_dataset(
             pathlib.Path(builder.data_dir).rename(final)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    return records.open_dataset(name, data_dir), builder.problems
+    return records.open_dataset(name, data_dir), builder
 
 
 @contextlib.contextmanager

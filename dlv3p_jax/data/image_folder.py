@@ -40,7 +40,7 @@ class ImageFolder(PictureBuilder, skip_registration=True):
         if not 0 <= ignore_label <= 255:
             raise DatasetError(f"--ignore_label={ignore_label}: labels are stored in 8 bits, so give 0 to 255")
         table = None if label_map is None else parse(label_map, ignore_label)
-        found, problems, self.remarks = pairs.find_pairs(source)
+        found, problems, remarks = pairs.find_pairs(source)
         names = pairs.read_class_names(class_names, source)
         _check_indices(names, ignore_label, table)
         if problems and not skip_bad:
@@ -55,6 +55,7 @@ class ImageFolder(PictureBuilder, skip_registration=True):
             description=f"Pictures and labels of {pathlib.Path(source).expanduser().resolve()}",
             synthetic=False,
             problems=problems,
+            remarks=remarks,
             workers=workers,
             skip_bad=skip_bad,
         )
@@ -64,8 +65,8 @@ def _check_indices(names: list[str], ignore_label: int, table: LabelMap | None) 
     last = len(names) - 1
     if ignore_label <= last:
         raise DatasetError(
-            f'--ignore_label={ignore_label} is the index of class "{names[ignore_label]}"; ignored values need no class '
-            'name, and --label_map can move indices, like "0:ignore,1:0,2:1"'
+            f'--ignore_label={ignore_label} is the index of class "{names[ignore_label]}"; ignored values need no '
+            'class name, and --label_map can move indices, like "0:ignore,1:0,2:1"'
         )
     wrong = sorted(index for index in (table.targets() if table else ()) if index > last and index != ignore_label)
     if wrong:

@@ -12,19 +12,19 @@ from dlv3p_jax.data.pictures import Pair, Problem
 
 SPLITS = ("train", "val", "test")
 REQUIRED = ("train", "val")
-EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .mpo .png .bmp .dib .tif .tiff .gif .webp .ppm .pgm .pbm .pnm .tga .jp2 .avif".split()
-)
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".webp")
+EXTENSIONS += (".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif")
 LAYOUTS = """\
 Either list files train.txt and val.txt (and test.txt) in it, with "image label" on every line, relative to the folder,
-or folders images/train, images/val, labels/train and labels/val whose files have the same names but for the extension."""
+or folders images/train, images/val, labels/train, labels/val whose files have the same names but for the extension."""
 
 
 def find_pairs(source: str | os.PathLike) -> tuple[dict[str, list[Pair]], list[Problem], list[str]]:
     """Lists the pairs of a folder by split.
 
     Returns:
-        Pairs by split, in the order of the lists or of their sorted names; pairs that lack a file; and remarks for the user.
+        Pairs by split, in the order of the lists or of their sorted names; pairs that lack a file; and remarks for the
+        user.
 
     Raises:
         DatasetError: no known layout, no train or val split, or lines and names that are ambiguous.
@@ -43,9 +43,7 @@ def find_pairs(source: str | os.PathLike) -> tuple[dict[str, list[Pair]], list[P
     for split in REQUIRED:
         if split not in have:
             missing = f"{split}.txt" if lists else f"images/{split}"
-            raise DatasetError(
-                f"--source={source}: no {split} split, for there is no {missing} (there is {', '.join(have)}).\n{LAYOUTS}"
-            )
+            raise DatasetError(f"--source={source}: no {split} split, for {missing} is not there.\n{LAYOUTS}")
     pairs, problems = {}, []
     for split, path in have.items():
         if lists and split == "test" and _is_unlabelled(path):

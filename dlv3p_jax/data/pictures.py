@@ -101,8 +101,8 @@ def encode_example(
 def read_image(path: str | os.PathLike) -> tuple[bytes, tuple[int, int], tuple[str, ...]]:
     """A picture file as bytes of 8-bit RGB or grey JPEG or PNG.
 
-    Such files come back byte for byte. Everything else (CMYK, palette, alpha, 16 bits, 1 bit, other formats, pictures that
-    their EXIF orientation turns) is converted to an RGB PNG, shown as every viewer shows it, without its alpha.
+    Such files come back byte for byte. Everything else (CMYK, palette, alpha, 16 bits, 1 bit, other formats, pictures
+    that their EXIF orientation turns) becomes an RGB PNG, shown as every viewer shows it, without its alpha.
 
     Returns:
         The bytes, (height, width), and what was done, in words: empty, or one sentence.

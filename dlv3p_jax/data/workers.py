@@ -18,9 +18,9 @@ Result = TypeVar("Result")
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     """Yields function(item) for every item, in order.
 
-    At most 2 * workers + 2 results exist at a time, however slowly they are taken. Processes are spawned, as forking is
-    unsafe once TensorFlow has started its threads, so `function` must be importable. They end with this process, whatever
-    ends it.
+    At most 2 * workers + 1 results exist at a time, however slowly they are taken. Processes are spawned, as forking is
+    unsafe once TensorFlow has started its threads, so `function` must be importable. They end with this process,
+    whatever ends it.
 
     Args:
         function: what the workers run.
