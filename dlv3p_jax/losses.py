@@ -44,18 +44,13 @@ def cross_entropy(
         raise ValueError(f"logits {logits.shape} and labels {labels.shape} differ in their leading dimensions")
     _check(num_classes, class_weights, top_k)
 
-    logits = logits.astype(jnp.float32)
     labels = labels.astype(jnp.int32)
     valid = (labels != ignore_label) & (labels >= 0) & (labels < num_classes)
-    # A select and a sum, which fuse and shard, where a gather along the classes would do neither on a TPU.
-    is_label = labels[..., None] == jnp.arange(num_classes)
-    pixel_losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
     if class_weights is None:
         weights = valid.astype(jnp.float32)
     else:
-        class_weights = jnp.asarray(class_weights, jnp.float32)
-        weights = jnp.where(valid, jnp.sum(jnp.where(is_label, class_weights, 0), axis=-1), 0)
-    pixel_losses = jnp.where(valid, pixel_losses * weights, 0)
+        weights = jnp.where(valid, _select(jnp.asarray(class_weights, jnp.float32), labels), 0)
+    pixel_losses = jnp.where(valid, _softmax_cross_entropy(logits, labels) * weights, 0)
 
     if top_k < 1:
         count = max(int(top_k * labels.size), 1)
@@ -101,6 +96,33 @@ def weighted(config) -> Callable[[Array, Array], tuple[Array, dict[str, Array]]]
         return sum(weight * values[name] for name, (weight, _) in parts.items()), values
 
     return loss
+
+
+def _select(values, labels):
+    """values[..., label], 0 for a label outside the classes; fuses and shards, as a gather does not on a TPU."""
+    return jnp.sum(jnp.where(labels[..., None] == jnp.arange(values.shape[-1]), values, 0), axis=-1)
+
+
+# Differentiated by hand: one pass over the logits; automatic differentiation keeps a second, float32 copy of them.
+@jax.custom_vjp
+def _softmax_cross_entropy(logits, labels):
+    return _softmax_cross_entropy_forward(logits, labels)[0]
+
+
+def _softmax_cross_entropy_forward(logits, labels):
+    logits32 = logits.astype(jnp.float32)
+    log_normalizer = jax.nn.logsumexp(logits32, axis=-1)
+    return log_normalizer - _select(logits32, labels), (logits, labels, log_normalizer)
+
+
+def _softmax_cross_entropy_backward(residuals, cotangent):
+    logits, labels, log_normalizer = residuals
+    softmax = jnp.exp(logits.astype(jnp.float32) - log_normalizer[..., None])
+    one_hot = labels[..., None] == jnp.arange(logits.shape[-1])
+    return (cotangent[..., None] * (softmax - one_hot)).astype(logits.dtype), None
+
+
+_softmax_cross_entropy.defvjp(_softmax_cross_entropy_forward, _softmax_cross_entropy_backward)
 
 
 def _check(num_classes, class_weights, top_k):

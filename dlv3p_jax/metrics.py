@@ -1,5 +1,6 @@
 """Confusion matrices on the device, and the scores that follow from them on the host."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -24,16 +25,13 @@ def confusion_matrix(labels: Array, predictions: Array, num_classes: int, ignore
     """
     if labels.shape != predictions.shape:
         raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} differ in shape")
-    classes = jnp.arange(num_classes)
-    labels, predictions = labels.astype(jnp.int32), predictions.astype(jnp.int32)
-    is_label = (labels[..., None] == classes) & (labels != ignore_label)[..., None]
-    is_prediction = predictions[..., None] == classes
-    pixels = tuple(range(labels.ndim))
-    return jax.lax.dot_general(
-        is_label.astype(jnp.int8),
-        is_prediction.astype(jnp.int8),
-        ((pixels, pixels), ((), ())),
-        preferred_element_type=jnp.int32,
+    labels = jnp.where(labels == ignore_label, -1, labels.astype(jnp.int32))
+    predictions = predictions.astype(jnp.int32)
+    return jax.lax.platform_dependent(
+        labels,
+        predictions,
+        tpu=functools.partial(_count_by_product, num_classes=num_classes),
+        default=functools.partial(_count_by_scatter, num_classes=num_classes),
     )
 
 
@@ -107,6 +105,23 @@ def to_json(summary: dict) -> dict:
         return None if isinstance(value, float) and np.isnan(value) else value
 
     return {name: plain(value) for name, value in summary.items()}
+
+
+def _count_by_scatter(labels, predictions, num_classes):
+    # Pixels are not flattened: that would gather a batch whose height is sharded, too.
+    counted = (labels >= 0) & (labels < num_classes) & (predictions >= 0) & (predictions < num_classes)
+    cell = jnp.where(counted, labels * num_classes + predictions, num_classes**2)
+    counts = jnp.zeros(num_classes**2, jnp.int32).at[cell].add(1, mode="drop")
+    return counts.reshape(num_classes, num_classes)
+
+
+def _count_by_product(labels, predictions, num_classes):
+    # One-hot vectors, for a TPU: its matrix unit multiplies int8 into int32, and a scatter there goes pixel by pixel.
+    classes = jnp.arange(num_classes)
+    one_hot_labels, one_hot_predictions = ((x[..., None] == classes).astype(jnp.int8) for x in (labels, predictions))
+    pixels = tuple(range(labels.ndim))
+    contract_pixels = ((pixels, pixels), ((), ()))
+    return jax.lax.dot_general(one_hot_labels, one_hot_predictions, contract_pixels, preferred_element_type=jnp.int32)
 
 
 def _divide(numerator, denominator):
