@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     config.data_dir = "data"
     config.train_split = "train"
     config.eval_split = "val"
-    config.num_classes = config_dict.placeholder(int)
+    config.num_classes = config_dict.placeholder(int)  # None: the data set's
     config.ignore_label = 255
     config.crop_size = (512, 1024)
     config.eval_size = config_dict.placeholder(tuple)  # pad pictures to this; None: their own size
@@ -40,6 +40,7 @@ def get_config() -> ConfigDict:
     config.eval_every_steps = 2_000
     config.checkpoint_every_steps = 1_000
     config.keep_checkpoints = 3  # the latest so many; the best by mIoU is kept beside them
+    config.profile_steps = 0  # trace so many steps for TensorBoard's profiler, from the tenth on
     config.warmup_steps = 0
     config.clip_grad_norm = config_dict.placeholder(float)
     config.ema_decay = config_dict.placeholder(float)

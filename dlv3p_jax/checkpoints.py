@@ -20,7 +20,7 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir; saving is asynchronous, so close it (or use `with`) to be sure of the last one."""
+    """The checkpoints of one workdir; saving is asynchronous, so close them (or use `with`) to be sure of the last."""
 
     def __init__(self, workdir: epath.PathLike, keep: int = 3):
         """Opens, and makes where needed, WORKDIR/checkpoints; `keep` is how many of the latest are kept."""
@@ -130,7 +130,7 @@ def find(path: epath.PathLike) -> epath.Path:
             if found:
                 return max(found, key=lambda entry: int(entry.name))
     raise CheckpointError(
-        f"no checkpoint in {path}: give a workdir (with checkpoints/best or checkpoints/latest) or one checkpoint's folder"
+        f"no checkpoint in {path}: give a workdir (with checkpoints/best or …/latest) or one checkpoint's folder"
     )
 
 
@@ -173,8 +173,8 @@ def fit_variables(loaded: steps.Variables, expected: steps.Variables, allow_new_
     Args:
       loaded: variables read from a checkpoint.
       expected: freshly initialised variables of the model.
-      allow_new_head: whether the classifier (`decoder/classifier`) may have another number of classes; it then keeps its
-        fresh values.
+      allow_new_head: whether the classifier (`decoder/classifier`) may have another number of classes; it then
+        keeps its fresh values.
 
     Returns:
       The variables, and the names that were initialised afresh.

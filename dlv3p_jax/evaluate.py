@@ -1,12 +1,13 @@
 """Prediction and evaluation on the devices: flips, scales, sliding windows and counts; only counts leave the devices.
 
 PaddleSeg has had two definitions of test-time augmentation, and both are here. `average="logits"` (its own since
-February 2023): every scale is made from the original picture and the views' logits are averaged. `average="legacy"`: the
-views' probabilities are averaged, and each scale's picture is made from the previous scale's.
+February 2023): every scale is made from the original picture and the views' logits are averaged. `average="legacy"`:
+the views' probabilities are averaged, and each scale's picture is made from the previous scale's.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -54,20 +55,28 @@ def predict_logits(
         apply = lambda patch: model.apply(variables, patch, train=False)  # noqa: E731
         return apply(view) if window is None else _slide(apply, view, window, stride)
 
-    total = None
+    def scores_of(view: jax.Array, mirrored: jax.Array | bool) -> jax.Array:
+        logits = forward(_mirror(view, mirrored))
+        logits = ops.resize(_mirror(logits, mirrored), size, align_corners=False)
+        return jax.nn.softmax(logits) if average == "legacy" else logits
+
+    total = 0.0
     view = images
     for scale in scales:
         scaled_size = tuple(math.floor(side * scale + 0.5) for side in size)
         view = ops.resize(view if average == "legacy" else images, scaled_size, align_corners=False)
-        for mirrored in (False, True) if flip else (False,):
-            logits = forward(view[:, :, ::-1] if mirrored else view)
-            logits = logits[:, :, ::-1] if mirrored else logits
-            logits = ops.resize(logits, size, align_corners=False)
-            scores = jax.nn.softmax(logits) if average == "legacy" else logits
-            # The barrier makes the views run one after the other, so that memory does not grow with their number.
-            total = scores if total is None else total + scores
-            total, images, view = jax.lax.optimization_barrier((total, images, view))
+        if flip:  # a loop, so that both mirror images run through one compiled network
+            zeros = jnp.zeros(jax.eval_shape(partial(scores_of, mirrored=False), view).shape, jnp.float32)
+            scores = jax.lax.fori_loop(0, 2, lambda i, sum, view=view: sum + scores_of(view, i == 1), zeros)
+        else:
+            scores = scores_of(view, False)
+        # The barrier makes the scales run one after the other, so that memory does not grow with their number.
+        total, images, view = jax.lax.optimization_barrier((total + scores, images, view))
     return total / (len(scales) * (2 if flip else 1))
+
+
+def _mirror(x: jax.Array, mirrored: jax.Array | bool) -> jax.Array:
+    return x if mirrored is False else jnp.where(mirrored, x[:, :, ::-1], x)
 
 
 def check_views(scales, window, stride, average) -> None:
@@ -169,7 +178,7 @@ def evaluate(
       on_batch: is called with every batch and its predictions (on the devices), for example to save some of them.
 
     Returns:
-      int64 `[C, C]` confusion matrix [label, prediction] on the host: one int32 per batch would overflow over a data set.
+      int64 `[C, C]` confusion matrix [label, prediction] on the host: over a data set, int32 would overflow.
     """
     total = np.zeros((num_classes, num_classes), np.int64)
     pending: jax.Array | None = None

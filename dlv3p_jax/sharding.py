@@ -1,7 +1,7 @@
 """The device mesh and every PartitionSpec of the program; nobody else names an axis.
 
-The mesh is always there: `data` x `space` devices, 1 x 1 on a laptop. A batch is split over `data` and the height of its
-pictures over `space`; parameters, statistics and counts are replicated. Everything else follows from these shardings.
+The mesh is always there: `data` x `space` devices, 1 x 1 on a laptop. A batch is split over `data` and the height of
+its pictures over `space`; parameters, statistics and counts are replicated. All else follows from these shardings.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The training step: pure functions from a state and a batch to the next state. No host loop, no files, no TensorFlow."""
+"""The training step: pure functions from a state and a batch to the next state; no host loop, no files."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

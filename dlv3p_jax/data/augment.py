@@ -1,8 +1,8 @@
 """Random geometry on the host, in TensorFlow: scale, pad, crop and flip a picture and its label; uint8 in, uint8 out.
 
-Only the crop is resampled, never the whole scaled picture. Interpolation is OpenCV's: bilinear with half-pixel centres for
-pictures, floor(i / scale) for labels. Resized values lose their fraction, because PaddleSeg goes through a truncating cast
-to uint8 before its colour distortion; padding of 127.5 becomes 127 in the same way.
+Only the crop is resampled, never the whole scaled picture. Interpolation is OpenCV's: bilinear with half-pixel centres
+for pictures, floor(i / scale) for labels. Resized values lose their fraction, because PaddleSeg casts to uint8 before
+its colour distortion, and the cast truncates; padding of 127.5 becomes 127 in the same way.
 """
 
 from collections.abc import Sequence
@@ -109,7 +109,7 @@ def resample_crop(image, label, scaled, offset, crop_size, mirrored, ignore_labe
 
 
 def _taps(positions: tf.Tensor, side: tf.Tensor, scaled: tf.Tensor):
-    """For positions along one side of the scaled picture: two source positions and a weight, the nearest, and validity."""
+    """For positions along a side of the scaled picture: two source positions, a weight, the nearest, and validity."""
     ratio = 1.0 / (tf.cast(scaled, tf.float64) / tf.cast(side, tf.float64))
     centre = tf.cast((tf.cast(positions, tf.float64) + 0.5) * ratio - 0.5, tf.float32)
     low = tf.floor(centre)

@@ -1,0 +1,115 @@
+"""A run's configuration: checked before anything is built, written as JSON, compared when a run goes on."""
+
+import json
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+# These may change when a run is resumed: they decide where, how often and how it is looked at, not what is trained.
+MAY_CHANGE = (
+    "checkpoint_every_steps",
+    "data_dir",
+    "eval",
+    "eval_every_steps",
+    "eval_size",
+    "eval_split",
+    "keep_checkpoints",
+    "log_every_steps",
+    "mesh",
+    "pretrained",
+    "profile_steps",
+)
+
+
+class ConfigError(ValueError):
+    """A configuration key has a value that cannot be used; the message names both."""
+
+
+def resolve(config: ml_collections.ConfigDict, num_classes: int, ignore_label: int) -> ml_collections.FrozenConfigDict:
+    """The configuration with what the data set knows filled in.
+
+    Raises:
+      ConfigError: `num_classes` or `ignore_label` is set and differs from the data set's.
+    """
+    config = config.copy_and_resolve_references()
+    for key, value in (("num_classes", num_classes), ("ignore_label", ignore_label)):
+        if config[key] is None:
+            config[key] = value
+        elif config[key] != value:
+            raise ConfigError(
+                f"config.{key}={config[key]}, but the data set {config.dataset} in {config.data_dir} has {value}: "
+                f"give --config.{key}={value}, or prepare the data set again"
+            )
+    return ml_collections.FrozenConfigDict(config)
+
+
+def check(config) -> None:
+    """Raises ConfigError for the first key that no run can use; model, views and mesh check their own."""
+
+    def require(condition: bool, key: str, expected: str) -> None:
+        if not condition:
+            value = config
+            for part in key.split("."):
+                value = value[part]
+            raise ConfigError(f"config.{key}={value!r}: {expected}")
+
+    require(isinstance(config.dataset, str) and config.dataset != "", "dataset", "name a prepared data set")
+    for key in ("crop_size", "eval_size"):
+        size = config[key]
+        if key == "eval_size" and size is None:
+            continue
+        valid = isinstance(size, tuple) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+        require(valid, key, 'give (height, width) in pixels, on the command line as "(512, 1024)"')
+    # The image pooling branch normalises one value per picture and channel, which needs at least two pictures.
+    require(config.batch_size >= 2, "batch_size", "BatchNorm needs a global batch of at least 2 pictures")
+    require(config.eval.batch_size >= 1, "eval.batch_size", "must be at least 1")
+    for key in ("num_train_steps", "log_every_steps", "eval_every_steps", "checkpoint_every_steps", "keep_checkpoints"):
+        require(config[key] >= 1, key, "must be at least 1")
+    require(config.learning_rate > 0, "learning_rate", "must be positive")
+    require(0 <= config.momentum < 1, "momentum", "must be at least 0 and below 1")
+    for key in ("weight_decay", "warmup_steps", "end_learning_rate", "profile_steps", "backbone_lr_factor", "seed"):
+        require(config[key] >= 0, key, "must not be negative")
+    require(config.warmup_steps < config.num_train_steps, "warmup_steps", "must be below config.num_train_steps")
+    require(config.clip_grad_norm is None or config.clip_grad_norm > 0, "clip_grad_norm", "must be positive, or None")
+    require(config.ema_decay is None or 0 < config.ema_decay < 1, "ema_decay", "must be between 0 and 1, or None")
+    for key in ("brightness", "contrast", "saturation"):
+        require(0 <= config.augment[key] <= 1, f"augment.{key}", "a factor is uniform in 1 ± this; 0 to 1")
+    require(0 <= config.augment.hue <= 128, "augment.hue", "0 to 128, of a hue circle of 256")
+
+
+def to_dict(config) -> dict[str, Any]:
+    """Plain JSON values: tuples become lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def write(config, path: epath.Path) -> None:
+    """Writes the configuration as readable JSON."""
+    path.write_text(json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """The keys, dotted, whose values differ, with both values; a key that is absent counts as None."""
+    found = {}
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) or isinstance(after, dict):
+            found |= differences(before or {}, after or {}, f"{prefix}{key}.")
+        elif before != after:
+            found[prefix + key] = (before, after)
+    return found
+
+
+def check_resume(old: dict[str, Any], config, workdir: epath.PathLike) -> None:
+    """Raises ConfigError, with keys and both values, if a run begun with `old` cannot go on with `config`."""
+    changed = {
+        key: values
+        for key, values in differences(old, to_dict(config)).items()
+        if key not in MAY_CHANGE and key.split(".")[0] not in MAY_CHANGE
+    }
+    if changed:
+        lines = "\n".join(f"  {key}: {before!r} then, {after!r} now" for key, (before, after) in changed.items())
+        raise ConfigError(
+            f"{workdir} holds a run with another configuration:\n{lines}\n"
+            "give the values of then to go on with it, or another --workdir to begin a new run"
+        )

@@ -1,0 +1,177 @@
+"""tf.data over prepared records: training batches that can start at any step, evaluation batches with every picture.
+
+A position in a run is an integer: step * batch_size + row. It alone decides which picture is read (the epochs' order is
+a permutation made from the seed and the epoch) and how it is augmented, so a resumed run reads what it would have read,
+without reading what came before, and several processes take disjoint rows of one global batch.
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from dlv3p_jax.data import augment, records
+
+Batch = dict[str, np.ndarray]  # 'image' uint8 [B, H, W, 3], 'label' uint8 [B, H, W], 'id' bytes [B]
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(num_pictures: int, seed: int, epoch: int) -> np.ndarray:
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
+    return generator.permutation(num_pictures)
+
+
+def picture_of(position: int, num_pictures: int, seed: int) -> int:
+    """The index of the picture at a position of the run: every picture once an epoch, each epoch in its own order."""
+    epoch, offset = divmod(int(position), num_pictures)
+    return int(_permutation(num_pictures, seed, epoch)[offset])
+
+
+def train_batches(
+    dataset: records.Dataset,
+    split: str,
+    *,
+    batch_size: int,
+    first_step: int,
+    num_steps: int,
+    seed: int,
+    crop_size: Sequence[int],
+    min_scale: float,
+    max_scale: float,
+    scale_step: float,
+    flip: bool,
+    ignore_label: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """This process's rows of the global batches of steps first_step … num_steps - 1.
+
+    Args:
+      dataset, split: what to read.
+      batch_size: of the global batch; `process_count` divides it.
+      first_step: where to begin, in O(1): nothing before it is read.
+      num_steps: where the run ends.
+      seed: decides order and augmentation, together with the position.
+      crop_size, min_scale, max_scale, scale_step, flip, ignore_label: see `augment.random_crop`.
+      process_index, process_count: which rows of the batch are ours.
+
+    Yields:
+      {'image': uint8 `[b, *crop_size, 3]`, 'label': uint8 `[b, *crop_size]`, 'id': bytes `[b]`}.
+    """
+    source, num_pictures = dataset.source(split), dataset.num_pictures(split)
+    rows = batch_size // process_count
+
+    def read(position):
+        return _read(source, picture_of(position, num_pictures, seed))
+
+    def make_example(position):
+        picture_id, image, label = _decode(*_read_record(read, position))
+        image, label = augment.random_crop(
+            image,
+            label,
+            tf.stack([tf.constant(seed, tf.int64), position]),
+            crop_size=crop_size,
+            min_scale=min_scale,
+            max_scale=max_scale,
+            scale_step=scale_step,
+            flip=flip,
+            ignore_label=ignore_label,
+        )
+        return {"image": image, "label": label, "id": picture_id}
+
+    def positions_of(step):
+        first = step * batch_size + process_index * rows
+        return tf.data.Dataset.range(first, first + rows)
+
+    steps = tf.data.Dataset.range(first_step, num_steps).flat_map(positions_of)
+    examples = steps.map(make_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return examples.batch(rows, drop_remainder=True).prefetch(2).as_numpy_iterator()
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalPlan:
+    """How a split is cut into batches: `batches` lists the pictures' indices, all of one size within a batch."""
+
+    batches: tuple[tuple[int, ...], ...]
+    sizes: frozenset[tuple[int, int]]
+
+
+def plan_evaluation(sizes: Sequence[tuple[int, int]], batch_size: int) -> EvalPlan:
+    """Groups pictures of equal size: each size is compiled once, and no picture is padded for a neighbour's sake.
+
+    Args:
+      sizes: (height, width) of every picture in the split.
+      batch_size: the largest batch; a size's last batch may hold fewer pictures and is filled up when it is read.
+    """
+    groups = collections.defaultdict(list)
+    for index, size in enumerate(sizes):
+        groups[tuple(size)].append(index)
+    batches = [
+        tuple(indices[start : start + batch_size])
+        for indices in groups.values()
+        for start in range(0, len(indices), batch_size)
+    ]
+    return EvalPlan(tuple(batches), frozenset(groups))
+
+
+def eval_batches(
+    dataset: records.Dataset,
+    split: str,
+    *,
+    batch_size: int,
+    ignore_label: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """This process's rows of the batches of `plan_evaluation`: every picture of the split exactly once.
+
+    A batch that is not full is filled with black pictures whose label is ignored everywhere and whose id is empty.
+
+    Yields:
+      {'image': uint8 `[b, H, W, 3]`, 'label': uint8 `[b, H, W]`, 'id': bytes `[b]`}; H and W differ between batches.
+    """
+    source, plan = dataset.source(split), plan_evaluation(dataset.sizes(split), batch_size)
+    rows = batch_size // process_count
+    ours = [batch[process_index * rows : (process_index + 1) * rows] for batch in plan.batches]
+    sizes = [dataset.sizes(split)[batch[0]] for batch in plan.batches]
+    indices = np.array([index for batch in ours for index in batch], np.int64)
+
+    def make_example(index):
+        return _decode(*_read_record(lambda i: _read(source, int(i)), index))
+
+    examples = tf.data.Dataset.from_tensor_slices(indices)
+    examples = examples.map(make_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    examples = examples.prefetch(2 * rows).as_numpy_iterator()
+    for batch, (height, width) in zip(ours, sizes, strict=True):
+        images = np.zeros((rows, height, width, 3), np.uint8)
+        labels = np.full((rows, height, width), ignore_label, np.uint8)
+        ids = np.full(rows, b"", object)
+        for row in range(len(batch)):
+            ids[row], images[row], labels[row] = next(examples)
+        yield {"image": images, "label": labels, "id": ids}
+
+
+def _read(source, index: int) -> tuple[bytes, bytes, bytes]:
+    record = source[index]
+    picture_id = record["id"]
+    return picture_id if isinstance(picture_id, bytes) else picture_id.encode(), record["image"], record["label"]
+
+
+def _read_record(read, position: tf.Tensor) -> list[tf.Tensor]:
+    parts = tf.numpy_function(read, [position], [tf.string, tf.string, tf.string], stateful=False)
+    for part in parts:
+        part.set_shape([])
+    return parts
+
+
+def _decode(picture_id: tf.Tensor, image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Bytes -> uint8 `[H, W, 3]` and uint8 `[H, W]`; the exact JPEG decoder, which equals OpenCV's and Pillow's."""
+    image = tf.cond(
+        tf.io.is_jpeg(image),
+        lambda: tf.io.decode_jpeg(image, channels=3, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.io.decode_png(image, channels=3),
+    )
+    return picture_id, image, tf.io.decode_png(label, channels=1)[:, :, 0]

@@ -1,0 +1,43 @@
+"""Train (with evaluation) or evaluate: python -m dlv3p_jax.main --config=configs/quickstart.py [--workdir=…]"""
+
+import os
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and reports go; workdir/CONFIG by default.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train and evaluate, or only evaluate a checkpoint.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "With --mode=eval: a workdir or checkpoint; the best by default.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
+    if _CONFIG.value is None:
+        raise app.UsageError("give --config=FILE, such as --config=configs/quickstart.py")
+    if _CHECKPOINT.value is not None and _MODE.value != "eval":
+        raise app.UsageError("--checkpoint goes with --mode=eval; to start from weights, --config.pretrained=PATH")
+    logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))[0]
+    workdir = _WORKDIR.value or os.path.join("workdir", name)
+
+    from dlv3p_jax import evaluator, train  # after the flags are known to be good: these import TensorFlow
+
+    try:
+        if _MODE.value == "eval":
+            evaluator.evaluate_checkpoint(_CONFIG.value, workdir, _CHECKPOINT.value)
+        else:
+            train.train_and_evaluate(_CONFIG.value, workdir)
+    except (ValueError, OSError, train.TrainingError) as error:
+        logging.debug("The traceback of the error below", exc_info=True)
+        print(f"main: {error}", file=sys.stderr)
+        if not isinstance(error, (ValueError, train.TrainingError)):
+            print("main: run again with --verbosity=1 to see where this comes from", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app.run(main)

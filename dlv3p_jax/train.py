@@ -1,0 +1,263 @@
+"""The host loop: reads batches, runs the step, evaluates, logs and saves; nothing numeric happens here."""
+
+import collections
+import contextlib
+import json
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from clu import metric_writers, periodic_actions
+from etils import epath
+
+from dlv3p_jax import checkpoints, configuration, sharding, steps
+from dlv3p_jax.data import pipeline, records
+from dlv3p_jax.evaluator import Result, init_variables, make_evaluator, print_result
+from dlv3p_jax.models import build_model
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step, and what is saved."""
+
+
+def train_and_evaluate(config, workdir: epath.PathLike) -> dict[str, Any]:
+    """Trains from the newest checkpoint in `workdir`, or from the start, to `num_train_steps`, and evaluates.
+
+    Args:
+      config: a configuration (`configs/common.py`).
+      workdir: gets config.json, checkpoints/, TensorBoard events and eval/.
+
+    Returns:
+      What `metrics.summarize` says of the last step; of the averaged model where `ema_decay` is set.
+
+    Raises:
+      ValueError: configuration, data set, mesh or checkpoint cannot be used; subclasses name what.
+      TrainingError: the loss is no longer finite.
+    """
+    workdir = epath.Path(workdir)
+    configuration.check(config)
+    dataset = records.open_dataset(config.dataset, config.data_dir)
+    config = configuration.resolve(config, len(dataset.class_names), dataset.metadata["ignore_label"])
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
+    sharding.check_batch(mesh, config.batch_size, config.crop_size[0], "config.batch_size")
+    logging.info("Devices: %s", sharding.describe(mesh))
+    num_pictures = dataset.num_pictures(config.train_split)
+    logging.info(
+        "Data: %s in %s, %d classes, ignored label %d; %d pictures in %s, %d in %s; an epoch has %.1f steps",
+        *(config.dataset, config.data_dir, config.num_classes, config.ignore_label, num_pictures, config.train_split),
+        *(dataset.num_pictures(config.eval_split), config.eval_split, num_pictures / config.batch_size),
+    )
+
+    model = build_model(config)
+    run_evaluation = make_evaluator(config, dataset, mesh, model, workdir)
+    writer = metric_writers.create_default_writer(str(workdir), just_logging=jax.process_index() > 0)
+    with checkpoints.Checkpoints(workdir, config.keep_checkpoints) as saved, metric_writers.ensure_flushes(writer):
+        state = _first_state(config, model, mesh, saved, workdir)
+        configuration.write(config, workdir / "config.json")
+
+        def evaluate(state: steps.TrainState) -> dict[str, Result]:
+            step = int(state.step)
+            variants = {"": state.variables} | ({"ema": state.ema} if state.ema is not None else {})
+            results = {suffix: run_evaluation(variables, step, suffix) for suffix, variables in variants.items()}
+            for suffix, result in results.items():
+                _write_evaluation(writer, step, f"eval_{suffix}" if suffix else "eval", result, dataset)
+            mean_iou = results[max(results)].summary["mIoU"]  # the averaged model's, where there is one
+            if saved.save_best(state, mean_iou):
+                logging.info("Best so far: step %d, mIoU %.4f", step, mean_iou)
+            return results
+
+        if int(state.step) < config.num_train_steps:
+            state, results = _train(config, dataset, mesh, model, state, workdir, saved, writer, evaluate)
+        else:
+            logging.info("All %d steps were done before; evaluating the last", config.num_train_steps)
+            results = evaluate(state)
+    for suffix, result in results.items():
+        name = f"{int(state.step)}{'.ema' if suffix else ''}"
+        print_result(result, dataset.class_names, f"step {name}", workdir / "eval" / name)
+    return result.summary
+
+
+def _write_evaluation(writer, step: int, prefix: str, result: Result, dataset: records.Dataset) -> None:
+    scalars = {name: result.summary[name] for name in ("mIoU", "accuracy", "kappa", "dice")}
+    scalars |= {
+        f"IoU/{name}": float(value)
+        for name, value in zip(dataset.class_names, result.summary["IoU"], strict=True)
+        if not math.isnan(value)
+    }
+    scalars["pictures_per_second"] = result.num_pictures / result.seconds
+    writer.write_scalars(step, {f"{prefix}/{name}": value for name, value in scalars.items()})
+    writer.write_images(step, {f"{prefix}/picture_label_prediction": np.asarray(result.sheet)[None]})
+
+
+def _first_state(config, model, mesh, saved: checkpoints.Checkpoints, workdir: epath.Path) -> steps.TrainState:
+    """The state that training goes on from: the newest checkpoint, `pretrained` weights, or a fresh model."""
+    if saved.latest_step is not None and (workdir / "config.json").exists():
+        configuration.check_resume(json.loads((workdir / "config.json").read_text()), config, workdir)
+    variables = jax.jit(lambda: init_variables(config, model))()
+    if config.pretrained is not None and saved.latest_step is None:
+        path = checkpoints.find(config.pretrained)
+        loaded = checkpoints.read_variables(path)
+        total = len(jax.tree.leaves(variables))
+        variables, fresh = checkpoints.fit_variables(loaded, variables, allow_new_head=True)
+        logging.info(
+            "Loaded %d of %d arrays from %s%s",
+            *(total - len(fresh), total, path, f"; initialised afresh: {', '.join(fresh)}" if fresh else ""),
+        )
+    state = jax.device_put(steps.create_train_state(config, model, variables), sharding.replicated(mesh))
+    if saved.latest_step is not None:
+        state = saved.restore(state)
+        logging.info("Resumed from %s", saved.latest_path)
+    return state
+
+
+def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved, writer, evaluate):
+    """Takes the remaining steps; returns the last state and the results of its evaluation."""
+    first_step, last_step = int(state.step), config.num_train_steps
+    batches = _prefetch(mesh, _train_batches(config, dataset, first_step))
+    rng = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
+    train_step = _compile_step(config, mesh, model, state, rng)
+
+    progress = periodic_actions.ReportProgress(
+        num_train_steps=last_step, writer=writer, every_steps=config.log_every_steps, every_secs=None
+    )
+    hooks = [progress]
+    if config.profile_steps and jax.process_index() == 0:
+        hooks.append(
+            periodic_actions.Profile(
+                logdir=workdir,
+                num_profile_steps=config.profile_steps,
+                profile_duration_ms=None,
+                first_profile=first_step + 10,
+                every_secs=None,
+            )
+        )
+    previous, meter = None, _Meter(config.batch_size)
+    for step in range(first_step + 1, last_step + 1):
+        with meter.waiting_for_input(), progress.timed("input", wait_jax_async_dispatch=False):
+            batch, picture_ids = next(batches)
+        state, scalars = train_step(state, batch, rng)
+        if previous is not None:  # one step behind, so that the devices never wait for the host
+            _check_finite(*previous, saved)
+        previous = (step, scalars, picture_ids)
+        meter.count_step()
+
+        saving = step % config.checkpoint_every_steps == 0 or step == last_step
+        evaluating = step % config.eval_every_steps == 0 or step == last_step
+        if saving or evaluating:
+            _check_finite(*previous, saved)  # nothing that is not finite is ever saved
+        if step % config.log_every_steps == 0 or step == last_step:
+            values = {name: float(value) for name, value in jax.device_get(scalars).items()} | meter.read()
+            writer.write_scalars(step, {f"train/{name}": value for name, value in values.items()})
+        for hook in hooks:
+            hook(step)
+        if saving:
+            saved.save(state)
+        if evaluating:
+            with meter.paused(), progress.timed("evaluation", wait_jax_async_dispatch=False):
+                results = evaluate(state)
+    return state, results
+
+
+class _Meter:
+    """Pictures a second and seconds spent waiting for input since it was last read, evaluations left out."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start, self._waited, self._steps = time.monotonic(), 0.0, 0
+
+    def count_step(self) -> None:
+        self._steps += 1
+
+    @contextlib.contextmanager
+    def waiting_for_input(self):
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    @contextlib.contextmanager
+    def paused(self):
+        start = time.monotonic()
+        yield
+        self._start += time.monotonic() - start
+
+    def read(self) -> dict[str, float]:
+        rate = self._steps * self._batch_size / (time.monotonic() - self._start)
+        values = {"pictures_per_second": rate, "seconds_waiting_for_input": self._waited}
+        self._reset()
+        return values
+
+
+def _train_batches(config, dataset: records.Dataset, first_step: int):
+    return pipeline.train_batches(
+        dataset,
+        config.train_split,
+        batch_size=config.batch_size,
+        first_step=first_step,
+        num_steps=config.num_train_steps,
+        seed=config.seed,
+        crop_size=config.crop_size,
+        min_scale=config.augment.min_scale,
+        max_scale=config.augment.max_scale,
+        scale_step=config.augment.scale_step,
+        flip=config.augment.flip,
+        ignore_label=config.ignore_label,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _prefetch(mesh, batches, ahead: int = 2):
+    """Batches on the mesh and their pictures' ids; the next ones are on their way while one is computed with."""
+    queue = collections.deque()
+    for batch in batches:
+        arrays = sharding.put_batch(mesh, {name: batch[name] for name in ("image", "label")})
+        queue.append((arrays, batch["id"]))
+        if len(queue) > ahead:
+            yield queue.popleft()
+    yield from queue
+
+
+def _compile_step(config, mesh, model, state: steps.TrainState, rng: jax.Array):
+    """Compiles the step for the mesh; says beforehand what and for which devices, and afterwards how long it took."""
+    replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
+    height, width = config.crop_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((config.batch_size, height, width, 3), jnp.uint8, sharding=batched),
+        "label": jax.ShapeDtypeStruct((config.batch_size, height, width), jnp.uint8, sharding=batched),
+    }
+    logging.info(
+        "Compiling the training step: %s, output stride %d, %s, %d pictures of %dx%d (height x width), for %s",
+        *(config.model.backbone, config.model.output_stride, config.model.dtype, config.batch_size, height, width),
+        sharding.describe(mesh),
+    )
+    start = time.monotonic()
+    lowered = jax.jit(
+        steps.make_train_step(config, model),
+        in_shardings=(replicated, batched, replicated),
+        out_shardings=(replicated, replicated),
+        donate_argnums=0,
+    ).lower(state, batch, rng)
+    compiled = lowered.compile()
+    logging.info("Compiled in %.0f s", time.monotonic() - start)
+    return compiled
+
+
+def _check_finite(step: int, scalars, picture_ids, saved: checkpoints.Checkpoints) -> None:
+    values = {name: float(value) for name, value in jax.device_get(scalars).items()}
+    if all(math.isfinite(value) for value in values.values()):
+        return
+    shown = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+    names = ", ".join(picture_id.decode() for picture_id in picture_ids[:8])
+    path = saved.latest_path
+    last = "no checkpoint was saved before it" if path is None else f"the last good checkpoint is {path}"
+    raise TrainingError(
+        f"step {step} is not finite ({shown}); {last}. The batch held {names}. "
+        "Try a lower learning_rate, warmup_steps or clip_grad_norm, and look at the pictures and labels of this batch"
+    )
