@@ -25,8 +25,8 @@ def confusion_matrix(labels: Array, predictions: Array, num_classes: int, ignore
     """
     if labels.shape != predictions.shape:
         raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} differ in shape")
-    labels = jnp.where(labels == ignore_label, -1, labels.astype(jnp.int32))
-    predictions = predictions.astype(jnp.int32)
+    labels, predictions = labels.astype(jnp.int32), predictions.astype(jnp.int32)
+    labels = jnp.where(labels == ignore_label, -1, labels)
     return jax.lax.platform_dependent(
         labels,
         predictions,

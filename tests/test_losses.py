@@ -1,0 +1,191 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from configs import common
+from dlv3p_jax import losses
+
+NUM_CLASSES = 5
+
+
+def numpy_pixel_losses(logits, labels):
+    """Float64 [pixels], 0 where ignored, and which pixels are valid."""
+    logits, labels = np.float64(logits).reshape(-1, logits.shape[-1]), labels.ravel().astype(int)
+    valid = labels != 255
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    picked = probabilities[np.arange(len(labels)), np.where(valid, labels, 0)]
+    return np.where(valid, -np.log(picked), 0), valid
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 8, 12, NUM_CLASSES)).astype(np.float32) * 2
+    labels = rng.integers(0, NUM_CLASSES, (2, 8, 12)).astype(np.uint8)
+    labels[0, :5] = 255
+    return logits, labels
+
+
+@pytest.mark.parametrize("name", ["plain", "weighted", "top20"])
+def test_value_and_gradient_are_those_recorded_from_paddleseg(shared, name):
+    recorded = np.load(shared / "parity" / "loss_ce.npz")
+    options = {"plain": {}, "weighted": {"class_weights": recorded["class_weights"]}, "top20": {"top_k": 0.2}}[name]
+    logits = jnp.asarray(recorded["logits"].transpose(0, 2, 3, 1))
+    value, gradient = jax.jit(
+        jax.value_and_grad(lambda x: losses.cross_entropy(x, recorded["labels"], **options)),
+    )(logits)
+    expected = recorded[f"{name}/grad"].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(value, recorded[f"{name}/loss"], rtol=1e-5)
+    assert np.linalg.norm(gradient - expected) < 1e-4 * np.linalg.norm(expected)
+
+
+def test_means_against_numpy(batch):
+    logits, labels = batch
+    pixel_losses, valid = numpy_pixel_losses(logits, labels)
+    np.testing.assert_allclose(losses.cross_entropy(logits, labels), pixel_losses.sum() / valid.sum(), rtol=1e-6)
+    weights = np.array([0.5, 1, 2, 0, 3])
+    pixel_weights = weights[np.where(valid, labels.ravel(), 0)] * valid
+    np.testing.assert_allclose(
+        losses.cross_entropy(logits, labels, class_weights=weights),
+        (pixel_losses * pixel_weights).sum() / pixel_weights.sum(),
+        rtol=1e-6,
+    )
+    count = int(0.3 * labels.size)
+    hardest = np.argsort(-pixel_losses * pixel_weights)[:count]
+    np.testing.assert_allclose(
+        losses.cross_entropy(logits, labels, top_k=0.3), np.sort(pixel_losses)[-count:].mean(), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        losses.cross_entropy(logits, labels, class_weights=weights, top_k=0.3),
+        (pixel_losses * pixel_weights)[hardest].sum() / pixel_weights[hardest].sum(),
+        rtol=1e-6,
+    )
+
+
+def test_hand_written_gradient_is_the_automatic_one(batch):
+    logits, labels = batch
+
+    def automatic(x):
+        log_probabilities = jax.nn.log_softmax(x)
+        picked = jnp.take_along_axis(log_probabilities, np.where(labels == 255, 0, labels)[..., None], axis=-1)[..., 0]
+        return -jnp.sum(jnp.where(labels == 255, 0, picked)) / np.sum(labels != 255)
+
+    gradient = jax.grad(losses.cross_entropy)(logits, labels)
+    np.testing.assert_allclose(gradient, jax.grad(automatic)(logits), atol=1e-8)
+    assert not np.any(gradient[labels == 255])
+
+
+def test_top_k_takes_zeros_once_the_valid_pixels_are_used_up(batch):
+    logits, labels = batch
+    labels = np.full_like(labels, 255)
+    labels[0, 0, :3] = 1
+    pixel_losses, _ = numpy_pixel_losses(logits, labels)
+    count = int(0.5 * labels.size)
+    value, gradient = jax.value_and_grad(lambda x: losses.cross_entropy(x, labels, top_k=0.5))(logits)
+    np.testing.assert_allclose(value, pixel_losses.sum() / count, rtol=1e-6)
+    assert np.count_nonzero(np.abs(gradient).sum(-1)) == 3
+
+
+def test_top_k_shares_the_last_places_among_ties():
+    logits = np.zeros((1, 1, 8, 2), np.float32)
+    logits[0, 0, :2] = [0, 3]  # two hard pixels, six alike
+    labels = np.zeros((1, 1, 8), np.uint8)
+    value, gradient = jax.value_and_grad(lambda x: losses.cross_entropy(x, labels, top_k=0.5))(logits)
+    np.testing.assert_allclose(value, (2 * np.log1p(np.exp(3)) + 2 * np.log(2)) / 4, rtol=1e-6)
+    np.testing.assert_allclose(gradient[0, 0, 2:, 1], np.full(6, 0.5 / 4 * 2 / 6), rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"class_weights": (1.0,) * NUM_CLASSES}, {"top_k": 0.25}])
+def test_a_batch_without_a_valid_pixel_gives_zero(batch, options):
+    logits, labels = batch
+    value, gradient = jax.value_and_grad(lambda x: losses.cross_entropy(x, np.full_like(labels, 255), **options))(
+        logits
+    )
+    assert value == 0
+    assert not np.any(gradient)
+
+
+def test_ignored_pixels_change_nothing(batch):
+    logits, labels = batch
+    other = np.where((labels == 255)[..., None], 100.0, logits)
+    assert losses.cross_entropy(other, labels) == losses.cross_entropy(logits, labels)
+    moved = np.where(labels == 255, 2, labels).astype(np.int32)
+    moved[labels == 2] = -1
+    assert losses.cross_entropy(logits, moved, ignore_label=-1) != losses.cross_entropy(logits, labels)
+    np.testing.assert_array_equal(
+        losses.cross_entropy(logits, np.where(labels == 255, 3, labels), ignore_label=3),
+        losses.cross_entropy(logits, np.where(labels == 3, 255, labels)),
+    )
+
+
+def test_large_logits_stay_finite():
+    logits = np.array([[[[1e4, -1e4], [-1e4, 1e4]]]], np.float32)
+    value, gradient = jax.value_and_grad(losses.cross_entropy)(logits, np.zeros((1, 1, 2), np.int32))
+    assert value == 1e4
+    assert np.all(np.isfinite(gradient))
+
+
+def test_bfloat16_logits_are_computed_in_float32(batch):
+    logits, labels = batch
+    half = jnp.asarray(logits, jnp.bfloat16)
+    value, gradient = jax.value_and_grad(losses.cross_entropy)(half, labels)
+    assert value.dtype == jnp.float32
+    assert gradient.dtype == jnp.bfloat16
+    assert value == losses.cross_entropy(half.astype(jnp.float32), labels)
+
+
+@pytest.mark.parametrize("top_k", [1.0, 0.2])
+def test_the_mean_is_global_when_a_shard_is_all_ignored(batch, top_k):
+    logits, labels = batch
+    labels[0] = 255  # the first of two data shards has nothing to average
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "space"))
+    sharding = NamedSharding(mesh, PartitionSpec("data", "space"))
+
+    def loss(logits, labels):
+        return losses.cross_entropy(logits, labels, top_k=top_k)
+
+    expected, expected_gradient = jax.value_and_grad(loss)(logits, labels)
+    value, gradient = jax.jit(jax.value_and_grad(loss), in_shardings=(sharding, sharding))(logits, labels)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-8)
+    assert np.all(np.isfinite(gradient))
+
+
+def make_config(**settings):
+    config = common.get_config()
+    config.num_classes = NUM_CLASSES
+    config.loss.update(settings)
+    return config
+
+
+def test_weighted_scales_the_sum_and_returns_the_parts_unscaled(batch):
+    config = make_config(cross_entropy=0.5, class_weights=(1.0, 2.0, 3.0, 4.0, 5.0), top_k=0.5)
+    value, parts = jax.jit(losses.weighted(config))(*batch)
+    expected = losses.cross_entropy(*batch, class_weights=(1.0, 2.0, 3.0, 4.0, 5.0), top_k=0.5)
+    assert parts.keys() == {"cross_entropy"}
+    np.testing.assert_allclose(parts["cross_entropy"], expected, rtol=1e-6)
+    np.testing.assert_allclose(value, 0.5 * expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cross_entropy": 0.0}, "every weight"),
+        ({"cross_entropy": -1.0}, "loss.cross_entropy = -1"),
+        ({"class_weights": (1.0, 2.0)}, "2 class_weights for 5 classes"),
+        ({"class_weights": (0.0,) * NUM_CLASSES}, "one is above"),
+        ({"top_k": 0.0}, "top_k = 0"),
+        ({"top_k": 1.5}, "top_k = 1.5"),
+    ],
+)
+def test_weighted_refuses(settings, message):
+    with pytest.raises(ValueError, match=message):
+        losses.weighted(make_config(**settings))
+
+
+def test_shapes_that_do_not_fit_are_refused(batch):
+    logits, labels = batch
+    with pytest.raises(ValueError, match="leading dimensions"):
+        losses.cross_entropy(logits, labels[:, :-1])
