@@ -1,5 +1,6 @@
 """Train (with evaluation) or evaluate: python -m dlv3p_jax.main --config=configs/quickstart.py [--workdir=…]"""
 
+import logging as stdlib_logging
 import os
 import sys
 
@@ -20,7 +21,9 @@ def main(argv: list[str]) -> None:
     if _CHECKPOINT.value is not None and _MODE.value != "eval":
         raise app.UsageError("--checkpoint goes with --mode=eval; to start from weights, --config.pretrained=PATH")
     logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
+    logging.get_absl_handler().addFilter(_is_ours)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow only decodes here; with it, it says so at length
     name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))[0]
     workdir = _WORKDIR.value or os.path.join("workdir", name)
 
@@ -37,6 +40,11 @@ def main(argv: list[str]) -> None:
         if not isinstance(error, (ValueError, train.TrainingError)):
             print("main: run again with --verbosity=1 to see where this comes from", file=sys.stderr)
         sys.exit(1)
+
+
+def _is_ours(record) -> bool:
+    """Keeps the dozens of lines that libraries log for every save and data set out of the run's own log."""
+    return record.levelno > stdlib_logging.INFO or not any(name in record.pathname for name in ("orbax", "tensorflow_", "xla_bridge"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """Fixtures that the whole suite shares."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 import pytest
 
@@ -9,6 +12,11 @@ import pytest
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Programs that several tests, or the processes that they start, compile are compiled once.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dlv3p_jax_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "2"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
@@ -19,3 +27,39 @@ def shared() -> pathlib.Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} with the numbers recorded from PaddleSeg is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> pathlib.Path:
+    """A small prepared image_folder of three classes: 11 training pictures of 40x56, 5 to validate on, of two sizes.
+
+    The classes are rectangles of brightness, which a network can learn.
+    """
+    import functools
+
+    import numpy as np
+    from PIL import Image
+
+    from dlv3p_jax.data.builder import prepare_dataset
+    from dlv3p_jax.data.image_folder import ImageFolder
+
+    source = tmp_path_factory.mktemp("source")
+    rng = np.random.default_rng(0)
+    sizes = {"train": [(40, 56)] * 11, "val": [(40, 56), (33, 47), (40, 56), (40, 56), (33, 47)]}
+    for split, shapes in sizes.items():
+        for kind in ("images", "labels"):
+            (source / kind / split).mkdir(parents=True)
+        for number, (height, width) in enumerate(shapes):
+            label = np.zeros((height, width), np.uint8)
+            y, x = rng.integers(2, height // 2), rng.integers(2, width // 2)
+            label[y : y + height // 2, x:] = 1
+            label[: y // 2 + 1] = 2
+            label[-2:] = 255
+            image = np.clip(label[..., None] * 90.0 + rng.normal(20, 15, (height, width, 3)), 0, 255).astype(np.uint8)
+            suffix = "jpg" if number % 2 else "png"
+            Image.fromarray(image).save(source / "images" / split / f"{number:02d}.{suffix}")
+            Image.fromarray(label).save(source / "labels" / split / f"{number:02d}.png")
+    (source / "classes.txt").write_text("floor\nwall\nlamp\n")
+    target = tmp_path_factory.mktemp("data")
+    prepare_dataset("image_folder", functools.partial(ImageFolder, source=source), target, overwrite=False)
+    return target

@@ -1,0 +1,116 @@
+"""Batches from prepared records: which pictures, in which order, with which pixels."""
+
+import collections
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlv3p_jax.data import pipeline, records
+
+SETTINGS = dict(
+    batch_size=4,
+    num_steps=9,
+    seed=3,
+    crop_size=(32, 48),
+    min_scale=0.5,
+    max_scale=2.0,
+    scale_step=0.25,
+    flip=True,
+    ignore_label=255,
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(data_dir):
+    return records.open_dataset("image_folder", data_dir)
+
+
+def train(dataset, first_step=0, **changes):
+    return list(pipeline.train_batches(dataset, "train", first_step=first_step, **(SETTINGS | changes)))
+
+
+def test_every_epoch_is_a_permutation_of_its_own():
+    epochs = [[pipeline.picture_of(epoch * 50 + i, 50, seed=1) for i in range(50)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(50))
+    assert epochs[1] == [pipeline.picture_of(50 + i, 50, seed=1) for i in range(50)]
+    assert epochs[0] != [pipeline.picture_of(i, 50, seed=2) for i in range(50)]
+
+
+def test_pictures_follow_the_order_of_the_epochs_across_their_ends(dataset):
+    ids = [picture_id.decode() for batch in train(dataset) for picture_id in batch["id"]]
+    stored = [record["id"].decode() for record in dataset.source("train")]
+    assert ids == [stored[pipeline.picture_of(position, 11, SETTINGS["seed"])] for position in range(36)]
+    assert collections.Counter(ids[:33]) == dict.fromkeys(stored, 3)  # three whole epochs of 11, batches of 4
+
+
+def test_batches_are_uint8_crops_with_labels_of_the_data_set(dataset):
+    for batch in train(dataset, num_steps=3):
+        assert batch["image"].shape == (4, 32, 48, 3) and batch["image"].dtype == np.uint8
+        assert batch["label"].shape == (4, 32, 48) and batch["label"].dtype == np.uint8
+        assert set(np.unique(batch["label"])) <= {0, 1, 2, 255}
+
+
+def test_a_run_can_start_at_any_step_bit_for_bit(dataset):
+    whole, rest = train(dataset), train(dataset, first_step=5)
+    assert len(rest) == 4
+    for expected, batch in zip(whole[5:], rest, strict=True):
+        for name in ("image", "label", "id"):
+            np.testing.assert_array_equal(batch[name], expected[name])
+
+
+def test_the_same_picture_is_augmented_anew_in_every_epoch(dataset):
+    crops = collections.defaultdict(list)
+    for batch in train(dataset):
+        for picture_id, image in zip(batch["id"], batch["image"], strict=True):
+            crops[picture_id].append(image)
+    assert all((images[0] != images[1]).any() for images in crops.values())
+
+
+def test_processes_take_disjoint_rows_of_one_global_batch(dataset):
+    whole = train(dataset, num_steps=4)
+    parts = [train(dataset, num_steps=4, process_index=index, process_count=2) for index in range(2)]
+    for name in ("image", "label", "id"):
+        for expected, first, second in zip(whole, *parts, strict=True):
+            np.testing.assert_array_equal(np.concatenate([first[name], second[name]]), expected[name])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 6])
+def test_evaluation_sees_every_picture_once_at_its_own_size(dataset, batch_size):
+    seen = {}
+    for batch in pipeline.eval_batches(dataset, "val", batch_size=batch_size, ignore_label=255):
+        assert len(batch["id"]) == batch_size
+        for picture_id, image, label in zip(batch["id"], batch["image"], batch["label"], strict=True):
+            if picture_id:
+                assert picture_id not in seen
+                seen[picture_id] = (image, label)
+            else:
+                assert (label == 255).all()
+    stored = dataset.source("val")
+    assert len(seen) == len(stored) == 5
+    for record in stored:
+        image, label = seen[record["id"]]
+        np.testing.assert_array_equal(image, np.asarray(Image.open(io.BytesIO(record["image"])).convert("RGB")))
+        np.testing.assert_array_equal(label, np.asarray(Image.open(io.BytesIO(record["label"]))))
+
+
+def test_evaluation_rows_of_two_processes_make_the_whole(dataset):
+    whole = list(pipeline.eval_batches(dataset, "val", batch_size=2, ignore_label=255))
+    parts = [
+        list(
+            pipeline.eval_batches(dataset, "val", batch_size=2, ignore_label=255, process_index=index, process_count=2)
+        )
+        for index in range(2)
+    ]
+    for expected, first, second in zip(whole, *parts, strict=True):
+        for name in ("image", "label", "id"):
+            np.testing.assert_array_equal(np.concatenate([first[name], second[name]]), expected[name])
+
+
+def test_the_plan_keeps_sizes_apart_and_fills_batches():
+    sizes = [(2, 3), (4, 5), (2, 3), (2, 3), (4, 5)]
+    plan = pipeline.plan_evaluation(sizes, 2)
+    assert plan.batches == ((0, 2), (3,), (1, 4))
+    assert plan.sizes == {(2, 3), (4, 5)}
