@@ -130,6 +130,11 @@ def draw_polygon(canvas: Canvas, points: list[Point], colour, label: int | None 
         paint(canvas, window, polygon_distance(canvas.x[window], canvas.y[window], points), colour, label, opacity)
 
 
+def rectangle(left: float, top: float, right: float, bottom: float) -> list[Point]:
+    """Its corners, for `draw_polygon`."""
+    return [(left, bottom), (right, bottom), (right, top), (left, top)]
+
+
 def draw_ellipse(canvas: Canvas, centre: Point, radii: Point, colour, label: int | None = None, opacity=1.0) -> None:
     """Paint an ellipse in one colour."""
     (cx, cy), (rx, ry) = centre, radii

@@ -12,6 +12,8 @@ from dlv3p_jax.data.canvas import (
     draw_polygon,
     ellipse_distance,
     paint,
+    polygon_distance,
+    rectangle,
     texture,
     window_of,
 )
@@ -82,12 +84,8 @@ def draw_tree(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float
         bark = camera.seen(any_colour(rng, 0.08, 0.4, 0.25), z)
         half, top = max(rng.uniform(0.12, 0.28) * scale, 1.7), foot[1] - (low + 0.3 * height) * scale
         lean = foot[0] + rng.uniform(-0.4, 0.4) * scale
-        trunk = [
-            (foot[0] - 1.2 * half, foot[1]),
-            (foot[0] + 1.2 * half, foot[1]),
-            (lean + 0.7 * half, top),
-            (lean - 0.7 * half, top),
-        ]
+        root, twig = (foot[0] - 1.2 * half, foot[1]), (lean - 0.7 * half, top)
+        trunk = [root, (foot[0] + 1.2 * half, foot[1]), (lean + 0.7 * half, top), twig]
         draw_polygon(canvas, trunk, bark, TREE)
         draw_capsule(canvas, (foot[0] - 0.4 * half, foot[1]), (lean - 0.3 * half, top), 0.4 * half, bark * 1.4)
     box = (foot[0] - 0.7 * width * scale, foot[1] - 1.1 * height * scale, foot[0] + 0.7 * width * scale, foot[1])
@@ -106,14 +104,14 @@ def draw_tree(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float
     fine, leaves, lumps = (texture(canvas, rng, window, grain) for grain in (1, 3, 6))
     distance = distance + min(0.12 * width * scale, 3.5) * (0.6 * leaves + 0.7 * lumps)
     kind = rng.random()
-    if kind < 0.5:  # green, light to nearly black
-        leaf = rng.uniform(0.12, 0.55) * np.array([rng.uniform(0.45, 1.0), 1.0, rng.uniform(0.2, 0.75)])
-    elif kind < 0.75:  # autumn
+    if kind < 0.6:  # green, light to dark
+        leaf = rng.uniform(0.2, 0.65) * np.array([rng.uniform(0.4, 1.0), 1.0, rng.uniform(0.15, 0.7)])
+    elif kind < 0.85:  # autumn
         leaf = rng.uniform(0.3, 0.8) * np.array([1.0, rng.uniform(0.35, 0.85), rng.uniform(0.1, 0.45)])
     else:  # blossom, dust, dusk
-        leaf = any_colour(rng, 0.12, 0.75, 0.3)
+        leaf = any_colour(rng, 0.2, 0.75, 0.3)
     light = 1 - 0.35 * (py - box[1]) / (box[3] - box[1]) - 0.12 * camera.sun[0] * (px - foot[0]) / (width * scale)
-    spots = light + 0.45 * leaves + 0.25 * lumps + 0.25 * fine
+    spots = light + 0.7 * leaves + 0.25 * lumps + 0.4 * fine
     colour = leaf.astype(np.float32) * np.clip(spots, 0.15, 1.8)[..., None]
     paint(canvas, window, distance, camera.seen(colour, z), TREE)
 
@@ -122,21 +120,21 @@ def draw_pole(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float
     """A pole, bare or with a lamp, traffic lights or signs; `inwards` (1 or -1) is where the road lies."""
     scale = camera.focal / z
     foot = camera.project(x, 0, z)
-    half = max(rng.uniform(0.09, 0.17) * scale, 1.7)
+    half = max(rng.uniform(0.14, 0.22) * scale, 2.6)
     kind = rng.choice(["bare", "lamp", "lamp", "lights", "sign", "sign"])
     height = rng.uniform(4.5, 8) if kind in ("bare", "lamp") else rng.uniform(2.6, 4.2)
     top = foot[1] - height * scale
-    metal = camera.seen(any_colour(rng, 0.08, 0.75, 0.15 if rng.random() < 0.7 else 0.5), z)
+    metal = camera.seen(any_colour(rng, 0.15, 0.85, 0.15 if rng.random() < 0.7 else 0.5), z)
+    second = metal * (np.float32(rng.uniform(0.2, 0.5)) if rng.random() < 0.7 else 1)  # of the bands, if it has any
     draw_shadow(canvas, camera, x - 0.4, x + 0.4, z - 0.3, z + 0.3, 0.5)
-    draw_polygon(
-        canvas,
-        [(foot[0] - half, foot[1]), (foot[0] + half, foot[1]), (foot[0] + half, top), (foot[0] - half, top)],
-        metal,
-        POLE,
-    )
-    bright = -1 if camera.sun[0] > 0 else 1
-    stripe = sorted((foot[0] + 0.3 * bright * half, foot[0] + bright * half))
-    draw_polygon(canvas, [(stripe[0], foot[1]), (stripe[1], foot[1]), (stripe[1], top), (stripe[0], top)], metal * 0.65)
+    extent = (foot[0] - half, top, foot[0] + half, foot[1])
+    window = window_of(canvas, *extent)
+    if window:
+        px, py = canvas.x[window], canvas.y[window]
+        across, bands = (px - foot[0]) / half, np.floor((foot[1] - py) / (2.2 * half))
+        light = np.clip(1.35 - 1.0 * np.square(across + 0.3 * camera.sun[0]), 0.25, None)[..., None]
+        colour = np.where((bands % 2 == 1)[..., None], second, metal) * light
+        paint(canvas, window, polygon_distance(px, py, rectangle(*extent)), colour, POLE)
     if kind == "lamp":
         end = (foot[0] + inwards * rng.uniform(0.8, 2.0) * scale, top - rng.uniform(0, 0.4) * scale)
         draw_capsule(canvas, (foot[0], top), end, max(0.7 * half, 1.5), metal, POLE)
@@ -144,7 +142,7 @@ def draw_pole(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float
         draw_ellipse(canvas, end, (max(0.45 * scale, 3), max(0.2 * scale, 1.8)), glow, POLE)
     elif kind == "lights":
         wide, tall = max(0.22 * scale, 2.5), max(0.95 * scale, 8)
-        box = [(foot[0] - wide, top), (foot[0] + wide, top), (foot[0] + wide, top + tall), (foot[0] - wide, top + tall)]
+        box = rectangle(foot[0] - wide, top, foot[0] + wide, top + tall)
         draw_polygon(canvas, box, camera.seen(any_colour(rng, 0.03, 0.2, 0.2), z), POLE)
         lit = rng.integers(3)
         for i, lamp in enumerate(((0.9, 0.1, 0.1), (0.95, 0.7, 0.1), (0.1, 0.85, 0.4))):
@@ -161,10 +159,8 @@ def draw_pole(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float
             wide, tall = radius * rng.uniform(0.8, 1.5), radius * rng.uniform(0.6, 1.1)
             for part, colour, label in ((1.0, edge, POLE), (0.75, face, None)):
                 w, h = part * wide, part * tall
-                x0, y0 = middle
-                draw_polygon(
-                    canvas, [(x0 - w, y0 - h), (x0 + w, y0 - h), (x0 + w, y0 + h), (x0 - w, y0 + h)], colour, label
-                )
+                plate = rectangle(middle[0] - w, middle[1] - h, middle[0] + w, middle[1] + h)
+                draw_polygon(canvas, plate, colour, label)
 
 
 def draw_person(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z: float) -> None:
@@ -177,10 +173,11 @@ def draw_person(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: flo
     def at(u: float, v: float) -> Point:
         return x0 + side * u * size, y0 - v * size
 
-    skin = camera.seen(np.array([1.0, 0.76, 0.62], np.float32) * np.float32(rng.uniform(0.25, 0.95)), z)
-    shirt, trousers, hair, shoes, bag = (camera.seen(any_colour(rng, 0.05, 0.85, 0.7), z) for _ in range(5))
+    skin = camera.seen(np.array([1.0, 0.76, 0.62], np.float32) * np.float32(rng.uniform(0.3, 0.95)), z)
+    shirt, trousers, bag = (camera.seen(any_colour(rng, 0.25, 0.8, 0.95), z) for _ in range(3))
+    hair, shoes = (camera.seen(any_colour(rng, 0.05, 0.3, 0.3), z) for _ in range(2))
     if rng.random() < 0.4:
-        trousers = camera.seen(any_colour(rng, 0.04, 0.3, 0.3), z)
+        trousers = camera.seen(any_colour(rng, 0.06, 0.3, 0.3), z)
     draw_shadow(canvas, camera, x - 0.5, x + 0.5, z - 0.3, z + 0.3, 0.6)
     stride = rng.uniform(0.06, 0.36)
     hips, shoulders, girth = 0.86, 1.36, rng.uniform(0.19, 0.26)
@@ -196,6 +193,10 @@ def draw_person(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: flo
     if rng.random() < 0.3:
         draw_capsule(canvas, at(lean - 0.22, 1.2), at(lean - 0.22, 1.0), 0.14 * size, bag, PERSON)
     draw_capsule(canvas, at(0, hips + 0.08), at(lean, shoulders - 0.14), girth * size, shirt, PERSON)
+    if rng.random() < 0.6:  # stripes
+        second = any_colour(rng, 0.6, 0.95, 0.4) if shirt.max() < 0.6 else any_colour(rng, 0.05, 0.3, 0.9)
+        for up in (0.95, 1.13, 1.31):
+            draw_capsule(canvas, at(lean - 0.17, up), at(lean + 0.17, up), 0.045 * size, camera.seen(second, z))
     draw_capsule(canvas, at(-0.08, hips + 0.1), at(lean - 0.1, shoulders - 0.1), 0.07 * size, shirt * 0.75)
     elbow = at(girth + 0.5 * swing + 0.02, 1.08)
     draw_capsule(canvas, at(lean + 0.17, shoulders - 0.05), elbow, 0.08 * size, shirt * 0.9, PERSON)
@@ -229,7 +230,13 @@ def draw_prism(canvas: Canvas, camera: Camera, low: tuple, high: tuple, colour, 
         area = sum(a[0] * b[1] - a[1] * b[0] for a, b in zip(quad, quad[1:] + quad[:1], strict=True))
         if area > -2:  # turned away, or seen edge-on
             continue
-        draw_polygon(canvas, quad, camera.seen(colour * np.float32(light), z), label)
+        window = window_of(canvas, *(f(p[i] for p in quad) for f in (min, max) for i in (0, 1)))
+        if not window:
+            continue
+        px, py = canvas.x[window], canvas.y[window]
+        bottom, top = max(p[1] for p in quad), min(p[1] for p in quad)
+        gloss = np.clip(1.3 - 0.7 * (py - top) / (bottom - top + 1), 0.5, 1.3)[..., None] * np.float32(light)
+        paint(canvas, window, polygon_distance(px, py, quad), camera.seen(colour * gloss, z), label)
         (ax, ay), (bx, by), (cx, cy), (dx, dy) = quad
         for start, end in panes:
             points = []

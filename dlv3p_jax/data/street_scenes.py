@@ -52,18 +52,18 @@ def draw_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"toy_streets has no picture {index} in split {split!r}; it has {NUM_PICTURES}")
     seed = np.random.SeedSequence([20_240, list(NUM_PICTURES).index(split), index])
     rng = np.random.Generator(np.random.PCG64(seed))
-    canvas = new_canvas(rng, SIZE, slope=rng.uniform(-0.07, 0.07))
+    canvas = new_canvas(rng, SIZE, slope=rng.uniform(-0.05, 0.05))
     height, width = SIZE
     camera = Camera(
         focal=width * rng.uniform(0.72, 1.0),
         height=rng.uniform(1.3, 2.4),
-        vanishing=(width * rng.uniform(0.15, 0.85), height * rng.uniform(0.3, 0.58)),
+        vanishing=(width * rng.uniform(0.2, 0.8), height * rng.uniform(0.34, 0.54)),
         haze=any_colour(rng, 0.35, 0.9, 0.15),
-        haze_distance=rng.choice([60, 150, 400]),
+        haze_distance=rng.choice([100, 200, 400]),
         sun=(rng.uniform(-1, 1), rng.uniform(-1, 1)),
     )
-    kerbs = (-rng.uniform(2.0, 6.5), rng.uniform(2.0, 6.5))
-    walls = (kerbs[0] - rng.uniform(1.8, 5), kerbs[1] + rng.uniform(1.8, 5))
+    kerbs = (-rng.uniform(1.2, 4), rng.uniform(1.2, 4))
+    walls = (kerbs[0] - rng.uniform(3.5, 7), kerbs[1] + rng.uniform(3.5, 7))
     end = rng.uniform(14, 32) if rng.random() < 0.4 else 70.0
     rows = [street_side(rng, end) for _ in walls]
     draw_sky(canvas, camera, rng)
@@ -97,15 +97,15 @@ def street_side(rng: np.random.Generator, end: float) -> tuple[list, list]:
 def draw_sky(canvas: Canvas, camera: Camera, rng: np.random.Generator) -> None:
     """A gradient from the zenith to the horizon, clear, cloudy, overcast, at dusk or at night."""
     top, low = {
-        0: (np.array([0.25, 0.45, 0.8]) * rng.uniform(0.6, 1.2), np.array([0.65, 0.8, 0.95])),
+        0: (np.array([0.3, 0.5, 0.85]) * rng.uniform(0.75, 1.15), np.array([0.65, 0.8, 0.95])),
         1: (any_colour(rng, 0.45, 0.95, 0.06), any_colour(rng, 0.55, 1.0, 0.06)),
         2: (
             any_colour(rng, 0.25, 0.6, 0.3),
             np.array([rng.uniform(0.7, 1), rng.uniform(0.4, 0.7), rng.uniform(0.25, 0.6)]),
         ),
-        3: (any_colour(rng, 0.03, 0.2, 0.4), any_colour(rng, 0.1, 0.4, 0.3)),
+        3: (any_colour(rng, 0.08, 0.2, 0.4), any_colour(rng, 0.15, 0.4, 0.3)),
         4: (any_colour(rng, 0.3, 0.7, 0.2), any_colour(rng, 0.3, 0.8, 0.2)),
-    }[rng.choice(5, p=[0.28, 0.26, 0.14, 0.1, 0.22])]
+    }[rng.choice(5, p=[0.5, 0.32, 0.08, 0.03, 0.07])]
     down = np.clip(canvas.y / camera.vanishing[1], 0, 1)[..., None]
     sky = top + (low - top) * down
     clouds = np.clip((canvas.noise[40] + 0.4 * canvas.noise[14] + rng.uniform(-0.7, 0.3)) * rng.uniform(0.5, 2), 0, 1)
@@ -130,17 +130,21 @@ def draw_ground(canvas: Canvas, camera: Camera, rng: np.random.Generator, kerbs,
                 road |= (side == i) & (depth > z0 + 1.5) & (depth < z1 - 1.5)
     if end < 60:
         road |= (depth > end - 9) & (depth < end - 2.5)
-    tone = any_colour(rng, 0.15, 0.65, 0.08)
-    paving = any_colour(rng, 0.2, 0.85, 0.18) if rng.random() < 0.6 else tone * np.float32(rng.uniform(0.8, 1.4))
+    tone = any_colour(rng, 0.2, 0.5, 0.05)
+    paving = tone * np.float32(rng.uniform(1.0, 1.5))
+    if rng.random() < 0.75:
+        paving = any_colour(rng, 0.45, 0.85, 0.1) * np.array([1.1, 1.0, rng.uniform(0.7, 1.0)], np.float32)
     full = (slice(0, SIZE[0]), slice(0, SIZE[1]))
     fine, patches, stains = (texture(canvas, rng, full, grain) for grain in (1, 6, 40))
-    asphalt = tone * (1 + 0.1 * fine + 0.08 * patches + 0.12 * stains)[..., None]
+    asphalt = tone * (1 + 0.16 * fine + 0.08 * patches + 0.1 * stains)[..., None]
     # Slabs: joints every so many metres across and along, as far as they can be seen.
-    slab, joint = rng.uniform(0.7, 1.6), np.zeros_like(across)
+    slab, joint, parity = rng.uniform(0.7, 1.4), np.zeros_like(across), 0
     for metres, per_metre in ((across, scale), (depth, along_scale)):
         offset = np.abs(metres / slab - np.floor(metres / slab) - 0.5) * slab * per_metre
+        parity = parity + np.floor(metres / slab)
         joint = np.maximum(joint, np.clip(1.2 - offset, 0, 1) * np.clip(slab * per_metre / 3 - 1, 0, 1))
-    slabs = paving * (1 + 0.05 * fine + 0.06 * stains - rng.uniform(0.25, 0.5) * joint)[..., None]
+    chequer = rng.uniform(0.05, 0.2) * np.clip(slab * along_scale / 2 - 1, 0, 1) * (parity % 2)
+    slabs = paving * (1 + 0.03 * fine + 0.05 * stains - chequer - rng.uniform(0.35, 0.55) * joint)[..., None]
     colour = np.where(road[..., None], asphalt, slabs)
 
     def lay(mask, over):
@@ -213,25 +217,25 @@ def cast_shadows(canvas: Canvas, camera: Camera, rng: np.random.Generator) -> No
 def street_things(rng: np.random.Generator, kerbs, walls, end: float) -> list[tuple]:
     """What stands in the street: (depth, draw, *place)."""
     things = []
-    reach = min(end - 4, 26)
+    reach = min(end - 4, 19)
     for side, (kerb, wall) in enumerate(zip(kerbs, walls, strict=True)):
         inwards = 1 if side == 0 else -1
         pavement = sorted((kerb, wall))
         if rng.random() < 0.6:
-            z, gap = rng.uniform(5, 10), rng.uniform(6, 10)
+            z, gap = rng.uniform(4, 9), rng.uniform(6, 10)
             while z < reach:
                 things.append((z, draw_tree, kerb - inwards * 0.9, z))
                 z += gap
-        for _ in range(rng.integers(1, 4)):
-            z = rng.uniform(4.5, 17)
+        for _ in range(rng.integers(1, 3)):
+            z = rng.uniform(3.5, 9)
             things.append((z, draw_pole, kerb - inwards * rng.uniform(0.3, 0.8), z, inwards))
         if rng.random() < 0.6:
-            z = rng.uniform(4, 9)
-            for _ in range(rng.integers(1, 4)):
+            z = rng.uniform(3.5, 8)
+            for _ in range(rng.integers(1, 3)):
                 things.append((z, draw_car, kerb + inwards * 1.1, z, True))
                 z += rng.uniform(5.5, 8)
-        for _ in range(rng.integers(0, 4)):
-            z = rng.uniform(4, 11)
+        for _ in range(rng.integers(0, 3)):
+            z = rng.uniform(2.8, 6.5)
             things.append((z, draw_person, rng.uniform(*pavement), z))
         if rng.random() < 0.25:
             z = rng.uniform(4, 11)
@@ -240,10 +244,10 @@ def street_things(rng: np.random.Generator, kerbs, walls, end: float) -> list[tu
         z = rng.uniform(5, 14)
         things.append((z, draw_car, rng.uniform(kerbs[0] + 1.2, kerbs[1] - 1.2), z, True))
     if rng.random() < 0.45:
-        z = rng.uniform(6, 14)
+        z = rng.uniform(5, 11)
         things.append((z, draw_car, rng.uniform(-5, 5), z, False))
     for _ in range(rng.integers(0, 3)):
-        z = rng.uniform(4, 10)
+        z = rng.uniform(3, 7)
         things.append((z, draw_person, rng.uniform(*kerbs), z))
     return things
 
@@ -274,15 +278,15 @@ def expose(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     height, width = SIZE
     image = canvas.image
     x, y = (canvas.x - width / 2) / width, (canvas.y - height / 2) / height
-    gain = rng.uniform(0.6, 1.2) * (1 + rng.uniform(-0.4, 0.4) * x + rng.uniform(-0.25, 0.25) * y)
-    image = np.clip(image * gain[..., None] * (1 + rng.uniform(-0.14, 0.14, 3)), 0, 1.2)
+    gain = rng.uniform(0.75, 1.15) * (1 + rng.uniform(-0.3, 0.3) * x + rng.uniform(-0.2, 0.2) * y)
+    image = np.clip(image * gain[..., None] * (1 + rng.uniform(-0.1, 0.1, 3)), 0, 1.2)
     curve = rng.uniform(-0.3, 0.3)  # towards darker or lighter middle tones
     image = image + curve * image * (1 - image)
-    soft = rng.uniform(0, 0.25)  # weight of a neighbour in a 3-tap kernel
+    soft = rng.uniform(0, 0.18)  # weight of a neighbour in a 3-tap kernel
     for axis in (0, 1):
         length = image.shape[axis]
         before, after = np.maximum(np.arange(length) - 1, 0), np.minimum(np.arange(length) + 1, length - 1)
         image = image * (1 - 2 * soft) + soft * (np.take(image, before, axis) + np.take(image, after, axis))
     grain = rng.integers(0, 256, (2, *image.shape), np.uint8).astype(np.float64)
-    image = image * 255 + (grain[0] + grain[1] - 255) * rng.uniform(0.01, 0.06)
+    image = image * 255 + (grain[0] + grain[1] - 255) * rng.uniform(0.01, 0.04)
     return np.floor(np.clip(image, 0, 255) + 0.5).astype(np.uint8)
