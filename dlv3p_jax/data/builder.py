@@ -178,7 +178,7 @@ def prepare_dataset(
         The data set, opened, and the builder, whose `problems` were skipped.
 
     Raises:
-        DatasetError: prepared already, being prepared by another process, or what the builder finds wrong.
+        DatasetError: prepared already, being prepared by another process, what the builder finds wrong, a full disk.
     """
     root = pathlib.Path(data_dir).expanduser() / name
     final = root / records.VERSION
@@ -189,11 +189,17 @@ def prepare_dataset(
         staging = root / _STAGING
         try:
             builder = make_builder(staging)
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS's remarks on downloads
-                builder.download_and_prepare()
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):  # TFDS's remarks on downloads
+                    builder.download_and_prepare()
+            except (OSError, RuntimeError) as error:  # a full disk is either
+                raise DatasetError(f"the records could not be written: {error}") from error
+            written = records.open_dataset(name, staging)
+            for split in written.splits:
+                written.source(split)  # raises where a record did not reach the disk
             if final.exists():
                 final.rename(staging / "replaced")
-            pathlib.Path(builder.data_dir).rename(final)
+            written.folder.rename(final)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return records.open_dataset(name, data_dir), builder
@@ -212,6 +218,8 @@ def _locked(root: pathlib.Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DatasetError(f"another process is preparing {root}; wait for it") from error
+        except OSError:
+            pass  # a file system without locks
         yield
     finally:
         os.close(descriptor)

@@ -16,6 +16,7 @@ from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.label_map import LabelMap, count_values, list_counts
 
 LOSSLESS = ("PNG", "BMP", "DIB", "TIFF", "GIF", "PPM", "TGA")  # formats that keep a label's values
+_PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -127,8 +128,8 @@ def read_image(path: str | os.PathLike) -> tuple[bytes, tuple[int, int], tuple[s
 def read_label(source: str | os.PathLike | bytes, label_map: LabelMap | None = None) -> np.ndarray:
     """The integers that a label file holds.
 
-    A palette PNG gives its indices, never its colours; grey PNGs of 1 to 16 bits give their stored values; three equal
-    channels are one. Colours need a map.
+    Grey pictures of 1 to 16 bits give their stored values; three equal channels are one. A palette picture gives its
+    indices; its colours only if the map lists nothing but colours. Other colours need a map.
 
     Args:
         source: a path, or the bytes of a file.
@@ -149,8 +150,8 @@ def _read_label(source: str | os.PathLike | bytes, label_map: LabelMap | None) -
     data, picture = _open(source)
     if picture.format not in LOSSLESS or picture.info.get("compression") == "jpeg":
         raise DatasetError(
-            f"{name}: a {picture.format} file is no label, for lossy compression changes the class indices; "
-            "save labels as PNG, from their source"
+            f"{name}: labels are not kept as {picture.format}, for lossy compression changes class indices; save them "
+            "as PNG, from their source"
         )
     by_color = label_map is not None and label_map.colors and not label_map.values
     note = None
@@ -195,6 +196,11 @@ def _open(source: str | os.PathLike | bytes) -> tuple[bytes, Image.Image]:
         picture = Image.open(io.BytesIO(data))
         frames = getattr(picture, "n_frames", 1)
         picture.load()
+        if picture.format == "PNG":
+            # load() forgives damage behind the last row; the decoder that reads the record later does not.
+            Image.open(io.BytesIO(data)).verify()
+            if _PNG_END not in data:
+                raise OSError("its end is missing")
     except UnidentifiedImageError as error:
         raise DatasetError(f"{name}: not a picture that Pillow can read") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -39,7 +40,8 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
     pending = collections.deque()
     try:
         for item in items:
-            pending.append(pool.submit(function, item))
+            with _deferred_interrupt():
+                pending.append(pool.submit(function, item))
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         while pending:
@@ -50,8 +52,29 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[None]:
+    """Holds Ctrl-C back while a process may be starting, which half started would print a traceback.
+
+    A process that starts meanwhile inherits the blocked signal, so it never sees the Ctrl-C that a terminal sends to
+    all: this process ends it. Blocking is not enough for this process, whose other threads may take the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived = []
+    handler = signal.signal(signal.SIGINT, lambda *arguments: arrived.append(arguments))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+    if arrived and callable(handler):
+        handler(*arrived[0])
+
+
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends the others.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

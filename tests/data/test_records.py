@@ -1,0 +1,199 @@
+"""Prepared data sets: what comes back out of them, and what is said about those that cannot be opened."""
+
+import concurrent.futures
+import io
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from dlv3p_jax.data import builder, records, street_scenes, toy_streets
+from dlv3p_jax.data.pictures import Example, encode_example
+
+SIZES = {"train": [(4, 6), (4, 6), (6, 4), (4, 6), (6, 4)], "val": [(3, 5)]}
+
+
+def picture(item: tuple[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    split, index = item
+    rng = np.random.default_rng([len(split), index])
+    height, width = SIZES[split][index]
+    label = rng.integers(0, 4, (height, width)).astype(np.uint8)
+    return rng.integers(0, 256, (height, width, 3)).astype(np.uint8), np.where(label == 3, 255, label).astype(np.uint8)
+
+
+def make_example(item: tuple[str, int]) -> Example:
+    return encode_example(f"{item[0]}/{item[1]}", *picture(item), 3, 255, ("odd",) if item[1] % 2 else ())
+
+
+class Small(builder.PictureBuilder, skip_registration=True):
+    def __init__(self, data_dir, workers=1):
+        super().__init__(
+            data_dir,
+            {split: [(split, index) for index in range(len(sizes))] for split, sizes in SIZES.items()},
+            make_example,
+            class_names=["a", "b", "c"],
+            palette=[(0, 0, 0), (255, 0, 0), (0, 255, 0)],
+            ignore_label=255,
+            description="six pictures",
+            synthetic=True,
+            workers=workers,
+        )
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> pathlib.Path:
+    data_dir = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "_PICTURES_A_SHARD", 2)
+        builder.prepare_dataset("small", Small, data_dir, overwrite=False)
+    return data_dir
+
+
+@pytest.fixture
+def copy(prepared, tmp_path) -> pathlib.Path:
+    """The prepared data set's folder, to be damaged."""
+    shutil.copytree(prepared, tmp_path / "data")
+    return tmp_path / "data" / "small" / "1.0.0"
+
+
+def test_records_come_back_in_order_over_several_shards(prepared):
+    dataset = records.open_dataset("small", prepared)
+    assert len(list(dataset.folder.glob("*train*array_record*"))) == 3
+    assert dataset.splits == ("train", "val")
+    for split, sizes in SIZES.items():
+        source = dataset.source(split)
+        assert len(source) == dataset.num_pictures(split) == len(sizes)
+        assert dataset.sizes(split) == sizes
+        for index in reversed(range(len(sizes))):
+            record, (image, label) = source[index], picture((split, index))
+            assert record["id"] == f"{split}/{index}".encode()
+            np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(record["image"]))), image)
+            np.testing.assert_array_equal(records.read_label(record["label"]), label)
+
+
+def test_metadata_counts_every_pixel(prepared):
+    dataset = records.open_dataset("small", prepared)
+    assert dataset.class_names == ["a", "b", "c"]
+    assert dataset.palette == [[0, 0, 0], [255, 0, 0], [0, 255, 0]]
+    assert dataset.ignore_label == 255
+    assert set(dataset.metadata) == set(records.METADATA)
+    assert dataset.metadata["notes"] == {"odd": 2}
+    assert dataset.metadata["sizes"]["train"] == [[4, 6, 2], [6, 4, 1], [4, 6, 1], [6, 4, 1]]
+    for split, sizes in SIZES.items():
+        labels = np.concatenate([picture((split, index))[1].ravel() for index in range(len(sizes))])
+        counts = np.bincount(labels, minlength=256)
+        assert dataset.metadata["class_pixels"][split] == counts[:3].tolist()
+        assert dataset.metadata["ignored_pixels"][split] == counts[255]
+
+
+def test_records_are_what_tfds_reads(prepared):
+    source = tfds.builder_from_directory(prepared / "small" / "1.0.0").as_data_source("train")
+    image, label = picture(("train", 2))
+    np.testing.assert_array_equal(source[2]["image"], image)
+    np.testing.assert_array_equal(source[2]["label"], label[..., None])
+
+
+def test_threads_may_share_a_source(prepared):
+    source = records.open_dataset("small", prepared).source("train")
+    positions = np.random.default_rng(0).integers(0, 5, 400).tolist()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = [record["id"] for record in pool.map(source.__getitem__, positions)]
+    assert found == [f"train/{index}".encode() for index in positions]
+
+
+def test_workers_write_the_same_records(prepared, tmp_path):
+    dataset, _ = builder.prepare_dataset("small", lambda folder: Small(folder, workers=2), tmp_path, overwrite=False)
+    for split in SIZES:
+        assert list(dataset.source(split)) == list(records.open_dataset("small", prepared).source(split))
+
+
+def test_what_is_not_prepared_comes_with_the_command_and_a_list(prepared):
+    with pytest.raises(records.DatasetError) as error:
+        records.open_dataset("image_folder", prepared)
+    assert f"python -m dlv3p_jax.prepare --dataset=image_folder --source=FOLDER --data_dir={prepared}\n" in str(
+        error.value
+    )
+    assert "Prepared there: small" in str(error.value)
+    with pytest.raises(records.DatasetError, match=r"--dataset=toy_streets --data_dir=.*\n.*nothing"):
+        records.open_dataset("toy_streets", prepared / "nowhere")
+
+
+def test_an_unknown_split_is_refused(prepared):
+    dataset = records.open_dataset("small", prepared)
+    for ask in (dataset.num_pictures, dataset.sizes, dataset.source):
+        with pytest.raises(records.DatasetError, match='no split "trainaug"; it has train, val'):
+            ask("trainaug")
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "metadata.json", "small-val.*"])
+def test_an_incomplete_folder_is_refused(copy, name):
+    for path in copy.glob(name):
+        path.unlink()
+    with pytest.raises(records.DatasetError, match=r"unfinished, damaged(.|\n)*--overwrite"):
+        records.open_dataset("small", copy.parent.parent)
+
+
+def test_a_data_set_of_another_program_is_refused(copy):
+    metadata = json.loads((copy / "metadata.json").read_text())
+    del metadata["class_names"]
+    (copy / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(records.DatasetError, match="not of this program .*class_names"):
+        records.open_dataset("small", copy.parent.parent)
+
+
+def test_a_truncated_records_file_is_refused(copy):
+    (path,) = copy.glob("small-val.*")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(records.DatasetError, match="damaged"):
+        records.open_dataset("small", copy.parent.parent).source("val")
+
+
+def test_the_newest_version_is_opened(copy):
+    shutil.copytree(copy, copy.parent / "0.9.0")
+    (copy.parent / "incomplete.ABC_2.0.0").mkdir()
+    assert records.open_dataset("small", copy.parent.parent).folder == copy
+
+
+def test_prepared_data_is_not_replaced_unasked(copy):
+    data_dir = copy.parent.parent
+    with pytest.raises(records.DatasetError, match=r"small/1\.0\.0 is prepared already; add --overwrite"):
+        builder.prepare_dataset("small", Small, data_dir, overwrite=False)
+    builder.prepare_dataset("small", Small, data_dir, overwrite=True)
+    assert [path.name for path in copy.parent.iterdir()] == ["1.0.0"]
+
+
+def test_a_failing_overwrite_leaves_the_old_data(copy):
+    data_dir = copy.parent.parent
+
+    def fails(folder):
+        raise records.DatasetError("the source is gone")
+
+    with pytest.raises(records.DatasetError, match="the source is gone"):
+        builder.prepare_dataset("small", fails, data_dir, overwrite=True)
+    assert records.open_dataset("small", data_dir).num_pictures("train") == 5
+    assert [path.name for path in copy.parent.iterdir()] == ["1.0.0"]
+
+
+def test_two_preparations_at_once_are_refused(tmp_path):
+    def prepares_again(folder):
+        builder.prepare_dataset("small", Small, tmp_path, overwrite=False)
+
+    with pytest.raises(records.DatasetError, match="another process is preparing"):
+        builder.prepare_dataset("small", prepares_again, tmp_path, overwrite=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_toy_streets_holds_the_scenes_as_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(toy_streets, "NUM_PICTURES", {"train": 3, "val": 2})
+    dataset, _ = builder.prepare_dataset("toy_streets", toy_streets.ToyStreets, tmp_path, overwrite=False)
+    assert dataset.class_names == list(street_scenes.CLASS_NAMES)
+    assert dataset.metadata["synthetic"]
+    assert dataset.num_pictures("train") == 3
+    image, label = street_scenes.draw_scene("val", 1)
+    record = dataset.source("val")[1]
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(record["image"]))), image)
+    np.testing.assert_array_equal(records.read_label(record["label"]), label)

@@ -1,0 +1,163 @@
+"""The command, run as a user runs it."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlv3p_jax.data import records
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def command(*arguments) -> list[str]:
+    return [sys.executable, "-m", "dlv3p_jax.prepare", *map(str, arguments)]
+
+
+def run(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def make_source(folder: pathlib.Path, pictures: int, size: tuple[int, int]) -> pathlib.Path:
+    """A folder of so many training pictures, all links to one file, and one to validate on."""
+    folder.mkdir()
+    label = np.arange(size[0] * size[1], dtype=np.uint8).reshape(size) % 2
+    Image.fromarray(label * 200).convert("RGB").save(folder / "one.jpg")
+    Image.fromarray(label).save(folder / "one.png")
+    for split, count in (("train", pictures), ("val", 1)):
+        for kind, suffix in (("images", "jpg"), ("labels", "png")):
+            (folder / kind / split).mkdir(parents=True)
+            for index in range(count):
+                (folder / kind / split / f"{index}.{suffix}").symlink_to(folder / f"one.{suffix}")
+    (folder / "classes.txt").write_text("background\nweed\n")
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path):
+    return make_source(tmp_path / "source", pictures=3, size=(8, 6))
+
+
+def test_a_folder_becomes_a_data_set_with_a_summary(source, tmp_path):
+    data_dir = tmp_path / "data"
+    done = run("--dataset=image_folder", f"--source={source}", f"--data_dir={data_dir}", "--workers=2")
+    assert done.returncode == 0, done.stderr
+    assert "train: 3 pictures; width x height 6x8 (3)" in done.stdout
+    assert "weed" in done.stdout
+    assert "50.00%" in done.stdout
+    assert str(data_dir / "image_folder" / "1.0.0") in done.stdout
+    assert f"python -m dlv3p_jax.main --config=configs/image_folder.py --config.data_dir={data_dir}" in done.stdout
+    assert "4/4" in done.stderr  # the progress bar
+    assert "1 pictures are both in train and in val" in done.stderr
+    assert records.open_dataset("image_folder", data_dir).num_pictures("train") == 3
+
+    again = run("--dataset=image_folder", f"--source={source}", f"--data_dir={data_dir}")
+    assert again.returncode == 1
+    assert again.stderr.startswith("prepare: ")
+    assert "add --overwrite" in again.stderr
+
+
+def test_bad_data_is_one_message_and_leaves_nothing(source, tmp_path):
+    (source / "one.png").unlink()
+    Image.fromarray(np.full((8, 6), 9, np.uint8)).save(source / "one.png")
+    done = run("--dataset=image_folder", f"--source={source}", f"--data_dir={tmp_path / 'data'}", "--workers=1")
+    assert done.returncode == 1
+    message = done.stderr[done.stderr.index("prepare: ") :]
+    assert message.startswith("prepare: 4 problems with the data:\n")
+    assert "labels/train/0.png: value 9 (48 pixels) outside the 2 classes" in message
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "data").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--dataset=: choose one of toy_streets, image_folder"),
+        (["--dataset=voc"], "--dataset=voc: choose one of toy_streets, image_folder"),
+        (["--dataset=image_folder"], "--source is missing"),
+        (["--dataset=image_folder", "--source=/no/such"], "--source=/no/such: no such folder"),
+        (["--dataset=toy_streets", "--source=x"], "--source has no meaning for --dataset=toy_streets"),
+        (["--dataset=toy_streets", "--ignore_label=3"], "--ignore_label has no meaning"),
+        (["--dataset", "toy_streets", "extra"], '"extra" is no flag'),
+        (["--datset=toy_streets"], "Unknown command line flag 'datset'"),
+        (["--dataset=toy_streets", "--workers=0"], "--workers=0"),
+        (["--dataset=toy_streets", "--data_dir=gs://bucket/data"], "prepare on a local disk"),
+    ],
+)
+def test_bad_flags_are_told_without_a_traceback(tmp_path, arguments, message):
+    done = run(*arguments, *([] if "data_dir" in str(arguments) else [f"--data_dir={tmp_path / 'data'}"]))
+    assert done.returncode == 1
+    assert done.stderr.startswith("prepare: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("data/*"))
+
+
+def test_flags_are_read_before_the_libraries_are_loaded():
+    check = (
+        "import sys; sys.argv = ['prepare', '--dataset=voc']; from dlv3p_jax import prepare\n"
+        "from absl import app\n"
+        "try: app.run(prepare.main)\n"
+        "except SystemExit as error: print(error)\n"
+        "print([name for name in ('tensorflow', 'tensorflow_datasets', 'jax') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "choose one of" in done.stdout
+    assert done.stdout.endswith("[]\n")
+
+
+def children(process: int) -> list[int]:
+    return list(map(int, pathlib.Path(f"/proc/{process}/task/{process}/children").read_text().split()))
+
+
+def started(tmp_path) -> tuple[subprocess.Popen, pathlib.Path]:
+    """A preparation that takes minutes, as soon as it has begun to write, and its data_dir."""
+    source = make_source(tmp_path / "long", pictures=2000, size=(1000, 1000))
+    data_dir = tmp_path / "data"
+    arguments = ("--dataset=image_folder", f"--source={source}", f"--data_dir={data_dir}", "--workers=2")
+    process = subprocess.Popen(
+        command(*arguments), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(data_dir.rglob("*array_record*")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process, data_dir
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes in /proc")
+def test_a_killed_preparation_leaves_nothing_that_looks_finished(source, tmp_path):
+    process, data_dir = started(tmp_path)
+    workers = children(process.pid)
+    assert len(workers) >= 2
+    process.kill()
+    process.wait()
+    assert list(data_dir.rglob("*array_record*"))
+    with pytest.raises(records.DatasetError, match="is not prepared"):
+        records.open_dataset("image_folder", data_dir)
+    deadline = time.monotonic() + 30
+    while any(os.path.exists(f"/proc/{worker}") for worker in workers):
+        assert time.monotonic() < deadline, "worker processes outlive the killed preparation"
+        time.sleep(0.05)
+
+    done = run("--dataset=image_folder", f"--source={source}", f"--data_dir={data_dir}", "--workers=1")
+    assert done.returncode == 0, done.stderr
+    assert records.open_dataset("image_folder", data_dir).num_pictures("train") == 3
+    assert [path.name for path in (data_dir / "image_folder").iterdir()] == ["1.0.0"]
+
+
+def test_ctrl_c_ends_cleanly(tmp_path):
+    process, data_dir = started(tmp_path)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "prepare: interrupted, nothing was written" in errors
+    assert "Traceback" not in errors
+    assert not list(data_dir.iterdir())
