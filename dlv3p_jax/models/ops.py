@@ -3,9 +3,9 @@
 Arrays are `[B, H, W, C]`, kernels `[height, width, in, out]`. `form` is for tests and measurements:
 
 - `"conv"`: XLA's convolution, what GPUs and TPUs are built for;
-- `"products"`: matrix products or multiply-adds over shifted windows, which is what a CPU does well: the gradients of
-  XLA's convolutions are many times slower there, those of grouped ones hundreds of times;
-- `"auto"`: products on a CPU, convolutions elsewhere.
+- `"products"`: matrix products, or for depthwise convolutions multiply-adds, over windows that skip the padding;
+- `"auto"`: on a CPU what is faster there, convolutions elsewhere. XLA's depthwise convolutions and their gradients are
+  hundreds of times slower than multiply-adds on a CPU.
 
 Both forms are the same function with the same gradients. Padding is explicit everywhere: "SAME" pads strided
 convolutions unevenly, which PaddleSeg does not.
@@ -53,7 +53,8 @@ def conv3x3(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1,
     Returns:
         [B, ceil(H / stride), ceil(W / stride), D] in the type of `x`.
     """
-    if _use_products(form):
+    # Below this many channels, moving nine windows costs more than the products save.
+    if _use_products(form) and (form == "products" or min(kernel.shape[2:]) >= 512):
         return _conv3x3_products(x, kernel, stride, dilation)
     return _conv(x, kernel, stride, dilation)
 
@@ -235,7 +236,9 @@ def _depthwise_backward(dilation, residuals, cotangent):
     kernel_gradient = [jnp.zeros(x.shape[3:], accumulator)] * 9
     for tap in _taps(*x.shape[1:3], dilation=dilation):
         products = x[tap.input].astype(accumulator) * cotangent[tap.output].astype(accumulator)
-        kernel_gradient[3 * tap.row + tap.column] = products.sum((0, 1, 2))
+        products = products.reshape(-1, x.shape[3])
+        # A sum written as a product: plain sums of such windows take 1.4 to 1.6 times as long.
+        kernel_gradient[3 * tap.row + tap.column] = _product(jnp.ones(len(products), accumulator), products)
     kernel_gradient = jnp.stack(kernel_gradient).reshape(kernel.shape).astype(kernel.dtype)
     return _depthwise_products(cotangent, kernel[::-1, ::-1], dilation), kernel_gradient
 
