@@ -5,9 +5,12 @@ WORKDIR/checkpoints/best/STEP the same without the optimiser. Two managers, beca
 the newest. A checkpoint appears under its name only when it is whole.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -24,7 +27,7 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.PathLike, keep: int = 3):
         """Opens, and makes where needed, WORKDIR/checkpoints; `keep` is how many of the latest are kept."""
-        root = epath.Path(workdir) / "checkpoints"
+        root = _absolute(workdir) / "checkpoints"
         self._latest = _manager(root / "latest", max_to_keep=keep)
         self._best = _manager(root / "best", max_to_keep=1, best_fn=lambda metrics: metrics["mIoU"], best_mode="max")
 
@@ -52,6 +55,7 @@ class Checkpoints:
     @property
     def best_mIoU(self) -> float:  # noqa: N802
         """The best mIoU so far, -1 if none was saved."""
+        self._best.wait_until_finished()  # the score of a checkpoint that is being written cannot be read yet
         step = self._best.best_step()
         return -1.0 if step is None else self._best.metrics(step)["mIoU"]
 
@@ -64,16 +68,29 @@ class Checkpoints:
         self._latest.save(step, args=ocp.args.Composite(**items))
 
     def save_best(self, state: steps.TrainState, mean_iou: float) -> bool:
-        """Saves the model if `mean_iou` (a fraction) is better than every one before; says whether it was."""
+        """Saves the model if `mean_iou` (a fraction) is better than every one before; says whether it was.
+
+        The one before may be of this step or a later one: a killed run goes on from before its best, and may now be
+        evaluated more often or in another way.
+        """
         if not mean_iou > self.best_mIoU:
             return False
-        self._best.save(
-            int(state.step), args=ocp.args.Composite(**_model_items(state)), metrics={"mIoU": float(mean_iou)}
-        )
+        step = int(state.step)
+        for other in self._best.all_steps():
+            if other >= step:  # beside it, Orbax would silently save nothing
+                self._best.delete(other)
+        self._best.save(step, args=ocp.args.Composite(**_model_items(state)), metrics={"mIoU": float(mean_iou)})
         return True
 
     def restore(self, state: steps.TrainState) -> steps.TrainState:
-        """The newest checkpoint, laid out as `state` is (its shapes, dtypes and shardings; its values are not used)."""
+        """The newest checkpoint, laid out as `state` is (its shapes, dtypes and shardings; its values are not used).
+
+        Raises:
+          CheckpointError: there is none, or it cannot be read into such a state.
+        """
+        path = self.latest_path
+        if path is None:
+            raise CheckpointError(f"no checkpoint in {self._latest.directory}")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         items = {
             "variables": ocp.args.StandardRestore(abstract.variables),
@@ -82,7 +99,8 @@ class Checkpoints:
         }
         if state.ema is not None:
             items["ema"] = ocp.args.StandardRestore(abstract.ema)
-        restored = self._latest.restore(self.latest_step, args=ocp.args.Composite(**items))
+        with _naming(path):
+            restored = self._latest.restore(self.latest_step, args=ocp.args.Composite(**items))
         return steps.TrainState(
             step=jax.device_put(jax.numpy.int32(restored["meta"]["step"]), state.step.sharding),
             params=restored["variables"]["params"],
@@ -93,10 +111,24 @@ class Checkpoints:
 
 
 def _manager(directory: epath.Path, **options) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-        step_prefix=None, create=True, cleanup_tmp_directories=True, save_interval_steps=1, **options
-    )
+    options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, **options)
     return ocp.CheckpointManager(directory, options=options)
+
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+    """Orbax takes no relative paths."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else path.absolute()
+
+
+@contextlib.contextmanager
+def _naming(path: epath.Path) -> Iterator[None]:
+    """Turns whatever Orbax raises for damaged files (bare Exceptions, pages of text) into one line with `path`."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} is damaged, or of another model: {reason[:300]}") from error
 
 
 def _model_items(state: steps.TrainState) -> dict[str, Any]:
@@ -115,7 +147,7 @@ def find(path: epath.PathLike) -> epath.Path:
     Raises:
       CheckpointError: there is none; the message says what was looked for.
     """
-    path = epath.Path(path)
+    path = _absolute(path)
     if (path / "variables").is_dir():
         return path
     for folder in (
@@ -142,29 +174,33 @@ def find_config(checkpoint: epath.Path) -> epath.Path | None:
     return None
 
 
-def read_step(checkpoint: epath.Path) -> int:
-    """The training step that is written inside a checkpoint; folder names are not asked."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(checkpoint / "meta")["step"]
+def read_step(checkpoint: epath.PathLike) -> int:
+    """The training step that is written inside a checkpoint; folder names are not asked.
+
+    Raises:
+      CheckpointError: the folder holds no whole checkpoint.
+    """
+    path = _absolute(checkpoint) / "meta"
+    with _naming(path), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(path)["step"]
 
 
-def read_variables(checkpoint: epath.Path, item: str = "variables") -> steps.Variables | None:
+def read_variables(checkpoint: epath.PathLike, item: str = "variables") -> steps.Variables | None:
     """{'params': …, 'batch_stats': …} of one checkpoint as NumPy arrays; `item` 'ema' for the averaged, None if absent.
 
     Raises:
       CheckpointError: the folder holds no whole checkpoint.
     """
-    if item == "ema" and not (checkpoint / "ema").is_dir():
+    path = _absolute(checkpoint) / item
+    if item == "ema" and not path.is_dir():
         return None
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        try:
-            structure = checkpointer.metadata(checkpoint / item).item_metadata
-            abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(structure.items()))
-            device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-            abstract = jax.tree.map(lambda leaf: leaf.update(sharding=device), abstract)
-            return jax.device_get(checkpointer.restore(checkpoint / item, args=ocp.args.StandardRestore(abstract)))
-        except (FileNotFoundError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{checkpoint / item} cannot be read as a checkpoint: {error}") from error
+    with _naming(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        metadata = checkpointer.metadata(path).item_metadata
+        if metadata is None:
+            raise FileNotFoundError("some of its files are missing or cut short")
+        # As NumPy arrays; left to itself, Orbax looks for the devices that wrote them.
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
+        return checkpointer.restore(path, restore_args=restore_args)
 
 
 def fit_variables(loaded: steps.Variables, expected: steps.Variables, allow_new_head: bool) -> tuple[dict, list[str]]:
