@@ -1,0 +1,39 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import common
+from dlv3p_jax.models import build_model
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_float32_products_and_convolutions_ask_for_float32(platform, monkeypatch):
+    """Forward and gradient: otherwise a TPU multiplies in bfloat16 and a GPU in TF32."""
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)  # chooses the form of the operations
+    config = common.get_config()
+    config.num_classes = 3
+    config.model.update({"backbone": "resnet50_vd", "output_stride": 8})
+    model = build_model(config)
+
+    def gradients(variables, images, rng):
+        def loss(params):
+            logits, _ = model.apply(
+                variables | {"params": params}, images, train=True, rngs={"dropout": rng}, mutable=["batch_stats"]
+            )
+            return logits.sum()
+
+        return jax.grad(loss)(variables["params"])
+
+    rng, images = jax.random.key(0), jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(lambda rng, images: model.init(rng, images, train=False), rng, images)
+    lowered = jax.jit(gradients).trace(variables, images, rng).lower(lowering_platforms=(platform,))
+    operations = re.findall(r"= stablehlo\.(convolution|dot_general)(.*)", lowered.as_text())
+
+    kinds = [kind for kind, _ in operations]
+    assert kinds.count("convolution") > 0
+    assert kinds.count("dot_general") > 0
+    for _, line in operations:
+        assert len(re.findall("HIGHEST", line)) == 2, line
+        assert "DEFAULT" not in line, line
