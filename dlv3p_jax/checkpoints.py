@@ -99,7 +99,7 @@ class Checkpoints:
         }
         if state.ema is not None:
             items["ema"] = ocp.args.StandardRestore(abstract.ema)
-        with _naming(path):
+        with _naming(path, "; without this folder, the run goes on from the checkpoint before it"):
             restored = self._latest.restore(self.latest_step, args=ocp.args.Composite(**items))
         return steps.TrainState(
             step=jax.device_put(jax.numpy.int32(restored["meta"]["step"]), state.step.sharding),
@@ -122,13 +122,13 @@ def _absolute(path: epath.PathLike) -> epath.Path:
 
 
 @contextlib.contextmanager
-def _naming(path: epath.Path) -> Iterator[None]:
+def _naming(path: epath.Path, advice: str = "") -> Iterator[None]:
     """Turns whatever Orbax raises for damaged files (bare Exceptions, pages of text) into one line with `path`."""
     try:
         yield
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} is damaged, or of another model: {reason[:300]}") from error
+        raise CheckpointError(f"{path} is damaged, or of another model: {reason[:300]}{advice}") from error
 
 
 def _model_items(state: steps.TrainState) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """A run's configuration: checked before anything is built, written as JSON, compared when a run goes on."""
 
 import json
+import math
 from typing import Any
 
 import ml_collections
 from etils import epath
+from flax.traverse_util import flatten_dict
 
 # These may change when a run is resumed: they decide where, how often and how it is looked at, not what is trained.
 MAY_CHANGE = (
@@ -46,14 +48,15 @@ def resolve(config: ml_collections.ConfigDict, num_classes: int, ignore_label: i
 
 def check(config) -> None:
     """Raises ConfigError for the first key that no run can use; model, views and mesh check their own."""
+    values = flatten_dict(config.to_dict(), sep=".")
 
     def require(condition: bool, key: str, expected: str) -> None:
         if not condition:
-            value = config
-            for part in key.split("."):
-                value = value[part]
-            raise ConfigError(f"config.{key}={value!r}: {expected}")
+            raise ConfigError(f"config.{key}={values[key]!r}: {expected}")
 
+    for key, value in values.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        require(all(math.isfinite(x) for x in numbers if isinstance(x, float)), key, "must be finite")
     require(isinstance(config.dataset, str) and config.dataset != "", "dataset", "name a prepared data set")
     for key in ("crop_size", "eval_size"):
         size = config[key]
@@ -68,7 +71,8 @@ def check(config) -> None:
         require(config[key] >= 1, key, "must be at least 1")
     require(config.learning_rate > 0, "learning_rate", "must be positive")
     require(0 <= config.momentum < 1, "momentum", "must be at least 0 and below 1")
-    for key in ("weight_decay", "warmup_steps", "end_learning_rate", "profile_steps", "backbone_lr_factor", "seed"):
+    rates = ("end_learning_rate", "poly_power", "weight_decay", "backbone_lr_factor")
+    for key in (*rates, "warmup_steps", "profile_steps", "seed"):
         require(config[key] >= 0, key, "must not be negative")
     require(config.warmup_steps < config.num_train_steps, "warmup_steps", "must be below config.num_train_steps")
     require(config.clip_grad_norm is None or config.clip_grad_norm > 0, "clip_grad_norm", "must be positive, or None")
@@ -84,31 +88,27 @@ def to_dict(config) -> dict[str, Any]:
 
 
 def write(config, path: epath.Path) -> None:
-    """Writes the configuration as readable JSON."""
-    path.write_text(json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n")
+    """Writes the configuration as readable JSON; the file appears whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n")
+    unfinished.replace(path)
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The keys, dotted, whose values differ, with both values; a key that is absent counts as None."""
-    found = {}
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) or isinstance(after, dict):
-            found |= differences(before or {}, after or {}, f"{prefix}{key}.")
-        elif before != after:
-            found[prefix + key] = (before, after)
-    return found
+    old, new = flatten_dict(old, sep="."), flatten_dict(new, sep=".")
+    keys = sorted(old.keys() | new.keys())
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
 def check_resume(old: dict[str, Any], config, workdir: epath.PathLike) -> None:
     """Raises ConfigError, with keys and both values, if a run begun with `old` cannot go on with `config`."""
-    changed = {
-        key: values
-        for key, values in differences(old, to_dict(config)).items()
-        if key not in MAY_CHANGE and key.split(".")[0] not in MAY_CHANGE
-    }
-    if changed:
-        lines = "\n".join(f"  {key}: {before!r} then, {after!r} now" for key, (before, after) in changed.items())
+    lines = "\n".join(
+        f"  {key}: {before!r} then, {after!r} now"
+        for key, (before, after) in differences(old, to_dict(config)).items()
+        if key.split(".")[0] not in MAY_CHANGE
+    )
+    if lines:
         raise ConfigError(
             f"{workdir} holds a run with another configuration:\n{lines}\n"
             "give the values of then to go on with it, or another --workdir to begin a new run"
