@@ -2,10 +2,13 @@
 
 import logging as stdlib_logging
 import os
+import re
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from dlv3p_jax import configuration
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and reports go; workdir/CONFIG by default.")
@@ -24,28 +27,42 @@ def main(argv: list[str]) -> None:
     logging.get_absl_handler().addFilter(_is_ours)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow only decodes here; with it, it says so at length
+    try:
+        config = _CONFIG.value
+        configuration.check(config)  # before TensorFlow is imported, so that a slip is told at once
+    except (ValueError, OSError) as error:
+        sys.exit(f"main: {error}")
     name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))[0]
     workdir = _WORKDIR.value or os.path.join("workdir", name)
 
-    from dlv3p_jax import evaluator, train  # after the flags are known to be good: these import TensorFlow
+    from dlv3p_jax import evaluator, train
 
     try:
         if _MODE.value == "eval":
-            evaluator.evaluate_checkpoint(_CONFIG.value, workdir, _CHECKPOINT.value)
+            evaluator.evaluate_checkpoint(config, workdir, _CHECKPOINT.value)
         else:
-            train.train_and_evaluate(_CONFIG.value, workdir)
+            train.train_and_evaluate(config, workdir)
     except (ValueError, OSError, train.TrainingError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
-        print(f"main: {error}", file=sys.stderr)
-        if not isinstance(error, (ValueError, train.TrainingError)):
-            print("main: run again with --verbosity=1 to see where this comes from", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"main: {error}")
 
 
 def _is_ours(record) -> bool:
     """Keeps the dozens of lines that libraries log for every save and data set out of the run's own log."""
-    return record.levelno > stdlib_logging.INFO or not any(name in record.pathname for name in ("orbax", "tensorflow_", "xla_bridge"))
+    return record.levelno > stdlib_logging.INFO or not any(
+        name in record.pathname for name in ("orbax", "tensorflow_", "xla_bridge")
+    )
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:  # what ml_collections answers to an unknown key, with its suggestion
+        key = re.sub(r"[\\'\"]", "", str(error.args[0]).replace("\\n", ". "))
+        sys.exit(f"main: the config has no key {key} (configs/common.py has them all)")
+    except (flags.Error, TypeError, ValueError) as error:
+        sys.exit(f"main: {error} (--help lists the flags)")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=_parse_flags)

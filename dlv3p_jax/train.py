@@ -54,9 +54,10 @@ def train_and_evaluate(config, workdir: epath.PathLike) -> dict[str, Any]:
 
     model = build_model(config)
     run_evaluation = make_evaluator(config, dataset, mesh, model, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
     writer = metric_writers.create_default_writer(str(workdir), just_logging=jax.process_index() > 0)
     with checkpoints.Checkpoints(workdir, config.keep_checkpoints) as saved, metric_writers.ensure_flushes(writer):
-        state = _first_state(config, model, mesh, saved, workdir)
+        state = first_state(config, model, mesh, saved, workdir)
         configuration.write(config, workdir / "config.json")
 
         def evaluate(state: steps.TrainState) -> dict[str, Result]:
@@ -93,7 +94,7 @@ def _write_evaluation(writer, step: int, prefix: str, result: Result, dataset: r
     writer.write_images(step, {f"{prefix}/picture_label_prediction": np.asarray(result.sheet)[None]})
 
 
-def _first_state(config, model, mesh, saved: checkpoints.Checkpoints, workdir: epath.Path) -> steps.TrainState:
+def first_state(config, model, mesh, saved: checkpoints.Checkpoints, workdir: epath.Path) -> steps.TrainState:
     """The state that training goes on from: the newest checkpoint, `pretrained` weights, or a fresh model."""
     if saved.latest_step is not None and (workdir / "config.json").exists():
         configuration.check_resume(json.loads((workdir / "config.json").read_text()), config, workdir)
