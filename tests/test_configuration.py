@@ -188,7 +188,7 @@ def test_command_lines_override_keys_of_every_kind(monkeypatch, argument, expect
     ("argument", "name"), [("learning_rat=1", "learning_rat"), ("eval.scale=(1.0,)", "scale"), ("no.such=2", "no")]
 )
 def test_an_unknown_key_is_an_error_that_names_it(monkeypatch, argument, name):
-    with pytest.raises((AttributeError, KeyError), match=f"'{name}'"):
+    with pytest.raises((AttributeError, KeyError), match=name):
         parse(monkeypatch, f"--config.{argument}")
 
 
