@@ -1,0 +1,42 @@
+"""README against the program: what it lists has to be what there is."""
+
+import pathlib
+import re
+
+from configs import common
+
+README = (pathlib.Path(__file__).resolve().parents[1] / "README.md").read_text()
+
+
+def flatten(config, prefix=""):
+    for key in config:
+        value = config.get(key)
+        if hasattr(value, "items"):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def test_every_key_is_listed_with_its_default():
+    listed = dict(re.findall(r"^\| `([\w.]+)` \| `(.*?)` \|", README, re.MULTILINE))
+    assert listed == {key: repr(value) for key, value in flatten(common.get_config())}
+
+
+def test_keys_that_may_change_on_resume_are_listed():
+    from dlv3p_jax.configuration import MAY_CHANGE
+
+    paragraph = README[README.index("These keys may change") : README.index("Any other difference is refused")]
+    listed = {key.removesuffix(".*") for key in re.findall(r"`([\w.*]+)`", paragraph)}
+    assert listed == set(MAY_CHANGE)
+
+
+def test_every_config_loads_and_differs_from_the_common_one():
+    import importlib
+
+    folder = pathlib.Path(__file__).resolve().parents[1] / "configs"
+    names = sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "common"))
+    assert names
+    for name in names:
+        config = importlib.import_module(f"configs.{name}").get_config()
+        assert dict(flatten(config)).keys() == dict(flatten(common.get_config())).keys()
+        assert config.dataset
