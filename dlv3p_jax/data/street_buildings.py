@@ -30,7 +30,11 @@ class Facade:
 def new_facade(rng: np.random.Generator) -> Facade:
     """A house of any style: plastered, brick, glass, dark, pale."""
     kind = rng.random()
-    wall = any_colour(rng, 0.2, 0.9, 0.15) if kind < 0.5 else any_colour(rng, 0.25, 0.7, 0.4)
+    wall = any_colour(rng, 0.2, 0.9, 0.3)
+    if kind < 0.7:  # brick, sandstone, cream
+        wall = np.array([1, rng.uniform(0.6, 0.95), rng.uniform(0.4, 0.85)], np.float32) * np.float32(
+            rng.uniform(0.35, 0.95)
+        )
     pane = any_colour(rng, 0.05, 0.35, 0.3) if rng.random() < 0.65 else any_colour(rng, 0.4, 0.95, 0.25)
     if np.abs(pane - wall).max() < 0.3:  # windows that do not show are of no use to anyone
         pane = wall * np.float32(0.3) if wall.max() > 0.4 else wall + np.float32(0.4)

@@ -60,6 +60,11 @@ def any_colour(rng: np.random.Generator, low: float, high: float, saturation: fl
     return np.clip(rng.uniform(low, high) * (1 + saturation * tint), 0.02, 1).astype(np.float32)
 
 
+def vivid_colour(rng: np.random.Generator) -> np.ndarray:
+    """A saturated colour of any hue, float32 [3]: one channel high, one low, one between."""
+    return rng.permutation([rng.uniform(0.7, 1.0), rng.uniform(0.1, 0.8), rng.uniform(0.03, 0.2)]).astype(np.float32)
+
+
 def draw_shadow(canvas: Canvas, camera: Camera, x0: float, x1: float, z0: float, z1: float, darkness: float) -> None:
     """Darken the ground under something, without changing its label."""
     (left, bottom), (right, top) = camera.project(x0, 0, z0), camera.project(x1, 0, z1)
@@ -73,9 +78,7 @@ def draw_shadow(canvas: Canvas, camera: Camera, x0: float, x1: float, z0: float,
 def draw_tree(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z: float) -> None:
     """A trunk and a crown of several ragged lobes of leaves, or a bush without a trunk."""
     bush = rng.random() < 0.2
-    height, width = (
-        (rng.uniform(0.8, 2.0), rng.uniform(1.5, 4.0)) if bush else (rng.uniform(4, 10), rng.uniform(2.5, 6))
-    )
+    height, width = (rng.uniform(0.9, 1.7), rng.uniform(1.5, 3.0)) if bush else (rng.uniform(3, 6), rng.uniform(2, 4))
     scale = camera.focal / z
     foot = camera.project(x, 0, z)
     draw_shadow(canvas, camera, x - width / 2, x + width / 2, z - 0.2 * width, z + 0.3 * width, rng.uniform(0.2, 0.7))
@@ -122,10 +125,11 @@ def draw_pole(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float
     foot = camera.project(x, 0, z)
     half = max(rng.uniform(0.14, 0.22) * scale, 2.6)
     kind = rng.choice(["bare", "lamp", "lamp", "lights", "sign", "sign"])
-    height = rng.uniform(4.5, 8) if kind in ("bare", "lamp") else rng.uniform(2.6, 4.2)
+    height = rng.uniform(3, 6) if kind in ("bare", "lamp") else rng.uniform(1.9, 3)
     top = foot[1] - height * scale
-    metal = camera.seen(any_colour(rng, 0.15, 0.85, 0.15 if rng.random() < 0.7 else 0.5), z)
-    second = metal * (np.float32(rng.uniform(0.2, 0.5)) if rng.random() < 0.7 else 1)  # of the bands, if it has any
+    metal = second = camera.seen(any_colour(rng, 0.25, 0.95, 0.08), z)
+    if rng.random() < 0.8:  # banded
+        second = camera.seen(vivid_colour(rng) if rng.random() < 0.6 else np.full(3, 0.06, np.float32), z)
     draw_shadow(canvas, camera, x - 0.4, x + 0.4, z - 0.3, z + 0.3, 0.5)
     extent = (foot[0] - half, top, foot[0] + half, foot[1])
     window = window_of(canvas, *extent)
@@ -137,7 +141,7 @@ def draw_pole(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float
         paint(canvas, window, polygon_distance(px, py, rectangle(*extent)), colour, POLE)
     if kind == "lamp":
         end = (foot[0] + inwards * rng.uniform(0.8, 2.0) * scale, top - rng.uniform(0, 0.4) * scale)
-        draw_capsule(canvas, (foot[0], top), end, max(0.7 * half, 1.5), metal, POLE)
+        draw_capsule(canvas, (foot[0], top), end, max(0.7 * half, 2), metal, POLE)
         glow = camera.seen(any_colour(rng, 0.3, 1.0, 0.2), z)
         draw_ellipse(canvas, end, (max(0.45 * scale, 3), max(0.2 * scale, 1.8)), glow, POLE)
     elif kind == "lights":
@@ -174,7 +178,7 @@ def draw_person(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: flo
         return x0 + side * u * size, y0 - v * size
 
     skin = camera.seen(np.array([1.0, 0.76, 0.62], np.float32) * np.float32(rng.uniform(0.3, 0.95)), z)
-    shirt, trousers, bag = (camera.seen(any_colour(rng, 0.25, 0.8, 0.95), z) for _ in range(3))
+    shirt, trousers, bag = (camera.seen(vivid_colour(rng) * np.float32(rng.uniform(0.5, 1)), z) for _ in range(3))
     hair, shoes = (camera.seen(any_colour(rng, 0.05, 0.3, 0.3), z) for _ in range(2))
     if rng.random() < 0.4:
         trousers = camera.seen(any_colour(rng, 0.06, 0.3, 0.3), z)
@@ -251,7 +255,7 @@ def draw_car(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float,
     van = rng.random() < 0.2
     length, width = (rng.uniform(4.5, 6), 2.0) if van else (rng.uniform(3.5, 4.7), rng.uniform(1.65, 1.85))
     waist, roof = (1.1, rng.uniform(1.9, 2.5)) if van else (rng.uniform(0.85, 1.0), rng.uniform(1.4, 1.7))
-    body = any_colour(rng, 0.05, 0.9, 0.12) if rng.random() < 0.5 else any_colour(rng, 0.2, 0.75, 0.9)
+    body = any_colour(rng, 0.05, 0.9, 0.06) if rng.random() < 0.7 else any_colour(rng, 0.15, 0.5, 0.7)
     glass = any_colour(rng, 0.04, 0.3, 0.3) if rng.random() < 0.7 else any_colour(rng, 0.3, 0.8, 0.2)
     rubber = np.full(3, rng.uniform(0.02, 0.08), np.float32)
     front = rng.random() < 0.5  # whether the bonnet is on the near side (along) or on the left

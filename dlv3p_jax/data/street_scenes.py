@@ -56,14 +56,14 @@ def draw_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     height, width = SIZE
     camera = Camera(
         focal=width * rng.uniform(0.72, 1.0),
-        height=rng.uniform(1.3, 2.4),
+        height=rng.uniform(0.95, 1.5),
         vanishing=(width * rng.uniform(0.2, 0.8), height * rng.uniform(0.34, 0.54)),
         haze=any_colour(rng, 0.35, 0.9, 0.15),
-        haze_distance=rng.choice([100, 200, 400]),
+        haze_distance=rng.choice([150, 300, 600]),
         sun=(rng.uniform(-1, 1), rng.uniform(-1, 1)),
     )
-    kerbs = (-rng.uniform(1.2, 4), rng.uniform(1.2, 4))
-    walls = (kerbs[0] - rng.uniform(3.5, 7), kerbs[1] + rng.uniform(3.5, 7))
+    kerbs = (-rng.uniform(0.9, 3), rng.uniform(0.9, 3))
+    walls = (kerbs[0] - rng.uniform(2.5, 5), kerbs[1] + rng.uniform(2.5, 5))
     end = rng.uniform(14, 32) if rng.random() < 0.4 else 70.0
     rows = [street_side(rng, end) for _ in walls]
     draw_sky(canvas, camera, rng)
@@ -136,9 +136,9 @@ def draw_ground(canvas: Canvas, camera: Camera, rng: np.random.Generator, kerbs,
         paving = any_colour(rng, 0.45, 0.85, 0.1) * np.array([1.1, 1.0, rng.uniform(0.7, 1.0)], np.float32)
     full = (slice(0, SIZE[0]), slice(0, SIZE[1]))
     fine, patches, stains = (texture(canvas, rng, full, grain) for grain in (1, 6, 40))
-    asphalt = tone * (1 + 0.16 * fine + 0.08 * patches + 0.1 * stains)[..., None]
+    asphalt = tone * (1 + 0.22 * fine + 0.08 * patches + 0.1 * stains)[..., None]
     # Slabs: joints every so many metres across and along, as far as they can be seen.
-    slab, joint, parity = rng.uniform(0.7, 1.4), np.zeros_like(across), 0
+    slab, joint, parity = rng.uniform(0.5, 1.0), np.zeros_like(across), 0
     for metres, per_metre in ((across, scale), (depth, along_scale)):
         offset = np.abs(metres / slab - np.floor(metres / slab) - 0.5) * slab * per_metre
         parity = parity + np.floor(metres / slab)
@@ -217,37 +217,37 @@ def cast_shadows(canvas: Canvas, camera: Camera, rng: np.random.Generator) -> No
 def street_things(rng: np.random.Generator, kerbs, walls, end: float) -> list[tuple]:
     """What stands in the street: (depth, draw, *place)."""
     things = []
-    reach = min(end - 4, 19)
+    reach = min(end - 4, 15)
     for side, (kerb, wall) in enumerate(zip(kerbs, walls, strict=True)):
         inwards = 1 if side == 0 else -1
         pavement = sorted((kerb, wall))
-        if rng.random() < 0.6:
-            z, gap = rng.uniform(4, 9), rng.uniform(6, 10)
+        if rng.random() < 0.5:
+            z, gap = rng.uniform(4, 9), rng.uniform(5, 9)
             while z < reach:
                 things.append((z, draw_tree, kerb - inwards * 0.9, z))
                 z += gap
-        for _ in range(rng.integers(1, 3)):
-            z = rng.uniform(3.5, 9)
+        for _ in range(rng.integers(0, 3)):
+            z = rng.uniform(3, 6.5)
             things.append((z, draw_pole, kerb - inwards * rng.uniform(0.3, 0.8), z, inwards))
-        if rng.random() < 0.6:
-            z = rng.uniform(3.5, 8)
+        if rng.random() < 0.35:
+            z = rng.uniform(3.5, 7)
             for _ in range(rng.integers(1, 3)):
                 things.append((z, draw_car, kerb + inwards * 1.1, z, True))
                 z += rng.uniform(5.5, 8)
-        for _ in range(rng.integers(0, 3)):
-            z = rng.uniform(2.8, 6.5)
+        for _ in range(rng.integers(0, 2)):
+            z = rng.uniform(2.6, 5)
             things.append((z, draw_person, rng.uniform(*pavement), z))
         if rng.random() < 0.25:
             z = rng.uniform(4, 11)
             things.append((z, draw_odd_thing, rng.uniform(*pavement), z))
-    if rng.random() < 0.55:
-        z = rng.uniform(5, 14)
-        things.append((z, draw_car, rng.uniform(kerbs[0] + 1.2, kerbs[1] - 1.2), z, True))
-    if rng.random() < 0.45:
-        z = rng.uniform(5, 11)
+    if rng.random() < 0.35:
+        z = rng.uniform(4, 9)
+        things.append((z, draw_car, rng.uniform(*kerbs) * 0.5, z, True))
+    if rng.random() < 0.3:
+        z = rng.uniform(4, 8)
         things.append((z, draw_car, rng.uniform(-5, 5), z, False))
     for _ in range(rng.integers(0, 3)):
-        z = rng.uniform(3, 7)
+        z = rng.uniform(2.8, 5)
         things.append((z, draw_person, rng.uniform(*kerbs), z))
     return things
 
@@ -278,15 +278,15 @@ def expose(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     height, width = SIZE
     image = canvas.image
     x, y = (canvas.x - width / 2) / width, (canvas.y - height / 2) / height
-    gain = rng.uniform(0.75, 1.15) * (1 + rng.uniform(-0.3, 0.3) * x + rng.uniform(-0.2, 0.2) * y)
-    image = np.clip(image * gain[..., None] * (1 + rng.uniform(-0.1, 0.1, 3)), 0, 1.2)
-    curve = rng.uniform(-0.3, 0.3)  # towards darker or lighter middle tones
+    gain = rng.uniform(0.8, 1.12) * (1 + rng.uniform(-0.3, 0.3) * x + rng.uniform(-0.2, 0.2) * y)
+    image = np.clip(image * gain[..., None] * (1 + rng.uniform(-0.07, 0.07, 3)), 0, 1.2)
+    curve = rng.uniform(-0.2, 0.2)  # towards darker or lighter middle tones
     image = image + curve * image * (1 - image)
-    soft = rng.uniform(0, 0.18)  # weight of a neighbour in a 3-tap kernel
+    soft = rng.uniform(0, 0.14)  # weight of a neighbour in a 3-tap kernel
     for axis in (0, 1):
         length = image.shape[axis]
         before, after = np.maximum(np.arange(length) - 1, 0), np.minimum(np.arange(length) + 1, length - 1)
         image = image * (1 - 2 * soft) + soft * (np.take(image, before, axis) + np.take(image, after, axis))
     grain = rng.integers(0, 256, (2, *image.shape), np.uint8).astype(np.float64)
-    image = image * 255 + (grain[0] + grain[1] - 255) * rng.uniform(0.01, 0.04)
+    image = image * 255 + (grain[0] + grain[1] - 255) * rng.uniform(0.01, 0.03)
     return np.floor(np.clip(image, 0, 255) + 0.5).astype(np.uint8)
