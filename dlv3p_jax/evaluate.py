@@ -6,6 +6,7 @@ the views' probabilities are averaged, and each scale's picture is made from the
 """
 
 import math
+import numbers
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -35,7 +36,7 @@ def predict_logits(
       model: what `build_model` gave.
       variables: {'params': …, 'batch_stats': …}.
       images: float32 `[B, H, W, 3]`, normalised.
-      scales: sizes of the views, relative to the picture; a side becomes floor(side * scale + 0.5).
+      scales: sizes of the views, relative to the picture; a side becomes floor(side * scale + 0.5), 1 at least.
       flip: also predict every view mirrored left to right.
       window: (height, width) of a sliding window over each view, None to see each view at once. Where windows overlap,
         their logits are averaged; a view smaller than the window is seen at once.
@@ -63,11 +64,11 @@ def predict_logits(
     total = 0.0
     view = images
     for scale in scales:
-        scaled_size = tuple(math.floor(side * scale + 0.5) for side in size)
+        scaled_size = tuple(max(math.floor(side * scale + 0.5), 1) for side in size)
         view = ops.resize(view if average == "legacy" else images, scaled_size, align_corners=False)
         if flip:  # a loop, so that both mirror images run through one compiled network
             zeros = jnp.zeros(jax.eval_shape(partial(scores_of, mirrored=False), view).shape, jnp.float32)
-            scores = jax.lax.fori_loop(0, 2, lambda i, sum, view=view: sum + scores_of(view, i == 1), zeros)
+            scores = jax.lax.fori_loop(0, 2, lambda i, so_far, view=view: so_far + scores_of(view, i == 1), zeros)
         else:
             scores = scores_of(view, False)
         # The barrier makes the scales run one after the other, so that memory does not grow with their number.
@@ -83,17 +84,21 @@ def check_views(scales, window, stride, average) -> None:
     """Raises ValueError where these settings of `predict_logits` make no sense, before anything is compiled."""
     if average not in AVERAGES:
         raise ValueError(f"eval.average={average!r} is not one of {', '.join(AVERAGES)}")
-    if not scales or any(scale <= 0 for scale in scales):
-        raise ValueError(f"eval.scales={scales!r}: give at least one scale, all of them positive")
-    if window is not None and (len(window) != 2 or min(window) < 1):
+    if not scales or not all(isinstance(scale, numbers.Real) and 0 < scale < math.inf for scale in scales):
+        raise ValueError(f"eval.scales={scales!r}: give at least one scale, all of them positive numbers")
+    if window is not None and not _is_size(window):
         raise ValueError(f"eval.window={window!r}: give (height, width) in pixels")
     if stride is not None:
         if window is None:
             raise ValueError(f"eval.stride={stride!r} needs eval.window too")
-        if len(stride) != 2 or min(stride) < 1 or stride[0] > window[0] or stride[1] > window[1]:
+        if not _is_size(stride) or stride[0] > window[0] or stride[1] > window[1]:
             raise ValueError(
                 f"eval.stride={stride!r} must be (height, width), at least 1 and at most eval.window={window!r}"
             )
+
+
+def _is_size(size) -> bool:
+    return len(size) == 2 and all(isinstance(side, numbers.Integral) and side >= 1 for side in size)
 
 
 def _starts(side: int, window: int, stride: int) -> list[int]:
