@@ -1,6 +1,11 @@
-"""Makes a data set: python -m dlv3p_jax.prepare --dataset=NAME [--source=FOLDER] --data_dir=FOLDER"""
+"""Makes a data set: python -m dlv3p_jax.prepare --dataset=NAME [--source=FOLDER] --data_dir=FOLDER
 
+--check reads a prepared data set to its end, or a source without writing anything; --preview=PNG draws some of it.
+"""
+
+import importlib
 import os
+import pathlib
 import sys
 import time
 
@@ -8,12 +13,17 @@ from absl import app, flags, logging
 
 from dlv3p_jax.data.errors import DatasetError
 
-_DATASET = flags.DEFINE_string("dataset", None, "toy_streets (drawn by this program) or image_folder (your own data).")
+_DATASET = flags.DEFINE_string(
+    "dataset", None, "toy_streets (drawn by this program), image_folder (your own data), cityscapes or voc2012."
+)
 _SOURCE = flags.DEFINE_string(
     "source",
     None,
     'image_folder: a folder with train.txt and val.txt, "image label" on every line, or with images/{train,val} and '
-    "labels/{train,val}.",
+    "labels/{train,val}. cityscapes: the folder that holds leftImg8bit and gtFine. voc2012: VOC2012, or what holds it.",
+)
+_SBD = flags.DEFINE_string(
+    "sbd", None, "voc2012: SBD's folder (benchmark_RELEASE), whose .mat files then are the augmented part."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where prepared data sets live.")
 _CLASS_NAMES = flags.DEFINE_string(
@@ -27,17 +37,25 @@ _LABEL_MAP = flags.DEFINE_string(
 )
 _IGNORE_LABEL = flags.DEFINE_integer("ignore_label", 255, "image_folder: the label of pixels that count nowhere.")
 _WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Number of processes that read pictures.", lower_bound=1)
-_SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "image_folder: leave out what cannot be used, and list it.")
+_SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Leave out what cannot be used, and list it.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set if it is there.")
+_CHECK = flags.DEFINE_bool(
+    "check", False, "Write nothing: decode everything, of --source or of the prepared data set, and list what is wrong."
+)
+_PREVIEW = flags.DEFINE_string(
+    "preview", None, "Draw ten pictures of the prepared data set, with labels and as augmented, into this PNG file."
+)
+_CROP_SIZE = flags.DEFINE_list("crop_size", None, "HEIGHT,WIDTH of crops in --preview; that of the config by default.")
 
 
-def _toy_streets(data_dir):
+def _toy_streets(data_dir, skip_bad):
+    del skip_bad  # nothing that is drawn is bad
     from dlv3p_jax.data.toy_streets import ToyStreets
 
     return ToyStreets(data_dir, workers=_WORKERS.value)
 
 
-def _image_folder(data_dir):
+def _image_folder(data_dir, skip_bad):
     from dlv3p_jax.data.image_folder import ImageFolder
 
     return ImageFolder(
@@ -47,22 +65,40 @@ def _image_folder(data_dir):
         label_map=_LABEL_MAP.value,
         ignore_label=_IGNORE_LABEL.value,
         workers=_WORKERS.value,
-        skip_bad=_SKIP_BAD.value,
+        skip_bad=skip_bad,
     )
 
 
-_OF_A_SOURCE = (_SOURCE, _CLASS_NAMES, _LABEL_MAP, _IGNORE_LABEL, _SKIP_BAD)
-# name: (the builder, which of these flags it knows, the configuration to train it with)
+def _cityscapes(data_dir, skip_bad):
+    from dlv3p_jax.data.cityscapes import Cityscapes
+
+    return Cityscapes(data_dir, _SOURCE.value, workers=_WORKERS.value, skip_bad=skip_bad)
+
+
+def _voc2012(data_dir, skip_bad):
+    from dlv3p_jax.data.voc2012 import Voc2012
+
+    return Voc2012(data_dir, _SOURCE.value, sbd_folder=_SBD.value, workers=_WORKERS.value, skip_bad=skip_bad)
+
+
+_OF_A_SOURCE = (_SOURCE, _CLASS_NAMES, _LABEL_MAP, _IGNORE_LABEL, _SBD, _SKIP_BAD)
+# name: (the builder, the names of those of these flags that it knows, the configuration to train it with)
 BUILDERS = {
     "toy_streets": (_toy_streets, (), "configs/quickstart.py"),
-    "image_folder": (_image_folder, _OF_A_SOURCE, "configs/image_folder.py"),
+    "image_folder": (
+        _image_folder,
+        ("source", "class_names", "label_map", "ignore_label", "skip_bad"),
+        "configs/image_folder.py",
+    ),
+    "cityscapes": (_cityscapes, ("source", "skip_bad"), "configs/cityscapes_r50.py"),
+    "voc2012": (_voc2012, ("source", "sbd", "skip_bad"), "configs/voc_r50.py"),
 }
 
 
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # TFDS tells every file that it reads
     try:
-        _prepare(argv[1:])
+        _run(argv[1:])
     except DatasetError as error:
         sys.exit(f"prepare: {error}")
     except KeyboardInterrupt:
@@ -70,34 +106,107 @@ def main(argv: list[str]) -> None:
         sys.exit(130)
 
 
-def _prepare(arguments: list[str]) -> None:
+def _run(arguments: list[str]) -> None:
     name = _DATASET.value
     if arguments:
         raise DatasetError(f'"{arguments[0]}" is no flag; flags look like --data_dir=data')
     if name not in BUILDERS:
         raise DatasetError(f"--dataset={name or ''}: choose one of {', '.join(BUILDERS)}")
-    make_builder, known, config = BUILDERS[name]
-    if _SOURCE in known and not _SOURCE.value:
-        raise DatasetError(f"--source is missing: {flags.FLAGS['source'].help}")
+    _, known, config = BUILDERS[name]
     for flag in _OF_A_SOURCE:
-        if flag.present and flag not in known:
+        if flag.present and flag.name not in known:
             raise DatasetError(f"--{flag.name} has no meaning for --dataset={name}")
-    if "://" in _DATA_DIR.value:
-        raise DatasetError(f"--data_dir={_DATA_DIR.value}: prepare on a local disk, then copy the folder there")
+    if _PREVIEW.value is not None and _SOURCE.value:
+        raise DatasetError("--preview draws a data set that is prepared: leave --source out")
+    if _CROP_SIZE.present and _PREVIEW.value is None:
+        raise DatasetError("--crop_size is for --preview; training takes --config.crop_size")
+    if _CHECK.value and _SOURCE.value:
+        _check_source(name)
+    elif _CHECK.value or _PREVIEW.value is not None:
+        _look_at_prepared(name, config)
+    else:
+        if "source" in known and not _SOURCE.value:
+            raise DatasetError(f"--source is missing: {flags.FLAGS['source'].help}")
+        if "://" in _DATA_DIR.value:
+            raise DatasetError(f"--data_dir={_DATA_DIR.value}: prepare on a local disk, then copy the folder there")
+        _prepare(name, config)
 
-    from dlv3p_jax.data import builder, summary  # after the flags, so that a slip is told at once
+
+# Libraries are imported after the flags have been read, so that a slip is told at once.
+
+
+def _prepare(name: str, config: str) -> None:
+    from dlv3p_jax.data import builder, summary
+
+    def make_builder(data_dir):
+        return BUILDERS[name][0](data_dir, _SKIP_BAD.value)
 
     start = time.perf_counter()
     dataset, made_by = builder.prepare_dataset(name, make_builder, _DATA_DIR.value, _OVERWRITE.value)
     seconds = time.perf_counter() - start
-    for warning in (*made_by.remarks, *summary.warnings(dataset)):
-        print(f"warning: {warning}", file=sys.stderr)
+    _warn(*made_by.remarks, *summary.warnings(dataset))
     if made_by.problems:
         print(f"Skipped (all are in skipped.txt): {builder.describe_problems(made_by.problems)}")
     print(summary.table(dataset))
     count = sum(map(dataset.num_pictures, dataset.splits))
     print(f"Wrote {dataset.folder} in {seconds:.1f} s ({count / seconds:.0f} pictures/s). Train on it with")
     print(f"  python -m dlv3p_jax.main --config={config} --config.data_dir={_DATA_DIR.value}")
+
+
+def _check_source(name: str) -> None:
+    from dlv3p_jax.data import builder, summary
+
+    made_by = BUILDERS[name][0](pathlib.Path(_DATA_DIR.value), skip_bad=True)
+    dataset = made_by.survey(_SOURCE.value)
+    _warn(*made_by.remarks, *summary.warnings(dataset))
+    print(summary.table(dataset))
+    if made_by.problems:
+        raise DatasetError(builder.describe_problems(made_by.problems, most=len(made_by.problems)))
+    made_by.refuse_useless_data()
+    print(f"{_SOURCE.value} can be prepared: every file was decoded, and no problem found")
+
+
+def _look_at_prepared(name: str, config: str) -> None:
+    from dlv3p_jax.data import builder, check, records, summary
+
+    dataset = records.open_dataset(name, _DATA_DIR.value)
+    if _CHECK.value:
+        problems = check.check_records(dataset, _WORKERS.value)
+        _warn(*summary.warnings(dataset))
+        print(summary.table(dataset))
+        if problems:
+            listed = builder.describe_problems(problems, most=len(problems))
+            raise DatasetError(
+                f"{listed}\nPrepare it again: {records.prepare_command(name, _DATA_DIR.value)} --overwrite"
+            )
+        print(f"{dataset.folder} is whole: every record was decoded")
+    if _PREVIEW.value is not None:
+        from dlv3p_jax.data import preview
+
+        settings = _preview_config(config)
+        split = settings.train_split if settings.train_split in dataset.splits else dataset.splits[0]
+        sheet = preview.preview_sheet(dataset, split, settings)
+        try:
+            sheet.save(_PREVIEW.value, "PNG")
+        except OSError as error:
+            raise DatasetError(f"--preview={_PREVIEW.value}: cannot be written ({error.strerror})") from error
+        print(f"Wrote {_PREVIEW.value}")
+
+
+def _preview_config(path: str):
+    """The configuration that the data set is trained with, and the crop size of the flag."""
+    config = importlib.import_module(path.removesuffix(".py").replace("/", ".")).get_config()
+    if _CROP_SIZE.value:
+        sides = _CROP_SIZE.value
+        if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+            raise DatasetError(f"--crop_size={','.join(sides)}: give HEIGHT,WIDTH, like 512,1024")
+        config.crop_size = tuple(map(int, sides))
+    return config
+
+
+def _warn(*warnings: str) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

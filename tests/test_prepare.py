@@ -78,12 +78,23 @@ def test_bad_data_is_one_message_and_leaves_nothing(source, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--dataset=: choose one of toy_streets, image_folder"),
+        ([], "--dataset=: choose one of toy_streets, image_folder, cityscapes, voc2012"),
         (["--dataset=voc"], "--dataset=voc: choose one of toy_streets, image_folder"),
         (["--dataset=image_folder"], "--source is missing"),
         (["--dataset=image_folder", "--source=/no/such"], "--source=/no/such: no such folder"),
         (["--dataset=toy_streets", "--source=x"], "--source has no meaning for --dataset=toy_streets"),
         (["--dataset=toy_streets", "--ignore_label=3"], "--ignore_label has no meaning"),
+        (
+            ["--dataset=cityscapes", "--source=x", "--label_map=0:0"],
+            "--label_map has no meaning for --dataset=cityscapes",
+        ),
+        (["--dataset=image_folder", "--source=x", "--sbd=y"], "--sbd has no meaning for --dataset=image_folder"),
+        (["--dataset=cityscapes", "--source=x", "--sbd=y"], "--sbd has no meaning for --dataset=cityscapes"),
+        (["--dataset=cityscapes", "--source=/no/such"], "leftImg8bit_trainvaltest.zip"),
+        (["--dataset=voc2012", "--source=/no/such"], "VOCtrainval_11-May-2012.tar"),
+        (["--dataset=voc2012", "--check"], 'data set "voc2012" is not prepared'),
+        (["--dataset=image_folder", "--source=x", "--preview=y.png"], "leave --source out"),
+        (["--dataset=toy_streets", "--crop_size=3,4"], "--crop_size is for --preview"),
         (["--dataset", "toy_streets", "extra"], '"extra" is no flag'),
         (["--datset=toy_streets"], "Unknown command line flag 'datset'"),
         (["--dataset=toy_streets", "--workers=0"], "--workers=0"),
@@ -135,8 +146,10 @@ def started(tmp_path) -> tuple[subprocess.Popen, pathlib.Path]:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes in /proc")
 def test_a_killed_preparation_leaves_nothing_that_looks_finished(source, tmp_path):
     process, data_dir = started(tmp_path)
-    workers = children(process.pid)
-    assert len(workers) >= 2
+    deadline = time.monotonic() + 30
+    while len(workers := children(process.pid)) < 2:  # they start once the first file is open
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     process.kill()
     process.wait()
     assert list(data_dir.rglob("*array_record*"))
@@ -161,3 +174,72 @@ def test_ctrl_c_ends_cleanly(tmp_path):
     assert "prepare: interrupted, nothing was written" in errors
     assert "Traceback" not in errors
     assert not list(data_dir.iterdir())
+
+
+def test_a_source_is_checked_without_writing(source, tmp_path):
+    arguments = ("--dataset=image_folder", f"--source={source}", f"--data_dir={tmp_path / 'data'}", "--workers=1")
+    done = run(*arguments, "--check")
+    assert done.returncode == 0, done.stderr
+    assert "train: 3 pictures; width x height 6x8 (3)" in done.stdout
+    assert "can be prepared: every file was decoded" in done.stdout
+    for index in range(12):
+        (source / "images/val" / f"lonely{index:02d}.jpg").symlink_to(source / "one.jpg")
+    (source / "images/train/2.jpg").unlink()
+    (source / "images/train/2.jpg").write_bytes((source / "one.jpg").read_bytes()[:-30])
+    done = run(*arguments, "--check")
+    assert done.returncode == 1
+    assert "train: 2 pictures" in done.stdout
+    assert "prepare: 13 problems with the data:" in done.stderr
+    assert all(f"lonely{index:02d}.jpg has no label" in done.stderr for index in range(12))  # all of them, not ten
+    assert "images/train/2.jpg: damaged or truncated" in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_prepared_data_set_is_checked_and_drawn(source, tmp_path):
+    data_dir, sheet = tmp_path / "data", tmp_path / "sheet.png"
+    common = ("--dataset=image_folder", f"--data_dir={data_dir}", "--workers=1")
+    assert run(*common, f"--source={source}").returncode == 0
+    done = run(*common, "--check", f"--preview={sheet}", "--crop_size=16,24")
+    assert done.returncode == 0, done.stderr
+    assert "1.0.0 is whole: every record was decoded" in done.stdout
+    assert "weed" in done.stdout
+    with Image.open(sheet) as picture:
+        assert picture.format == "PNG"
+    done = run(*common, f"--preview={tmp_path / 'no' / 'sheet.png'}", "--crop_size=16,24")
+    assert done.returncode == 1
+    assert "sheet.png: cannot be written" in done.stderr
+
+    (records_file,) = data_dir.rglob("*train*array_record*")
+    content = bytearray(records_file.read_bytes())
+    middle = content.index(b"\xff\xd8\xff") + 40  # in the first picture, a JPEG
+    content[middle : middle + 4] = b"oops"
+    records_file.write_bytes(content)
+    done = run(*common, "--check")
+    assert done.returncode == 1
+    assert "prepare: 1 problem with the data:\n  train: record 0 cannot be read" in done.stderr
+    assert "--overwrite" in done.stderr
+
+
+def test_cityscapes_and_voc_from_the_command_line(tmp_path):
+    grey, label = np.zeros((4, 6, 3), np.uint8), np.tile(np.uint8([0, 7, 8]), (4, 2))
+    for split in ("train", "val"):
+        stem = f"{split}/ulm/ulm_000000_000019"
+        for path, values in (
+            (f"cs/leftImg8bit/{stem}_leftImg8bit.png", grey),
+            (f"cs/gtFine/{stem}_gtFine_labelIds.png", label),
+            (f"VOC2012/JPEGImages/{split}.jpg", grey),
+            (f"VOC2012/SegmentationClass/{split}.png", label),
+        ):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(tmp_path / path)
+        (tmp_path / "VOC2012/ImageSets/Segmentation").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"VOC2012/ImageSets/Segmentation/{split}.txt").write_text(f"{split}\n")
+    for name, source, config in (("cityscapes", "cs", "cityscapes_r50"), ("voc2012", ".", "voc_r50")):
+        arguments = (f"--dataset={name}", f"--data_dir={tmp_path / 'data'}", "--workers=1")
+        done = run(*arguments, f"--source={tmp_path / source}")
+        assert done.returncode == 0, done.stderr
+        assert f"--config=configs/{config}.py" in done.stdout
+        assert "train: 1 pictures" in done.stdout
+        assert "33.33%" in done.stdout
+        assert "warning: train: 1 pictures, where" in done.stderr
+    assert records.open_dataset("cityscapes", tmp_path / "data").metadata["class_pixels"]["train"][:3] == [8, 8, 0]

@@ -21,6 +21,7 @@ from dlv3p_jax.data.pictures import Example, Problem
 from dlv3p_jax.data.workers import ordered_map
 
 _PICTURES_A_SHARD = 512
+_MEND = "\nMend these, or leave them out with --skip_bad"
 _STAGING = "incomplete"  # beside the finished versions; TFDS's own unfinished folders begin with this word too
 
 
@@ -61,9 +62,14 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             remarks: what the user should hear about the items.
             workers: number of processes; 1 runs everything in this one.
             skip_bad: leave out what has a problem and list it in skipped.txt, instead of failing.
+
+        Raises:
+            DatasetError: there are problems, and they are not to be skipped.
         """
         self._items, self._read = splits, read
-        self.problems, self.remarks = list(problems), tuple(remarks)
+        self._problems, self.remarks = dict.fromkeys(problems), tuple(remarks)
+        if problems and not skip_bad:  # before anything is read
+            raise DatasetError(describe_problems(self.problems) + _MEND)
         self._workers, self._skip_bad = workers, skip_bad
         self._metadata = tfds.core.MetadataDict(
             description=description,
@@ -77,6 +83,11 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             notes=collections.Counter(),
         )
         super().__init__(data_dir=data_dir, file_format="array_record")
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What could not be used, each once, however many splits hold it."""
+        return list(self._problems)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -101,8 +112,8 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """The records of the next `count` items; shards are written one after the other, from one iterator."""
         for result in itertools.islice(self._results, count):
             if isinstance(result, Problem):
-                self.problems.append(result)
-            elif self._skip_bad or not self.problems:
+                self._problems[result] = None
+            elif self._skip_bad or not self._problems:
                 self._count(split, result)
                 yield result.id, {"id": result.id, "image": result.image, "label": result.label}
 
@@ -118,6 +129,18 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             runs.append([*example.size, 1])
 
     def _download_and_prepare(self, dl_manager, download_config=None):
+        with self._reading():
+            super()._download_and_prepare(dl_manager, download_config)
+        if self.problems and not self._skip_bad:
+            raise DatasetError(describe_problems(self.problems) + _MEND)
+        self.refuse_useless_data()
+        if self.problems:
+            lines = "".join(f"{problem.message}\n" for problem in self.problems)
+            pathlib.Path(self.data_dir, "skipped.txt").write_text(lines, encoding="utf-8")
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Has the workers read every item, for `_records` to take, under a progress bar."""
         total = sum(map(len, self._items.values()))
         every_item = itertools.chain.from_iterable(self._items.values())
         with (
@@ -125,17 +148,25 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             tqdm(results, total=total, unit=" pictures", desc=self.name, disable=total == 0) as progress,
         ):
             self._results = iter(progress)
-            super()._download_and_prepare(dl_manager, download_config)
+            yield
             next(self._results, None)  # nothing is left; this completes the progress bar
-        self._refuse_bad_data()
-        if self.problems:
-            lines = "".join(f"{problem.message}\n" for problem in self.problems)
-            pathlib.Path(self.data_dir, "skipped.txt").write_text(lines, encoding="utf-8")
 
-    def _refuse_bad_data(self) -> None:
-        """Raises DatasetError on what only shows when everything has been read."""
-        if self.problems and not self._skip_bad:
-            raise DatasetError(describe_problems(self.problems) + "\nMend these, or leave them out with --skip_bad")
+    def survey(self, folder: str | os.PathLike) -> records.Dataset:
+        """Reads everything as if to write it, writes nothing, and gathers all `problems`, if made with `skip_bad`.
+
+        Args:
+            folder: where the items come from.
+
+        Returns:
+            What would have been written, without its records.
+        """
+        with self._reading():
+            for split, items in self._items.items():
+                collections.deque(self._records(split, len(items)), maxlen=0)
+        return records.Dataset(self.name, pathlib.Path(folder), dict(self._metadata), self)
+
+    def refuse_useless_data(self) -> None:
+        """Raises DatasetError on what only shows when everything has been read: a split or the labels are empty."""
         for split, runs in self._metadata["sizes"].items():
             if not runs:
                 raise DatasetError(f"nothing is left of the {split} split; " + describe_problems(self.problems))

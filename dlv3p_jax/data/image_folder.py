@@ -4,8 +4,9 @@ import functools
 import os
 import pathlib
 
+from dlv3p_jax import viz
 from dlv3p_jax.data import pairs
-from dlv3p_jax.data.builder import PictureBuilder, describe_problems
+from dlv3p_jax.data.builder import PictureBuilder
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.label_map import LabelMap, parse
 from dlv3p_jax.data.pictures import read_pair
@@ -43,8 +44,6 @@ class ImageFolder(PictureBuilder, skip_registration=True):
         found, problems, remarks = pairs.find_pairs(source)
         names = pairs.read_class_names(class_names, source)
         _check_indices(names, ignore_label, table)
-        if problems and not skip_bad:
-            raise DatasetError(describe_problems(problems) + "\nMend these, or leave them out with --skip_bad")
         super().__init__(
             data_dir,
             found,
@@ -76,12 +75,4 @@ def _check_indices(names: list[str], ignore_label: int, table: LabelMap | None) 
 def _palette(num_classes: int, table: LabelMap | None) -> list[tuple[int, int, int]]:
     """The colours that the labels are drawn in, as far as known, and Pascal VOC's for the rest."""
     known = {index: color for color, index in reversed(table.colors)} if table else {}
-    return [known.get(index, _voc_color(index)) for index in range(num_classes)]
-
-
-def _voc_color(index: int) -> tuple[int, int, int]:
-    """Pascal VOC's colour of a class: the bits of its index, dealt to red, green and blue from the highest bit down."""
-    channels = [0, 0, 0]
-    for bit in range(8):
-        channels[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
-    return tuple(channels)
+    return [known.get(index, tuple(color)) for index, color in enumerate(viz.palette(num_classes).tolist())]

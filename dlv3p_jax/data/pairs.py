@@ -55,7 +55,7 @@ def find_pairs(source: str | os.PathLike) -> tuple[dict[str, list[Pair]], list[P
         remarks += found[2]
         if not found[0] and not found[1]:
             raise DatasetError(f"{path}: the {split} split is empty")
-    remarks += _shared_pictures(pairs)
+    remarks += shared_pictures(pairs)
     return pairs, problems, remarks
 
 
@@ -74,7 +74,7 @@ def read_class_names(path: str | os.PathLike | None, source: str | os.PathLike) 
                 "(background counts, ignored values do not), or give --class_names=FILE"
             )
         path = found[0]
-    names = [name.strip() for name in _read_lines(pathlib.Path(path).expanduser())]
+    names = [name.strip() for name in read_lines(pathlib.Path(path).expanduser())]
     if not 2 <= len(names) <= 255:
         raise DatasetError(
             f"{path}: {len(names)} class names; from 2 to 255 are possible, one a line, and background counts"
@@ -87,7 +87,7 @@ def read_class_names(path: str | os.PathLike | None, source: str | os.PathLike) 
     return names
 
 
-def _read_lines(path: pathlib.Path) -> list[str]:
+def read_lines(path: pathlib.Path) -> list[str]:
     """The lines of a text file, whatever ends them, without those that are blank at its end."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -102,13 +102,13 @@ def _read_lines(path: pathlib.Path) -> list[str]:
 
 def _is_unlabelled(path: pathlib.Path) -> bool:
     """Whether every line is the path of one picture."""
-    lines = [line.strip().replace("\\", "/") for line in _read_lines(path)]
+    lines = [line.strip().replace("\\", "/") for line in read_lines(path)]
     return bool(lines) and all((path.parent / line).is_file() for line in lines)
 
 
 def _read_list(path: pathlib.Path, source: pathlib.Path) -> tuple[list[Pair], list[Problem], list[str]]:
     rows, problems, repeated = {}, [], []
-    for number, line in enumerate(_read_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -131,7 +131,7 @@ def _read_list(path: pathlib.Path, source: pathlib.Path) -> tuple[list[Pair], li
     ]
     remarks = []
     if repeated:
-        remarks.append(f"{path}: {len(repeated)} repeated rows count once (lines {_first_five(repeated)})")
+        remarks.append(f"{path}: {len(repeated)} repeated rows count once (lines {first_five(repeated)})")
     return pairs, problems, remarks
 
 
@@ -181,8 +181,8 @@ def _ids_of(images: dict[str, tuple[str, int]], source: pathlib.Path) -> dict[st
 
 
 def _match_folders(source: pathlib.Path, split: str) -> tuple[list[Pair], list[Problem], list[str]]:
-    images, other = _pictures_below(source / "images" / split)
-    labels, more = _pictures_below(source / "labels" / split)
+    images, other = pictures_below(source / "images" / split)
+    labels, more = pictures_below(source / "labels" / split)
     other += more
     problems = [
         Problem(stem, f"{have[stem]} has no {lacks} (looked for {lacks}s/{split}/{stem}.*)")
@@ -193,11 +193,11 @@ def _match_folders(source: pathlib.Path, split: str) -> tuple[list[Pair], list[P
     pairs = [Pair(stem, str(images[stem]), str(labels[stem])) for stem in images if stem in labels]
     remarks = []
     if other:
-        remarks.append(f"{split}: {len(other)} files that are no pictures are left out ({_first_five(other)})")
+        remarks.append(f"{split}: {len(other)} files that are no pictures are left out ({first_five(other)})")
     return pairs, problems, remarks
 
 
-def _pictures_below(folder: pathlib.Path) -> tuple[dict[str, pathlib.Path], list[pathlib.Path]]:
+def pictures_below(folder: pathlib.Path) -> tuple[dict[str, pathlib.Path], list[pathlib.Path]]:
     """Picture files of a folder and its sub-folders by relative stem, sorted, and the other files; no hidden ones."""
     pictures, other = {}, []
     files = [pathlib.Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names]
@@ -215,7 +215,7 @@ def _pictures_below(folder: pathlib.Path) -> tuple[dict[str, pathlib.Path], list
     return pictures, other
 
 
-def _shared_pictures(pairs: dict[str, list[Pair]]) -> list[str]:
+def shared_pictures(pairs: dict[str, list[Pair]]) -> list[str]:
     """Remarks on pictures that two splits have in common, by their real path."""
     images = {split: {os.path.realpath(pair.image) for pair in found} for split, found in pairs.items()}
     remarks = []
@@ -224,10 +224,10 @@ def _shared_pictures(pairs: dict[str, list[Pair]]) -> list[str]:
         if shared:
             remarks.append(
                 f"{len(shared)} pictures are both in {one} and in {other}, so {other} does not measure what was "
-                f"learnt ({_first_five(shared)})"
+                f"learnt ({first_five(shared)})"
             )
     return remarks
 
 
-def _first_five(things: list) -> str:
+def first_five(things: list) -> str:
     return ", ".join(map(str, things[:5])) + (", …" if len(things) > 5 else "")

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,11 +23,11 @@ _ORIENTATION = 0x0112  # the EXIF tag
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A picture and its label, as paths; `id` names the pair within its split."""
+    """A picture and its label, as paths; `id` names the pair within its split. None: a picture without a label."""
 
     id: str
     image: str
-    label: str
+    label: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Example:
     Attributes:
         id: names the picture within its split.
         image: an 8-bit RGB or grey JPEG or PNG file.
-        label: an 8-bit grey PNG file of class indices.
+        label: an 8-bit grey PNG file of class indices; empty where a picture has no label.
         size: (height, width).
         class_pixels: int64 [num_classes].
         ignored_pixels: how many pixels hold the ignore label.
@@ -60,17 +61,37 @@ class Problem:
     message: str
 
 
-def read_pair(pair: Pair, num_classes: int, ignore_label: int, label_map: LabelMap | None = None) -> Example | Problem:
-    """Reads and checks both files of a pair, decoding them fully."""
+def read_pair(
+    pair: Pair,
+    num_classes: int,
+    ignore_label: int,
+    label_map: LabelMap | None = None,
+    *,
+    read_values: Callable[[str], np.ndarray] | None = None,
+    advice: str | None = None,
+) -> Example | Problem:
+    """Reads and checks both files of a pair, decoding them fully.
+
+    Args:
+        pair: the paths.
+        num_classes, ignore_label: what the label may hold.
+        label_map: turns values or colours into indices.
+        read_values: reads the indices of a label file, in place of `read_label` and the map.
+        advice: what to do about values outside the classes, where a label map is no way out.
+    """
     try:
         image, size, notes = read_image(pair.image)
-        label, label_note = _read_label(pair.label, label_map)
+        if pair.label is None:
+            return Example(pair.id, image, b"", size, np.zeros(num_classes, np.int64), 0, notes)
+        label, label_note = (
+            (read_values(pair.label), None) if read_values else _read_label(pair.label, label_map, advice)
+        )
         if label.shape != size:
             raise DatasetError(_different_sizes(pair, size, label.shape))
         found = count_values(label)
         wrong = [(value, count) for value, count in found if value >= num_classes and value != ignore_label]
         if wrong:
-            raise DatasetError(f"{pair.label}: {_outside(wrong, found, pair.label, num_classes, ignore_label)}")
+            raise DatasetError(f"{pair.label}: {_outside(wrong, found, pair.label, num_classes, ignore_label, advice)}")
         return encode_example(
             pair.id, image, label.astype(np.uint8), num_classes, ignore_label, (*notes, *filter(None, [label_note]))
         )
@@ -125,7 +146,9 @@ def read_image(path: str | os.PathLike) -> tuple[bytes, tuple[int, int], tuple[s
     return _encode_png(picture), (picture.height, picture.width), (f"{kind} stored as RGB PNG",)
 
 
-def read_label(source: str | os.PathLike | bytes, label_map: LabelMap | None = None) -> np.ndarray:
+def read_label(
+    source: str | os.PathLike | bytes, label_map: LabelMap | None = None, advice: str | None = None
+) -> np.ndarray:
     """The integers that a label file holds.
 
     Grey pictures of 1 to 16 bits give their stored values; three equal channels are one. A palette picture gives its
@@ -134,6 +157,7 @@ def read_label(source: str | os.PathLike | bytes, label_map: LabelMap | None = N
     Args:
         source: a path, or the bytes of a file.
         label_map: turns values or colours into indices.
+        advice: what to do about colours, where a label map is no way out.
 
     Returns:
         [H, W], uint8 or uint16; uint8 where a map was given.
@@ -141,10 +165,12 @@ def read_label(source: str | os.PathLike | bytes, label_map: LabelMap | None = N
     Raises:
         DatasetError: a lossy format, colours without a map, values that the map lacks, or an unreadable file.
     """
-    return _read_label(source, label_map)[0]
+    return _read_label(source, label_map, advice)[0]
 
 
-def _read_label(source: str | os.PathLike | bytes, label_map: LabelMap | None) -> tuple[np.ndarray, str | None]:
+def _read_label(
+    source: str | os.PathLike | bytes, label_map: LabelMap | None, advice: str | None
+) -> tuple[np.ndarray, str | None]:
     """What `read_label` returns, and a remark for the summary."""
     name = "label" if isinstance(source, bytes) else str(source)
     data, picture = _open(source)
@@ -167,9 +193,9 @@ def _read_label(source: str | os.PathLike | bytes, label_map: LabelMap | None) -
             label, note = label[..., 0], "label of three equal channels, read as one"
         else:
             shape = "x".join(map(str, np.asarray(picture).shape))
+            otherwise = advice or f'or list every colour, like --label_map "{_some_colors(label)}"'
             raise DatasetError(
-                f"{name}: a colour picture of shape {shape} is no label; save one channel of class indices, "
-                f'or list every colour, like --label_map "{_some_colors(label)}"'
+                f"{name}: a colour picture of shape {shape} is no label; save one channel of class indices, {otherwise}"
             )
     else:
         raise DatasetError(f"{name}: labels have one channel of class indices, not Pillow's mode {picture.mode}")
@@ -262,7 +288,12 @@ def _different_sizes(pair: Pair, size: tuple[int, int], label_size: tuple[int, i
 
 
 def _outside(
-    wrong: list[tuple[int, int]], found: list[tuple[int, int]], name: str, num_classes: int, ignore_label: int
+    wrong: list[tuple[int, int]],
+    found: list[tuple[int, int]],
+    name: str,
+    num_classes: int,
+    ignore_label: int,
+    advice: str | None,
 ) -> str:
     """Says which values are wrong and, where they look familiar, what they may be."""
     values = [value for value, _ in found if value != ignore_label]
@@ -271,7 +302,9 @@ def _outside(
         f"(0..{num_classes - 1}) and not ignore_label {ignore_label}; the file holds {', '.join(map(str, values[:20]))}"
         f"{', …' if len(values) > 20 else ''}"
     )
-    if num_classes == 2 and set(values) <= {0, 255}:
+    if advice is not None:
+        message += f"; {advice}"
+    elif num_classes == 2 and set(values) <= {0, 255}:
         message += '; for a mask of 0 and 255 give --label_map "0:0,255:1"'
     elif ("labelIds" in name or num_classes == 19) and max(values) <= 33:
         message += "; values of 0..33 look like Cityscapes labelIds, which must be turned into trainIds"

@@ -61,6 +61,7 @@ def train_batches(
     Yields:
       {'image': uint8 `[b, *crop_size, 3]`, 'label': uint8 `[b, *crop_size]`, 'id': bytes `[b]`}.
     """
+    dataset.require_labels(split)
     source, num_pictures = dataset.source(split), dataset.num_pictures(split)
     rows = batch_size // process_count
 
@@ -132,7 +133,11 @@ def eval_batches(
 
     Yields:
       {'image': uint8 `[b, H, W, 3]`, 'label': uint8 `[b, H, W]`, 'id': bytes `[b]`}; H and W differ between batches.
+
+    Raises:
+      DatasetError: the split has no labels.
     """
+    dataset.require_labels(split)
     source, plan = dataset.source(split), plan_evaluation(dataset.sizes(split), batch_size)
     rows = batch_size // process_count
     ours = [batch[process_index * rows : (process_index + 1) * rows] for batch in plan.batches]

@@ -1,6 +1,7 @@
 """What a prepared data set looks like on disk, and how to open one.
 
 A record holds `id`, `image` and `label` (files as bytes); position i of a split is the i-th picture that was listed.
+In a split without labels, such as the test pictures of a benchmark, every `label` is empty (0 bytes).
 metadata.json beside the records holds, under the names of `METADATA`, what training needs to know before it reads any.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from dlv3p_jax.data import downloads
 from dlv3p_jax.data.errors import DatasetError as DatasetError
 from dlv3p_jax.data.pictures import read_label as read_label
 
@@ -23,7 +25,7 @@ METADATA = {
     "class_names": "list of str, class 0 first",
     "palette": "list of [red, green, blue], a colour for every class",
     "ignore_label": "int, the label of pixels that count nowhere",
-    "class_pixels": "{split: [pixels of every class]}",
+    "class_pixels": "{split: [pixels of every class]}; all 0 where a split has no labels, as are its ignored_pixels",
     "ignored_pixels": "{split: pixels of the ignore label}",
     "sizes": "{split: [[height, width, how many pictures in a row], …]}",
     "notes": "{what was changed on the way into the records: how many pictures}",
@@ -64,10 +66,23 @@ class Dataset:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return tuple(self.builder.info.splits)
+        return tuple(self.metadata["sizes"])
 
     def num_pictures(self, split: str) -> int:
-        return self.builder.info.splits[self._known(split)].num_examples
+        return sum(count for _, _, count in self.metadata["sizes"][self._known(split)])
+
+    def has_labels(self, split: str) -> bool:
+        """Whether a split has labels; where it has none, it is for prediction only."""
+        return any(self.metadata["class_pixels"][self._known(split)]) or self.metadata["ignored_pixels"][split] > 0
+
+    def require_labels(self, split: str) -> None:
+        """Raises DatasetError if the split has no labels."""
+        if not self.has_labels(split):
+            labelled = ", ".join(name for name in self.splits if self.has_labels(name))
+            raise DatasetError(
+                f'split "{split}" of {self.name} has no labels, so nothing can be learnt from it or measured on it; '
+                f"with labels: {labelled}"
+            )
 
     def sizes(self, split: str) -> list[tuple[int, int]]:
         """(height, width) of every picture, by position."""
@@ -92,7 +107,7 @@ class Dataset:
         return source
 
     def _known(self, split: str) -> str:
-        if split not in self.builder.info.splits:
+        if split not in self.splits:
             raise DatasetError(f'data set {self.name} has no split "{split}"; it has {", ".join(self.splits)}')
         return split
 
@@ -108,7 +123,7 @@ def open_dataset(dataset: str, data_dir: str | os.PathLike) -> Dataset:
     if not versions:
         raise DatasetError(
             f'data set "{dataset}" is not prepared in {root}; run\n  {prepare_command(dataset, data_dir)}\n'
-            f"Prepared there: {', '.join(_prepared(root)) or 'nothing'}"
+            f"Prepared there: {', '.join(_prepared(root)) or 'nothing'}{_how_to_get(dataset)}"
         )
     folder = root / dataset / str(versions[-1])
     try:
@@ -130,6 +145,10 @@ def prepare_command(dataset: str, data_dir: str | os.PathLike) -> str:
     """The command that makes a data set."""
     source = "" if dataset == "toy_streets" else " --source=FOLDER"
     return f"python -m dlv3p_jax.prepare --dataset={dataset}{source} --data_dir={data_dir}"
+
+
+def _how_to_get(dataset: str) -> str:
+    return f"\n{downloads.HOW_TO[dataset]}" if dataset in downloads.HOW_TO else ""
 
 
 def _damaged(dataset: str, folder: pathlib.Path, reason: str) -> str:

@@ -16,15 +16,15 @@ def table(dataset: Dataset) -> str:
         sizes = collections.Counter(dataset.sizes(split)).most_common()
         shown = ", ".join(f"{width}x{height} ({count})" for (height, width), count in sizes[:4])
         more = f" and {len(sizes) - 4} other sizes" if len(sizes) > 4 else ""
-        lines.append(f"{split}: {dataset.num_pictures(split)} pictures; width x height {shown}{more}")
+        unlabelled = "" if dataset.has_labels(split) else " without labels"
+        lines.append(f"{split}: {dataset.num_pictures(split)} pictures{unlabelled}; width x height {shown}{more}")
+    labelled = [split for split in dataset.splits if dataset.has_labels(split)]
     width = max(len("of all pixels"), *map(len, dataset.class_names))
-    lines.append(f"{'class':>5}  {'':{width}}" + "".join(f"{split:>10}" for split in dataset.splits))
-    shares = {split: _shares(dataset, split) for split in dataset.splits}
+    lines.append(f"{'class':>5}  {'':{width}}" + "".join(f"{split:>10}" for split in labelled))
+    shares = {split: _shares(dataset, split) for split in labelled}
     for index, name in enumerate(dataset.class_names):
-        lines.append(
-            f"{index:5}  {name:{width}}" + "".join(f"{shares[split][index]:10.2%}" for split in dataset.splits)
-        )
-    ignored = "".join(f"{shares[split][-1]:10.2%}" for split in dataset.splits)
+        lines.append(f"{index:5}  {name:{width}}" + "".join(f"{shares[split][index]:10.2%}" for split in labelled))
+    ignored = "".join(f"{shares[split][-1]:10.2%}" for split in labelled)
     lines.append(f"{dataset.ignore_label:5}  {'ignored':{width}}{ignored}")
     for note, count in dataset.metadata["notes"].items():
         lines.append(f"{count} of {sum(map(dataset.num_pictures, dataset.splits))}: {note}")
@@ -34,7 +34,7 @@ def table(dataset: Dataset) -> str:
 def warnings(dataset: Dataset) -> list[str]:
     """What is unlikely to be meant: classes that never occur in a split, one class nearly everywhere."""
     found = []
-    for split in dataset.splits:
+    for split in filter(dataset.has_labels, dataset.splits):
         pixels = dataset.metadata["class_pixels"][split]
         absent = [f"{index} ({dataset.class_names[index]})" for index, count in enumerate(pixels) if not count]
         if absent:

@@ -1,0 +1,26 @@
+"""What to download for the public data sets, and how the folder must look, as messages tell it."""
+
+CITYSCAPES = """\
+Download leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip (241 MB) from
+https://www.cityscapes-dataset.com/downloads/ (registration is free) and extract both into one folder, which then holds
+  leftImg8bit/{train,val,test}/CITY/*_leftImg8bit.png
+  gtFine/{train,val}/CITY/*_gtFine_labelIds.png (or *_gtFine_labelTrainIds.png)"""
+
+VOC2012 = """\
+Download VOCtrainval_11-May-2012.tar (2 GB) from http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ and extract it: the
+folder then holds VOCdevkit/VOC2012 with
+  JPEGImages/*.jpg
+  SegmentationClass/*.png
+  ImageSets/Segmentation/{train,val,trainval}.txt"""
+
+VOC2012_AUG = """\
+Either put the augmented labels into VOC2012/SegmentationClassAug/*.png, their names into
+VOC2012/ImageSets/Segmentation/aug.txt; or download SBD's benchmark.tgz (1.4 GB) from
+https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz, extract it, and add
+--sbd=FOLDER/benchmark_RELEASE"""
+
+HOW_TO = {
+    "cityscapes": CITYSCAPES,
+    "voc2012": f"{VOC2012}\n"
+    f"and, for trainaug (10,582 pictures), which the published figures were trained on:\n{VOC2012_AUG}",
+}
