@@ -48,6 +48,9 @@ def get_config() -> ConfigDict:
     config.freeze_backbone = False
     config.loss = ConfigDict()
     config.loss.cross_entropy = 1.0
+    config.loss.rmi = 0.0
+    config.loss.dice = 0.0
+    config.loss.lovasz = 0.0
     config.loss.class_weights = config_dict.placeholder(tuple)
     config.loss.top_k = 1.0  # share of all pixels, the hardest first
 

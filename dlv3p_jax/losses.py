@@ -1,11 +1,13 @@
 """Losses of semantic segmentation, over the pixels of the global batch."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+PARTS = ("cross_entropy", "rmi", "dice", "lovasz")  # whose weights are under `config.loss`
 EPSILON = 1e-8  # in every denominator, so that a batch without a valid pixel gives 0
 
 
@@ -40,8 +42,7 @@ def cross_entropy(
         ValueError: on shapes that do not fit, or `top_k` outside (0, 1].
     """
     num_classes = logits.shape[-1]
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"logits {logits.shape} and labels {labels.shape} differ in their leading dimensions")
+    _check_shapes(logits, labels)
     _check(num_classes, class_weights, top_k)
 
     labels = labels.astype(jnp.int32)
@@ -61,41 +62,138 @@ def cross_entropy(
     return jnp.mean(pixel_losses) / (jnp.mean(weights) + EPSILON)
 
 
+def dice(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
+    """Dice loss of a softmax, as PaddleSeg's `DiceLoss` computes it with its defaults (no smoothing).
+
+    With the softmax p and the one-hot label y, both 0 at pixels that are not valid, and all sums over the pixels of the
+    global batch: 1 - mean over classes of 2 sum(p y) / (sum(p) + sum(y) + 1e-5). A class that is in no label has a Dice
+    coefficient of 0, so it adds a constant 1/C to the loss and nothing to the gradient.
+
+    PaddleSeg takes the sums over each card's pixels, and then the mean over the cards: on one card the two are equal.
+
+    Args:
+        logits: `[B, H, W, C]`, float32 or bfloat16; computed in float32.
+        labels: integers `[B, H, W]` in `0..C-1`; `ignore_label` and everything else outside the classes is left out.
+        ignore_label: the label that is left out.
+
+    Returns:
+        A float32 scalar in 0..1; 0, with gradients of 0, if no pixel is valid (PaddleSeg: 1, with gradients of 0).
+
+    Raises:
+        ValueError: on shapes that do not fit.
+    """
+    valid, one_hot, probabilities = _softmax_and_labels(logits, labels, ignore_label)
+    probabilities = jnp.where(valid[..., None], probabilities, 0)
+    pixels = tuple(range(labels.ndim))
+    overlap = jnp.sum(jnp.where(one_hot, probabilities, 0), axis=pixels)
+    size = jnp.sum(probabilities, axis=pixels) + jnp.sum(one_hot, axis=pixels)
+    return jnp.where(jnp.any(valid), 1 - jnp.mean(2 * overlap / (size + 1e-5)), 0)
+
+
+def lovasz(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
+    """Lovász-softmax loss (Berman, Rannen Triki and Blaschko, CVPR 2018), as PaddleSeg's `LovaszSoftmaxLoss`.
+
+    The errors of class c are m_p = 1 - softmax_c at the valid pixels of c and softmax_c at the other valid ones. Sorted
+    from the largest down, each is weighted by how much the Jaccard loss 1 - |intersection| / |union| of class c grows
+    when its pixel joins those that are wrong; the sum is the Lovász extension of that loss. The mean is over the
+    classes that are in the labels of the global batch (`classes="present"`); the others give neither loss nor gradient.
+
+    All pixels are sorted once for each class, one class after the other. This needs them in one place: over a mesh,
+    every device gathers and sorts the errors of all of them, so unlike the other losses it does not get faster with
+    more devices. PaddleSeg sorts each card's pixels alone: on one card the two are equal.
+
+    Args:
+        logits: `[B, H, W, C]`, float32 or bfloat16; computed in float32.
+        labels: integers `[B, H, W]` in `0..C-1`; `ignore_label` and everything else outside the classes is left out.
+        ignore_label: the label that is left out.
+
+    Returns:
+        A float32 scalar in 0..1; 0, with gradients of 0, if no pixel is valid.
+
+    Raises:
+        ValueError: on shapes that do not fit.
+    """
+    valid, one_hot, probabilities = _softmax_and_labels(logits, labels, ignore_label)
+    errors = jnp.where(valid[..., None], jnp.where(one_hot, 1 - probabilities, probabilities), 0)
+    errors = jnp.moveaxis(errors, -1, 0).reshape(errors.shape[-1], -1)
+    one_hot = jnp.moveaxis(one_hot, -1, 0).reshape(errors.shape)
+    weights = jax.lax.map(lambda row: _jaccard_growth(*row), (jax.lax.stop_gradient(errors), one_hot))
+    present = jnp.any(one_hot, axis=1)
+    return jnp.sum(errors * weights) / jnp.maximum(jnp.sum(present), 1)
+
+
 def weighted(config) -> Callable[[Array, Array], tuple[Array, dict[str, Array]]]:
     """The mix of losses that a configuration asks for.
 
-    Reads `num_classes`, `ignore_label` and, under `loss`, the weight of each part (`cross_entropy`; 0 leaves it out),
-    `class_weights` and `top_k`.
+    Reads `num_classes`, `ignore_label` and, under `loss`, the weight of each part (0 leaves it out), and the
+    cross-entropy's `class_weights` and `top_k`.
 
     Returns:
         A function of logits `[B, H, W, C]` and labels `[B, H, W]` that gives the float32 sum of weight x part, and the
         parts by name, before their weights.
 
     Raises:
-        ValueError: if every weight is 0 or one is negative, the class weights are not `num_classes` numbers of at least
-            0, or `top_k` is outside (0, 1].
+        ValueError: see `check_weights`; or the class weights are not `num_classes` numbers of at least 0, or `top_k` is
+            outside (0, 1].
     """
-    settings = config.loss
+    settings, ignore_label = config.loss, config.ignore_label
     class_weights = None if settings.class_weights is None else tuple(settings.class_weights)
-    top_k, ignore_label = settings.top_k, config.ignore_label
-    _check(config.num_classes, class_weights, top_k)
-
-    def cross_entropy_part(logits, labels):
-        return cross_entropy(logits, labels, class_weights, top_k, ignore_label)
-
-    parts = {"cross_entropy": (settings.cross_entropy, cross_entropy_part)}
-    for name, (weight, _) in parts.items():
-        if weight < 0:
-            raise ValueError(f"config.loss.{name} = {weight}: the weight of a loss is at least 0")
-    parts = {name: part for name, part in parts.items() if part[0] > 0}
-    if not parts:
-        raise ValueError("every weight under config.loss is 0: nothing would be trained; set loss.cross_entropy=1.0")
+    check_weights(settings)
+    _check(config.num_classes, class_weights, settings.top_k)
+    functions = {
+        "cross_entropy": functools.partial(cross_entropy, class_weights=class_weights, top_k=settings.top_k),
+        "dice": dice,
+        "lovasz": lovasz,
+    }
+    weights = {name: settings[name] for name in functions if settings[name] > 0}
 
     def loss(logits, labels):
-        values = {name: function(logits, labels) for name, (_, function) in parts.items()}
-        return sum(weight * values[name] for name, (weight, _) in parts.items()), values
+        values = {name: functions[name](logits, labels, ignore_label=ignore_label) for name in weights}
+        return sum(weight * values[name] for name, weight in weights.items()), values
 
     return loss
+
+
+def check_weights(settings) -> None:
+    """Raises ValueError if the weights of `config.loss` make no mix: one is negative, all are 0, or RMI's is not."""
+    for name in PARTS:
+        if settings[name] < 0:
+            raise ValueError(f"config.loss.{name} = {settings[name]}: the weight of a loss is at least 0")
+    if settings.rmi > 0:
+        raise ValueError(
+            f"config.loss.rmi = {settings.rmi}: this version has no RMI loss yet; to train without it, "
+            "give --config.loss.rmi=0.0 --config.loss.cross_entropy=1.0"
+        )
+    if all(settings[name] == 0 for name in PARTS):
+        raise ValueError("every weight under config.loss is 0: nothing would be trained; set loss.cross_entropy=1.0")
+
+
+def _softmax_and_labels(logits, labels, ignore_label):
+    """Which pixels are valid `[B, H, W]`; labels as booleans and softmax as float32, `[B, H, W, C]`."""
+    _check_shapes(logits, labels)
+    classes = jnp.arange(logits.shape[-1])
+    labels = labels.astype(jnp.int32)
+    one_hot = (labels[..., None] == classes) & (labels != ignore_label)[..., None]
+    return jnp.any(one_hot, axis=-1), one_hot, jax.nn.softmax(logits.astype(jnp.float32))
+
+
+def _jaccard_growth(errors, is_class):
+    """The weights of one class's errors, both `[pixels]`: the gradient of the Lovász extension of the Jaccard loss.
+
+    Where g pixels are of the class, and the i largest errors contain f_i pixels of it, the Jaccard loss of these i is
+    1 - (g - f_i) / (g + i - f_i). Its growth from i - 1 to i, taken directly and not as a difference of numbers near
+    each other, is 1 / u with u = g + i - f_i if the i-th is of the class, else (g - f_i) / (u (u - 1)).
+    """
+    # One number tells pixel and class: sorting moves two arrays, and sorting again by it needs no scatter.
+    tags = 2 * jnp.arange(errors.size, dtype=jnp.uint32) + is_class
+    _, tags = jax.lax.sort((-errors, tags), num_keys=1)
+    is_class = tags % 2 == 1
+    found = jnp.cumsum(is_class, dtype=jnp.int32)
+    total, count = found[-1], jnp.arange(1, errors.size + 1)
+    left = (total - found).astype(jnp.float32)
+    union = (total + count - found).astype(jnp.float32)
+    growth = jnp.where(is_class, 1 / union, left / (union * jnp.maximum(union - 1, 1)))
+    return jax.lax.sort((tags, growth), num_keys=1)[1]
 
 
 def _select(values, labels):
@@ -123,6 +221,11 @@ def _softmax_cross_entropy_backward(residuals, cotangent):
 
 
 _softmax_cross_entropy.defvjp(_softmax_cross_entropy_forward, _softmax_cross_entropy_backward)
+
+
+def _check_shapes(logits, labels):
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"logits {logits.shape} and labels {labels.shape} differ in their leading dimensions")
 
 
 def _check(num_classes, class_weights, top_k):

@@ -153,6 +153,124 @@ def test_the_mean_is_global_when_a_shard_is_all_ignored(batch, top_k):
     assert np.all(np.isfinite(gradient))
 
 
+def numpy_dice(logits, labels):
+    """The class coefficients one by one, in float64."""
+    logits, labels = np.float64(logits).reshape(-1, logits.shape[-1]), labels.ravel()
+    logits, labels = logits[labels != 255], labels[labels != 255]
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    coefficients = [
+        2 * probabilities[labels == c, c].sum() / (probabilities[:, c].sum() + np.sum(labels == c) + 1e-5)
+        for c in range(logits.shape[-1])
+    ]
+    return 1 - np.mean(coefficients)
+
+
+def numpy_lovasz(logits, labels):
+    """By the definition of the extension: the Jaccard losses of growing sets, weighted by the gaps between errors."""
+    logits, labels = np.float64(logits).reshape(-1, logits.shape[-1]), labels.ravel()
+    logits, labels = logits[labels != 255], labels[labels != 255]
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    class_losses = []
+    for c in np.unique(labels):
+        truth = labels == c
+        errors = np.abs(truth - probabilities[:, c])
+        order = np.argsort(-errors)
+        gaps = errors[order] - np.append(errors[order][1:], 0)
+        value = 0
+        for count, gap in enumerate(gaps, 1):
+            wrong = np.zeros(len(truth), bool)
+            wrong[order[:count]] = True
+            found = truth ^ wrong  # a prediction that errs in exactly these pixels
+            value += gap * (1 - np.sum(found & truth) / np.sum(found | truth))
+        class_losses.append(value)
+    return np.mean(class_losses)
+
+
+SET_LOSSES = {losses.dice: numpy_dice, losses.lovasz: numpy_lovasz}
+
+
+@pytest.fixture
+def small_batch(batch):
+    """Few enough pixels for finite differences; class 4 is in no label."""
+    logits, labels = batch
+    labels = np.where(labels == 4, 1, labels)
+    labels[1, 2, ::3] = 255
+    return logits[:, 2:8:2, ::2], labels[:, 2:8:2, ::2]
+
+
+@pytest.mark.parametrize("loss", SET_LOSSES)
+def test_set_losses_and_their_gradients_against_numpy(small_batch, loss):
+    logits, labels = small_batch
+    assert set(np.unique(labels)) == {0, 1, 2, 3, 255}
+    value, gradient = jax.jit(jax.value_and_grad(loss))(logits, labels)
+    np.testing.assert_allclose(value, SET_LOSSES[loss](logits, labels), rtol=2e-6)
+    numeric = np.zeros(logits.shape)
+    step = 1e-6
+    for index in np.ndindex(logits.shape):
+        moved = np.float64(logits)
+        moved[index] += step
+        above = SET_LOSSES[loss](moved, labels)
+        moved[index] -= 2 * step
+        numeric[index] = (above - SET_LOSSES[loss](moved, labels)) / (2 * step)
+    np.testing.assert_allclose(gradient, numeric, atol=2e-7)
+    assert np.abs(numeric).max() > 1e-3 and not np.any(gradient[labels == 255])
+
+
+@pytest.mark.parametrize("loss", SET_LOSSES)
+def test_set_losses_of_one_sided_predictions(loss):
+    """Confident predictions turn both losses into the plain scores: 1 - Dice and 1 - IoU, over classes."""
+    labels = np.array([[[0, 0, 0, 1, 1, 2, 255, 255]]], np.uint8)
+    predictions = np.array([[[0, 0, 1, 1, 1, 0, 2, 3]]])
+    logits = 200.0 * (predictions[..., None] == np.arange(4)).astype(np.float32)
+    value, gradient = jax.value_and_grad(loss)(logits, labels)
+    expected = {
+        losses.dice: 1 - np.mean([2 * 2 / (3 + 3), 2 * 2 / (3 + 2), 0, 0]),  # class 3, in no label, counts as 0
+        losses.lovasz: 1 - np.mean([2 / 4, 2 / 3, 0]),  # class 3 is left out
+    }
+    np.testing.assert_allclose(value, expected[loss], rtol=1e-5)
+    assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("loss", SET_LOSSES)
+def test_set_losses_without_a_valid_pixel_give_zero(batch, loss):
+    logits, labels = batch
+    value, gradient = jax.value_and_grad(loss)(logits, np.full_like(labels, 255))
+    assert value == 0 and not np.any(gradient)
+
+
+@pytest.mark.parametrize("loss", SET_LOSSES)
+def test_set_losses_leave_out_what_is_ignored_and_compute_in_float32(batch, loss):
+    logits, labels = batch
+    value = loss(logits, labels)
+    assert loss(np.where((labels == 255)[..., None], 100.0, logits), labels) == value
+    np.testing.assert_array_equal(
+        loss(logits, np.where(labels == 255, 3, labels), ignore_label=3),
+        loss(logits, np.where(labels == 3, 255, labels)),
+    )
+    half = jnp.asarray(logits, jnp.bfloat16)
+    assert loss(half, labels).dtype == jnp.float32 and loss(half, labels) == loss(half.astype(jnp.float32), labels)
+    with pytest.raises(ValueError, match="leading dimensions"):
+        loss(logits, labels[:, :-1])
+
+
+@pytest.mark.parametrize("loss", SET_LOSSES)
+def test_set_losses_are_global_over_a_mesh(batch, loss):
+    logits, labels = batch
+    labels[0] = 255
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "space"))
+    sharding = NamedSharding(mesh, PartitionSpec("data", "space"))
+    expected, expected_gradient = jax.value_and_grad(loss)(logits, labels)
+    value, gradient = jax.jit(jax.value_and_grad(loss), in_shardings=(sharding, sharding))(logits, labels)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-8)
+
+
+def test_lovasz_does_not_depend_on_how_equal_errors_are_ordered():
+    labels = np.array([[[0, 1, 0, 1, 1, 255]]], np.uint8)
+    value = losses.lovasz(np.zeros((1, 1, 6, 2), np.float32), labels)
+    np.testing.assert_allclose(value, 0.5, rtol=1e-6)  # every error is 0.5, so the extension is 0.5 x the loss of all
+
+
 def make_config(**settings):
     config = common.get_config()
     config.num_classes = NUM_CLASSES
@@ -169,11 +287,33 @@ def test_weighted_scales_the_sum_and_returns_the_parts_unscaled(batch):
     np.testing.assert_allclose(value, 0.5 * expected, rtol=1e-6)
 
 
+def test_weighted_mixes_the_parts_and_ignores_its_label(batch):
+    logits, labels = batch
+    config = make_config(cross_entropy=0.5, dice=2.0, lovasz=0.25, top_k=0.5)
+    config.ignore_label = 3
+    value, parts = jax.jit(losses.weighted(config))(logits, labels)
+    expected = {
+        "cross_entropy": losses.cross_entropy(logits, labels, top_k=0.5, ignore_label=3),
+        "dice": losses.dice(logits, labels, ignore_label=3),
+        "lovasz": losses.lovasz(logits, labels, ignore_label=3),
+    }
+    assert parts.keys() == expected.keys()
+    for name, part in expected.items():
+        np.testing.assert_allclose(parts[name], part, rtol=1e-6)
+    mix = 0.5 * expected["cross_entropy"] + 2 * expected["dice"] + 0.25 * expected["lovasz"]
+    np.testing.assert_allclose(value, mix, rtol=1e-6)
+    value, parts = losses.weighted(make_config(cross_entropy=0.0, lovasz=1.0))(logits, labels)
+    assert parts.keys() == {"lovasz"} and value == losses.lovasz(logits, labels)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"cross_entropy": 0.0}, "every weight"),
         ({"cross_entropy": -1.0}, "loss.cross_entropy = -1"),
+        ({"dice": -0.5}, "loss.dice = -0.5"),
+        ({"lovasz": -0.5}, "loss.lovasz = -0.5"),
+        ({"rmi": 0.5}, "loss.rmi = 0.5: this version has no RMI loss"),
         ({"class_weights": (1.0, 2.0)}, "2 class_weights for 5 classes"),
         ({"class_weights": (0.0,) * NUM_CLASSES}, "one is above"),
         ({"top_k": 0.0}, "top_k = 0"),

@@ -18,7 +18,7 @@ def flatten(config, prefix=""):
 
 
 def test_every_key_is_listed_with_its_default():
-    listed = dict(re.findall(r"^\| `([\w.]+)` \| `(.*?)` \|", README, re.MULTILINE))
+    listed = dict(re.findall(r"^\| `([\w.]+)` \| `([^`]*)` \|", README, re.MULTILINE))
     assert listed == {key: repr(value) for key, value in flatten(common.get_config())}
 
 
