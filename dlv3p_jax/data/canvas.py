@@ -5,6 +5,7 @@ and no sums whose order a processor may choose. Pictures are therefore the same,
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Canvas:
 def new_canvas(rng: np.random.Generator, size: tuple[int, int], slope: float) -> Canvas:
     """An empty canvas of size (height, width) seen by a camera rolled by `slope` pixels a pixel."""
     height, width = size
-    length = np.sqrt(1.0 + slope * slope)
+    length = math.sqrt(1.0 + slope * slope)
     cosine, sine = 1.0 / length, slope / length
     dy, dx = np.meshgrid(np.arange(height) - height / 2, np.arange(width) - width / 2, indexing="ij")
     return Canvas(
@@ -57,7 +58,7 @@ def smooth_noise(rng: np.random.Generator, size: tuple[int, int], grain: int) ->
     for axis, length in enumerate(size):
         position = (np.arange(length, dtype=np.float32) + np.float32(0.5)) / np.float32(grain)
         index = position.astype(np.int64)
-        weight = position - index
+        weight = position - index.astype(np.float32)
         weight = weight * weight * (3 - 2 * weight)
         weight = weight[:, None] if axis == 0 else weight
         grid = np.take(grid, index, axis) * (1 - weight) + np.take(grid, index + 1, axis) * weight
@@ -103,7 +104,7 @@ def polygon_distance(x: np.ndarray, y: np.ndarray, points: list[Point]) -> np.nd
     distance = np.full(x.shape, -np.inf, np.float32)
     for (x0, y0), (x1, y1) in edges:
         dx, dy = x1 - x0, y1 - y0
-        scale = turn / np.sqrt(dx * dx + dy * dy)
+        scale = turn / math.sqrt(dx * dx + dy * dy)
         distance = np.maximum(distance, np.float32(dy * scale) * (x - x0) - np.float32(dx * scale) * (y - y0))
     return distance
 

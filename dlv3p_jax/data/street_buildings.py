@@ -28,32 +28,31 @@ class Facade:
 
 
 def new_facade(rng: np.random.Generator) -> Facade:
-    """A house of any style: plastered, brick, glass, dark, pale."""
+    """A house of any style: brick, plaster, glass, dark, pale; its storeys are low, as the pictures are."""
     kind = rng.random()
     wall = any_colour(rng, 0.2, 0.9, 0.3)
-    if kind < 0.7:  # brick, sandstone, cream
-        wall = np.array([1, rng.uniform(0.6, 0.95), rng.uniform(0.4, 0.85)], np.float32) * np.float32(
-            rng.uniform(0.35, 0.95)
-        )
+    if kind < 0.8:  # brick, sandstone, cream
+        wall = np.array([1, rng.uniform(0.6, 0.9), rng.uniform(0.4, 0.75)]) * rng.uniform(0.4, 0.95)
+        wall = wall.astype(np.float32)
     pane = any_colour(rng, 0.05, 0.35, 0.3) if rng.random() < 0.65 else any_colour(rng, 0.4, 0.95, 0.25)
     if np.abs(pane - wall).max() < 0.3:  # windows that do not show are of no use to anyone
         pane = wall * np.float32(0.3) if wall.max() > 0.4 else wall + np.float32(0.4)
     panes = pane * (1 + rng.uniform(-0.35, 0.35, (8, 8, 1)))
-    panes = np.where(rng.random((8, 8, 1)) < rng.choice([0.0, 0.15, 0.3]), any_colour(rng, 0.5, 1.0, 0.3), panes)
+    panes = np.where(rng.random((8, 8, 1)) < rng.choice([0.0, 0.15]), any_colour(rng, 0.5, 1.0, 0.3), panes)
     glassy = rng.random() < 0.25
     return Facade(
-        height=rng.uniform(4, 20),
+        height=rng.uniform(3.5, 11),
         wall=wall,
         trim=np.clip(wall * rng.uniform(0.55, 1.5), 0, 1).astype(np.float32),
         panes=panes.astype(np.float32),
-        cell=rng.uniform(1.7, 3.4),
-        storey=rng.uniform(2.6, 3.6),
+        cell=rng.uniform(1.1, 2.0),
+        storey=rng.uniform(1.8, 2.6),
         window=(rng.uniform(0.38, 0.46), rng.uniform(0.3, 0.42))
         if glassy
         else (rng.uniform(0.2, 0.34), rng.uniform(0.22, 0.33)),
-        ground=rng.choice([0.0, rng.uniform(2.8, 3.6)]),
+        ground=float(rng.choice([0.0, rng.uniform(2.0, 2.8)])),
         shop=any_colour(rng, 0.1, 0.9, 0.8),
-        grain=rng.choice([0.03, 0.12, 0.25]),
+        grain=float(rng.choice([0.03, 0.12, 0.25])),
         phase=rng.uniform(0, 8),
     )
 
@@ -70,7 +69,10 @@ def facade_colour(facade: Facade, along, up, across_scale, up_scale, noise) -> n
     Returns:
         float32 [h, w, 3].
     """
-    colour = facade.wall * (1 + facade.grain * noise)[..., None]
+    across_scale, up_scale = np.float32(across_scale), np.float32(up_scale)
+    course = np.abs(up / 0.3 - np.floor(up / 0.3) - 0.5) * 0.3 * up_scale  # pixels from a joint of the masonry
+    joint = np.clip(1.1 - course, 0, 1) * np.clip(0.1 * up_scale - 0.8, 0, 1)
+    colour = facade.wall * (1 + facade.grain * noise - 0.3 * joint)[..., None]
 
     def lay(mask, over):
         nonlocal colour
@@ -85,7 +87,8 @@ def facade_colour(facade: Facade, along, up, across_scale, up_scale, noise) -> n
     inside = np.minimum(inside, (facade.height - 0.3 - up) * up_scale)
     inside = np.where(row < 0, -9.0, inside)
     lay(inside + 1.2, facade.trim)
-    lay(inside + 0.3, facade.panes[i.astype(np.int64) % 8, j.astype(np.int64) % 8])
+    bars = np.minimum((np.abs(column - i - 0.5) * facade.cell - 0.03) * across_scale, inside + 0.3)
+    lay(bars, facade.panes[i.astype(np.int64) % 8, j.astype(np.int64) % 8])
     if facade.ground:
         u = np.abs(column / 1.5 - np.floor(column / 1.5) - 0.5)
         inside = np.minimum((0.42 - u) * 1.5 * facade.cell * across_scale, (0.72 * facade.ground - up) * up_scale)

@@ -75,10 +75,13 @@ def draw_shadow(canvas: Canvas, camera: Camera, x0: float, x1: float, z0: float,
         paint(canvas, window, distance / (0.3 * min(radii) + 1) + 0.5, canvas.image[window] * 0.25, opacity=darkness)
 
 
-def draw_tree(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z: float) -> None:
-    """A trunk and a crown of several ragged lobes of leaves, or a bush without a trunk."""
-    bush = rng.random() < 0.2
-    height, width = (rng.uniform(0.9, 1.7), rng.uniform(1.5, 3.0)) if bush else (rng.uniform(3, 6), rng.uniform(2, 4))
+def draw_tree(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z: float, size: float = 1.0) -> None:
+    """A trunk and a crown of several ragged lobes of leaves, or a bush without a trunk; `size` is relative."""
+    bush = rng.random() < 0.15
+    height, width = (
+        (rng.uniform(0.9, 1.7), rng.uniform(1.5, 3.0)) if bush else (rng.uniform(3.2, 6), rng.uniform(2.6, 4.4))
+    )
+    height, width = size * height, size * width
     scale = camera.focal / z
     foot = camera.project(x, 0, z)
     draw_shadow(canvas, camera, x - width / 2, x + width / 2, z - 0.2 * width, z + 0.3 * width, rng.uniform(0.2, 0.7))
@@ -123,8 +126,8 @@ def draw_pole(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float
     """A pole, bare or with a lamp, traffic lights or signs; `inwards` (1 or -1) is where the road lies."""
     scale = camera.focal / z
     foot = camera.project(x, 0, z)
-    half = max(rng.uniform(0.14, 0.22) * scale, 2.6)
-    kind = rng.choice(["bare", "lamp", "lamp", "lights", "sign", "sign"])
+    half = max(rng.uniform(0.15, 0.22) * scale, 3)
+    kind = rng.choice(["bare", "bare", "lamp", "lights", "sign"])
     height = rng.uniform(3, 6) if kind in ("bare", "lamp") else rng.uniform(1.9, 3)
     top = foot[1] - height * scale
     metal = second = camera.seen(any_colour(rng, 0.25, 0.95, 0.08), z)
@@ -197,7 +200,7 @@ def draw_person(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: flo
     if rng.random() < 0.3:
         draw_capsule(canvas, at(lean - 0.22, 1.2), at(lean - 0.22, 1.0), 0.14 * size, bag, PERSON)
     draw_capsule(canvas, at(0, hips + 0.08), at(lean, shoulders - 0.14), girth * size, shirt, PERSON)
-    if rng.random() < 0.6:  # stripes
+    if rng.random() < 0.3:  # stripes
         second = any_colour(rng, 0.6, 0.95, 0.4) if shirt.max() < 0.6 else any_colour(rng, 0.05, 0.3, 0.9)
         for up in (0.95, 1.13, 1.31):
             draw_capsule(canvas, at(lean - 0.17, up), at(lean + 0.17, up), 0.045 * size, camera.seen(second, z))

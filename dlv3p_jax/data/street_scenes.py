@@ -6,7 +6,7 @@ What tells classes apart is shape, texture and what stands next to what.
 
 import numpy as np
 
-from dlv3p_jax.data.canvas import Canvas, draw_capsule, draw_ellipse, draw_polygon, new_canvas, texture
+from dlv3p_jax.data.canvas import Canvas, draw_ellipse, draw_polygon, new_canvas, texture
 from dlv3p_jax.data.street_buildings import draw_front, draw_row, new_facade
 from dlv3p_jax.data.street_objects import (
     VOID,
@@ -59,7 +59,7 @@ def draw_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         height=rng.uniform(0.95, 1.5),
         vanishing=(width * rng.uniform(0.2, 0.8), height * rng.uniform(0.34, 0.54)),
         haze=any_colour(rng, 0.35, 0.9, 0.15),
-        haze_distance=rng.choice([150, 300, 600]),
+        haze_distance=float(rng.choice([150, 300, 600])),
         sun=(rng.uniform(-1, 1), rng.uniform(-1, 1)),
     )
     kerbs = (-rng.uniform(0.9, 3), rng.uniform(0.9, 3))
@@ -71,7 +71,7 @@ def draw_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     draw_far_end(canvas, camera, rng, end)
     for x, (blocks, gaps) in zip(walls, rows, strict=True):
         for z0, z1 in gaps:
-            for _ in range(rng.integers(0, 3)):
+            for _ in range(rng.integers(0, 2)):
                 away = rng.uniform(3, 9)
                 draw_tree(canvas, camera, rng, x + (away if x > 0 else -away), rng.uniform(0.6, 1) * (z1 - z0) + z0)
         draw_row(canvas, camera, rng, x, blocks)
@@ -105,11 +105,12 @@ def draw_sky(canvas: Canvas, camera: Camera, rng: np.random.Generator) -> None:
         ),
         3: (any_colour(rng, 0.08, 0.2, 0.4), any_colour(rng, 0.15, 0.4, 0.3)),
         4: (any_colour(rng, 0.3, 0.7, 0.2), any_colour(rng, 0.3, 0.8, 0.2)),
-    }[rng.choice(5, p=[0.5, 0.32, 0.08, 0.03, 0.07])]
+    }[rng.choice(5, p=[0.38, 0.36, 0.1, 0.05, 0.11])]
     down = np.clip(canvas.y / camera.vanishing[1], 0, 1)[..., None]
+    top, low = top.astype(np.float32), low.astype(np.float32)
     sky = top + (low - top) * down
     clouds = np.clip((canvas.noise[40] + 0.4 * canvas.noise[14] + rng.uniform(-0.7, 0.3)) * rng.uniform(0.5, 2), 0, 1)
-    sky = sky + clouds[..., None] * (any_colour(rng, 0.3, 1.0, 0.08) - sky) * rng.choice([0.0, 0.5, 0.9])
+    sky = sky + clouds[..., None] * (any_colour(rng, 0.3, 1.0, 0.08) - sky) * float(rng.choice([0.0, 0.5, 0.9]))
     canvas.image[:] = sky
     canvas.label[:] = SKY
 
@@ -143,15 +144,15 @@ def draw_ground(canvas: Canvas, camera: Camera, rng: np.random.Generator, kerbs,
         offset = np.abs(metres / slab - np.floor(metres / slab) - 0.5) * slab * per_metre
         parity = parity + np.floor(metres / slab)
         joint = np.maximum(joint, np.clip(1.2 - offset, 0, 1) * np.clip(slab * per_metre / 3 - 1, 0, 1))
-    chequer = rng.uniform(0.05, 0.2) * np.clip(slab * along_scale / 2 - 1, 0, 1) * (parity % 2)
-    slabs = paving * (1 + 0.03 * fine + 0.05 * stains - chequer - rng.uniform(0.35, 0.55) * joint)[..., None]
+    chequer = rng.uniform(0.1, 0.25) * np.clip(slab * along_scale / 2 - 1, 0, 1) * (parity % 2)
+    slabs = paving * (1 + 0.03 * fine + 0.05 * stains - chequer - rng.uniform(0.45, 0.65) * joint)[..., None]
     colour = np.where(road[..., None], asphalt, slabs)
 
     def lay(mask, over):
         nonlocal colour
         colour = colour + np.clip(mask, 0, 1)[..., None] * (over - colour)
 
-    stone = np.clip(paving * rng.choice([0.55, 1.35]), 0, 1)
+    stone = np.clip(paving * float(rng.choice([0.55, 1.35])), 0, 1)
     white = any_colour(rng, 0.7, 1.0, 0.1) if rng.random() < 0.8 else np.array([0.9, 0.75, 0.25], np.float32)
     wear = rng.uniform(0.6, 1.0) + 0.3 * patches
     for kerb in kerbs:
@@ -160,7 +161,7 @@ def draw_ground(canvas: Canvas, camera: Camera, rng: np.random.Generator, kerbs,
         lay(beside * np.clip(0.3 * scale, 0, 1), stone)
         if rng.random() < 0.3:
             lay(road * wear * np.clip((0.08 - np.abs(across - 0.92 * kerb)) * scale + 0.5, 0, 1), white)
-    lanes = rng.integers(1, 4)
+    lanes = int(rng.integers(1, 4))
     dash = rng.uniform(2, 4)
     for lane in range(1, lanes):
         line = kerbs[0] + (kerbs[1] - kerbs[0]) * lane / lanes
@@ -186,17 +187,17 @@ def draw_far_end(canvas: Canvas, camera: Camera, rng: np.random.Generator, end: 
             if rng.random() < 0.75:
                 draw_front(canvas, camera, rng, facade, x, x + length, end)
             else:
-                for _ in range(3):
-                    draw_tree(canvas, camera, rng, x + rng.uniform(0, length), end)
+                for _ in range(2):
+                    draw_tree(canvas, camera, rng, x + rng.uniform(0, length), end, 1.6)
             x += length
         return
-    for _ in range(rng.integers(3, 9)):
+    for _ in range(rng.integers(2, 6)):
         x = rng.uniform(-60, 60)
         if rng.random() < 0.5:
             draw_front(canvas, camera, rng, new_facade(rng), x, x + rng.uniform(8, 20), rng.uniform(50, 75))
         else:
-            for _ in range(4):
-                draw_tree(canvas, camera, rng, x + rng.uniform(0, 20), 45.0)
+            for _ in range(2):
+                draw_tree(canvas, camera, rng, x + rng.uniform(0, 20), 45.0, 3.0)
 
 
 def cast_shadows(canvas: Canvas, camera: Camera, rng: np.random.Generator) -> None:
@@ -227,7 +228,7 @@ def street_things(rng: np.random.Generator, kerbs, walls, end: float) -> list[tu
                 things.append((z, draw_tree, kerb - inwards * 0.9, z))
                 z += gap
         for _ in range(rng.integers(0, 3)):
-            z = rng.uniform(3, 6.5)
+            z = rng.uniform(2.8, 5.5)
             things.append((z, draw_pole, kerb - inwards * rng.uniform(0.3, 0.8), z, inwards))
         if rng.random() < 0.35:
             z = rng.uniform(3.5, 7)
@@ -237,8 +238,8 @@ def street_things(rng: np.random.Generator, kerbs, walls, end: float) -> list[tu
         for _ in range(rng.integers(0, 2)):
             z = rng.uniform(2.6, 5)
             things.append((z, draw_person, rng.uniform(*pavement), z))
-        if rng.random() < 0.25:
-            z = rng.uniform(4, 11)
+        if rng.random() < 0.15:
+            z = rng.uniform(3, 6)
             things.append((z, draw_odd_thing, rng.uniform(*pavement), z))
     if rng.random() < 0.35:
         z = rng.uniform(4, 9)
@@ -253,7 +254,7 @@ def street_things(rng: np.random.Generator, kerbs, walls, end: float) -> list[tu
 
 
 def draw_borders(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Void that belongs to the camera: the bonnet of its own car, a strap, a black edge."""
+    """Void that belongs to the camera: the bonnet of its own car, a black edge."""
     height, width = SIZE
     if rng.random() < 0.25:
         middle = (width * rng.uniform(0.3, 0.7), height * rng.uniform(1.1, 1.2))
@@ -261,11 +262,6 @@ def draw_borders(canvas: Canvas, rng: np.random.Generator) -> None:
         paint = any_colour(rng, 0.03, 0.7, 0.3)
         draw_ellipse(canvas, middle, radii, paint, VOID)
         draw_ellipse(canvas, middle, (0.8 * radii[0], 0.75 * radii[1]), np.minimum(paint * 1.4, 1))
-    if rng.random() < 0.08:
-        x = width * rng.uniform(0, 1)
-        draw_capsule(
-            canvas, (x, -9), (x + rng.uniform(-60, 60), 25), rng.uniform(2, 5), any_colour(rng, 0.02, 0.3, 0.3), VOID
-        )
     if rng.random() < 0.15:
         edge = rng.integers(2, 6)
         for part in ((slice(0, edge),), (slice(height - edge, height),), (slice(None), slice(0, edge))):
@@ -279,14 +275,14 @@ def expose(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     image = canvas.image
     x, y = (canvas.x - width / 2) / width, (canvas.y - height / 2) / height
     gain = rng.uniform(0.8, 1.12) * (1 + rng.uniform(-0.3, 0.3) * x + rng.uniform(-0.2, 0.2) * y)
-    image = np.clip(image * gain[..., None] * (1 + rng.uniform(-0.07, 0.07, 3)), 0, 1.2)
+    image = np.clip(image * gain[..., None] * (1 + rng.uniform(-0.07, 0.07, 3).astype(np.float32)), 0, 1.2)
     curve = rng.uniform(-0.2, 0.2)  # towards darker or lighter middle tones
     image = image + curve * image * (1 - image)
-    soft = rng.uniform(0, 0.14)  # weight of a neighbour in a 3-tap kernel
+    soft = rng.uniform(0, 0.1)  # weight of a neighbour in a 3-tap kernel
     for axis in (0, 1):
         length = image.shape[axis]
         before, after = np.maximum(np.arange(length) - 1, 0), np.minimum(np.arange(length) + 1, length - 1)
         image = image * (1 - 2 * soft) + soft * (np.take(image, before, axis) + np.take(image, after, axis))
-    grain = rng.integers(0, 256, (2, *image.shape), np.uint8).astype(np.float64)
+    grain = rng.integers(0, 256, (2, *image.shape), np.uint8).astype(np.float32)
     image = image * 255 + (grain[0] + grain[1] - 255) * rng.uniform(0.01, 0.03)
     return np.floor(np.clip(image, 0, 255) + 0.5).astype(np.uint8)
