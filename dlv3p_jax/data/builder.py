@@ -115,7 +115,9 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 self._problems[result] = None
             elif self._skip_bad or not self._problems:
                 self._count(split, result)
-                yield result.id, {"id": result.id, "image": result.image, "label": result.label}
+                record = {"id": result.id, "image": result.image, "label": result.label}
+                yield result.id, record
+                record.clear()  # it is written by now, but TFDS holds what was yielded until the shard is complete
 
     def _count(self, split: str, example: Example) -> None:
         pixels = self._metadata["class_pixels"][split]
