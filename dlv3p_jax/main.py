@@ -8,7 +8,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dlv3p_jax import configuration
+from dlv3p_jax import configuration, pretrained
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and reports go; workdir/CONFIG by default.")
@@ -41,6 +41,8 @@ def main(argv: list[str]) -> None:
         if _MODE.value == "eval":
             evaluator.evaluate_checkpoint(config, workdir, _CHECKPOINT.value)
         else:
+            for note in pretrained.recipe_notes(name, config):
+                logging.info("%s", note)
             train.train_and_evaluate(config, workdir)
     except (ValueError, OSError, train.TrainingError) as error:
         logging.debug("The traceback of the error below", exc_info=True)

@@ -14,7 +14,7 @@ from absl import logging
 from clu import metric_writers, periodic_actions
 from etils import epath
 
-from dlv3p_jax import checkpoints, configuration, sharding, steps
+from dlv3p_jax import checkpoints, configuration, losses, sharding, steps
 from dlv3p_jax.data import pipeline, records
 from dlv3p_jax.evaluator import Result, init_variables, make_evaluator, print_result
 from dlv3p_jax.models import build_model
@@ -40,6 +40,7 @@ def train_and_evaluate(config, workdir: epath.PathLike) -> dict[str, Any]:
     """
     workdir = epath.Path(workdir)
     configuration.check(config)
+    losses.check_weights(config.loss)
     dataset = records.open_dataset(config.dataset, config.data_dir)
     config = configuration.resolve(config, len(dataset.class_names), dataset.metadata["ignore_label"])
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)

@@ -1,0 +1,139 @@
+"""The six published recipes, against a table transcribed from PaddleSeg's configurations."""
+
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from configs import common
+from dlv3p_jax import configuration
+from dlv3p_jax.models import build_model
+
+# Sizes as PaddleSeg writes them, width x height; batches are global: 4 cards of 2 pictures, and of 4.
+#                        backbone        crop       steps  batch  CE   RMI  align  padded for evaluation
+TABLE = {
+    "cityscapes_r50": ("resnet50_vd", "1024x512", 80_000, 8, 1.0, 0.0, False, None),
+    "cityscapes_r50_rmi": ("resnet50_vd", "1024x512", 80_000, 8, 0.5, 0.5, False, None),
+    "cityscapes_r101": ("resnet101_vd", "1024x512", 80_000, 8, 1.0, 0.0, False, None),
+    "cityscapes_r101_769": ("resnet101_vd", "769x769", 80_000, 8, 1.0, 0.0, True, "2049x1025"),
+    "voc_r50": ("resnet50_vd", "512x512", 40_000, 16, 1.0, 0.0, False, "512x512"),
+    "voc_r101": ("resnet101_vd", "512x512", 40_000, 16, 1.0, 0.0, False, "512x512"),
+}
+DATA = {  # data set, splits and classes
+    "cityscapes": ("cityscapes", "train", "val", 19),
+    "voc": ("voc2012", "trainaug", "val", 21),
+}
+# What all six have in common. Not here: how often to log, evaluate and save, and evaluation's batch.
+COMMON = {
+    "ignore_label": 255,
+    "augment.min_scale": 0.5,
+    "augment.max_scale": 2.0,
+    "augment.scale_step": 0.25,
+    "augment.brightness": 0.4,
+    "augment.contrast": 0.4,
+    "augment.saturation": 0.4,
+    "augment.hue": 18,
+    "augment.flip": True,
+    "learning_rate": 0.01,
+    "end_learning_rate": 0.0,
+    "poly_power": 0.9,
+    "momentum": 0.9,
+    "weight_decay": 4e-5,
+    "warmup_steps": 0,
+    "clip_grad_norm": None,
+    "ema_decay": None,
+    "backbone_lr_factor": 1.0,
+    "freeze_backbone": False,
+    "pretrained": None,
+    "loss.dice": 0.0,
+    "loss.lovasz": 0.0,
+    "loss.class_weights": None,
+    "loss.top_k": 1.0,
+    "model.output_stride": 8,
+    "model.multi_grid": (1, 2, 4),
+    "model.aspp_rates": (1, 12, 24, 36),
+    "model.aspp_channels": 256,
+    "model.dropout": 0.1,
+    "model.dtype": "float32",
+    "eval.scales": (1.0,),
+    "eval.flip": False,
+    "eval.window": None,
+    "eval.stride": None,
+}
+
+
+def load(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def value_of(config, key):
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def height_width(size):
+    return None if size is None else tuple(int(side) for side in reversed(size.split("x")))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_recipe_has_every_hyper_parameter_of_the_table(name):
+    backbone, crop, steps, batch, cross_entropy, rmi, align_corners, padded = TABLE[name]
+    dataset, train_split, eval_split, num_classes = DATA[name.split("_")[0]]
+    expected = COMMON | {
+        "dataset": dataset,
+        "train_split": train_split,
+        "eval_split": eval_split,
+        "crop_size": height_width(crop),
+        "eval_size": height_width(padded),
+        "batch_size": batch,
+        "num_train_steps": steps,
+        "loss.cross_entropy": cross_entropy,
+        "loss.rmi": rmi,
+        "model.backbone": backbone,
+        "model.align_corners": align_corners,
+    }
+    config = load(name)
+    assert {key: value_of(config, key) for key in expected} == expected
+    configuration.check(config)
+    model = build_model(configuration.resolve(config, num_classes, 255))
+    assert model.num_classes == num_classes and model.align_corners is align_corners
+
+
+def test_configs_do_not_share_what_they_change():
+    before = load("cityscapes_r50").to_json()
+    load("cityscapes_r101_769"), load("cityscapes_r50_rmi")
+    assert load("cityscapes_r50").to_json() == before
+    assert load("cityscapes_r50").dataset and common.get_config().dataset is None
+
+
+def test_a_recipe_without_its_data_says_what_to_download_and_which_command_to_run(tmp_path):
+    """And, before that, what its published figure was trained from and with."""
+    command = [sys.executable, "-m", "dlv3p_jax.main", "--config=configs/cityscapes_r50.py"]
+    process = subprocess.run(
+        [*command, f"--config.data_dir={tmp_path}", f"--workdir={tmp_path}/run", "--config.batch_size=2"],
+        cwd=pathlib.Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode != 0 and "Traceback" not in process.stderr
+    for words in (
+        "ImageNet weights of the backbone, resnet50_vd_ssld_v2",
+        "published with global batch 8, yours 2",
+        f"python -m dlv3p_jax.prepare --dataset=cityscapes --source=FOLDER --data_dir={tmp_path}",
+        "leftImg8bit_trainvaltest.zip",
+        "gtFine/{train,val}/CITY/*_gtFine_labelIds.png",
+    ):
+        assert words in process.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_recipe_with_rmi_is_refused_before_its_data_is_asked_for(tmp_path):
+    from dlv3p_jax import train
+
+    config = load("cityscapes_r50_rmi")
+    config.data_dir = str(tmp_path)
+    with pytest.raises(ValueError, match="config.loss.rmi = 0.5: this version has no RMI loss yet"):
+        train.train_and_evaluate(config, tmp_path)
