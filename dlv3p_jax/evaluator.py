@@ -57,6 +57,7 @@ def make_evaluator(
     Raises:
       ValueError: the split or the mesh cannot be used.
     """
+    dataset.require_labels(config.eval_split)
     sizes = dataset.sizes(config.eval_split)
     batch_size = config.eval.batch_size
     plan = pipeline.plan_evaluation(sizes, batch_size)
