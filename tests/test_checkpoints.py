@@ -184,6 +184,7 @@ def test_variables_are_numpy_arrays_and_the_averaged_ones_are_none_where_absent(
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(variables))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax, beside the error it raises
 def test_a_checkpoint_that_lacks_files_is_named(tmp_path):
     whole = save(tmp_path, make_state(6)) / "6"
     files = [

@@ -1,0 +1,319 @@
+"""The training step against PaddleSeg's recorded steps, NumPy, and itself on other meshes."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from configs import common
+from dlv3p_jax import convert_paddle, preprocess, sharding, steps
+from dlv3p_jax.models import build_model
+from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
+from dlv3p_jax.models.layers import Conv, ConvBN
+
+SCALARS = {"loss", "cross_entropy", "learning_rate", "grad_norm"}
+
+
+class TinyNet(nn.Module):
+    """The least that has a backbone with statistics, for what does not depend on the network."""
+
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = ConvBN(4, name="backbone")(images, train)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return Conv(3, name="decoder")(x)
+
+
+def make_config(changes=()):
+    config = common.get_config()
+    config.update_from_flattened_dict({"num_classes": 3, "num_train_steps": 20} | dict(changes))
+    return config
+
+
+def make_batch(dtype=np.float32, size=(2, 8, 8)):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*size, 3)) if dtype == np.uint8 else rng.normal(size=(*size, 3))
+    label = rng.choice([0, 1, 2, 255], size=size, p=[0.5, 0.2, 0.2, 0.1])
+    return {"image": image.astype(dtype), "label": label.astype(np.uint8)}
+
+
+def make_state(config, model):
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    variables = jax.jit(lambda: model.init(jax.random.key(1), images, train=False))()
+    return steps.create_train_state(config, model, variables)
+
+
+def take_steps(config, batch, num_steps=1, first_step=0):
+    """The states before, between and after the steps of a `TinyNet`, and the scalars of each."""
+    train_step = jax.jit(steps.make_train_step(config, TinyNet()))
+    states, scalars = [make_state(config, TinyNet()).replace(step=jnp.int32(first_step))], []
+    for _ in range(num_steps):
+        state, values = train_step(states[-1], batch, jax.random.key(0))
+        states.append(state)
+        scalars.append(jax.device_get(values))
+    return states, scalars
+
+
+def assert_close(actual, expected, tolerance=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), actual, expected)
+
+
+def assert_equal(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+# Against PaddleSeg.
+
+
+def relative(actual, expected):
+    expected = np.asarray(expected, np.float64)
+    return np.linalg.norm(np.asarray(actual, np.float64) - expected) / np.linalg.norm(expected)
+
+
+@pytest.fixture(scope="module")
+def recorded(shared):
+    return np.load(shared / "parity" / "train_r18.npz")
+
+
+@pytest.fixture(scope="module")
+def runs(shared, recorded):
+    """Our five steps in float32 and in float64: scalars of each step, and PaddleSeg's names after steps 1 and 5."""
+    spec = importlib.util.spec_from_file_location("weights", shared / "parity" / "weights.py")
+    weights = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(weights)
+    changes = {"num_classes": 2, "model.backbone": "resnet18_vd", "model.multi_grid": (1, 1), "model.dropout": 0.0}
+    config = make_config(changes)
+    model = build_model(config)
+    initial = weights.make_state(shared / "parity" / "deeplabv3p_resnet18_vd_c2.json")
+    initial = jax.device_get(convert_paddle.convert(initial, model))
+
+    def run(dtype):
+        cast = lambda x: np.asarray(x, dtype)  # noqa: E731
+        train_step = jax.jit(steps.make_train_step(config, model.clone(dtype=dtype)))
+        state = steps.create_train_state(config, model, jax.tree.map(cast, initial))
+        batch = {"image": cast(recorded["x"].transpose(0, 2, 3, 1)), "label": recorded["labels"].astype(np.uint8)}
+        scalars, after = [], {}
+        for step in range(1, 6):
+            state, values = train_step(state, batch, jax.random.key(0))
+            scalars.append({name: float(value) for name, value in values.items()})
+            if step in (1, 5):
+                variables = jax.tree.map(np.float32, state.variables)
+                after |= {f"step{step}/{k}": v for k, v in convert_paddle.revert(variables, model).items()}
+        return scalars, after
+
+    float32 = run(np.float32)
+    jax.config.update("jax_enable_x64", True)
+    try:
+        float64 = run(np.float64)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    return {"float32": float32, "float64": float64}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 2.5e-7)])
+def test_the_first_step_of_paddleseg(recorded, runs, dtype, tolerance):
+    """In float64 the agreement is that of float32 storage, and would show a missing weight decay (4e-7)."""
+    scalars, after = runs[dtype]
+    names = [name for name in recorded.files if name.startswith("step1/")]
+    assert len(names) == 13
+    for name in names:
+        assert relative(after[name], recorded[name]) < tolerance, name
+    np.testing.assert_allclose(scalars[0]["loss"], recorded["loss"][0], rtol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_five_steps_of_paddleseg(recorded, runs, dtype):
+    """The steps amplify rounding: ten times what our float32 and float64 differ by is allowed where that is more."""
+    scalars, after = runs[dtype]
+    (scalars32, after32), (scalars64, after64) = runs.values()
+    names = [name for name in recorded.files if name.startswith("step5/")]
+    assert len(names) == 13
+    for name in names:
+        rounding = relative(after32[name], after64[name])
+        assert rounding < 5e-3 and relative(after[name], recorded[name]) < max(1e-4, 10 * rounding), name
+    for step, expected in enumerate(recorded["loss"]):
+        rounding = abs(scalars32[step]["loss"] / scalars64[step]["loss"] - 1)
+        assert abs(scalars[step]["loss"] / expected - 1) < max(1e-4, 10 * rounding)
+    np.testing.assert_allclose([values["learning_rate"] for values in scalars], recorded["lr"], rtol=1e-6)
+
+
+# What does not depend on the network.
+
+
+def test_uint8_pictures_are_distorted_and_normalised():
+    ranges = {"brightness": 0.3, "contrast": 0.2, "saturation": 0.1, "hue": 9}
+    config = make_config({f"augment.{name}": value for name, value in ranges.items()})
+    batch = make_batch(np.uint8)
+    (_, after), (scalars,) = take_steps(config, batch, first_step=3)
+    key, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 3))
+    distorted = preprocess.distort(batch["image"], key, **ranges)
+    assert not np.array_equal(distorted, batch["image"])
+    by_hand = batch | {"image": (np.asarray(distorted, np.float32) / 255 - 0.5) / 0.5}
+    (_, expected), (expected_scalars,) = take_steps(config, by_hand, first_step=3)
+    assert_close(after, expected)
+    assert_close(scalars, expected_scalars)
+
+
+def test_uint8_pictures_are_only_normalised_where_nothing_is_to_be_distorted():
+    config = make_config(dict.fromkeys(("augment.brightness", "augment.contrast", "augment.saturation"), 0.0))
+    config.augment.hue = 0
+    batch = make_batch(np.uint8)
+    (_, after), _ = take_steps(config, batch)
+    (_, expected), _ = take_steps(config, batch | {"image": batch["image"].astype(np.float32) / 127.5 - 1})
+    assert_close(after, expected)
+
+
+@pytest.mark.parametrize(("dropout", "dtype"), [(0.5, np.float32), (0.0, np.uint8)])
+def test_draws_follow_from_the_key_and_the_number_of_the_step(dropout, dtype):
+    config, model, batch = make_config(), TinyNet(dropout), make_batch(dtype)
+    train_step, state = jax.jit(steps.make_train_step(config, model)), make_state(config, model)
+
+    def draw(step, seed):
+        return train_step(state.replace(step=jnp.int32(step)), batch, jax.random.key(seed))
+
+    after, scalars = draw(4, 0)
+    assert int(after.step) == 5
+    assert_equal(draw(4, 0), (after, scalars))
+    assert draw(5, 0)[1]["loss"] != scalars["loss"] != draw(4, 1)[1]["loss"]
+
+
+def test_the_average_follows_its_recurrence():
+    states, _ = take_steps(make_config({"ema_decay": 0.8, "learning_rate": 1.0}), make_batch(), num_steps=3)
+    expected = states[0].variables
+    assert_equal(states[0].ema, expected)
+    for state in states[1:]:
+        expected = jax.tree.map(lambda old, new: 0.8 * np.array(old) + 0.2 * np.array(new), expected, state.variables)
+        assert_close(state.ema, expected)
+    assert not np.allclose(states[-1].ema["params"]["decoder"]["kernel"], states[-1].params["decoder"]["kernel"])
+    assert take_steps(make_config(), make_batch())[0][-1].ema is None
+
+
+def test_the_backbone_may_learn_at_another_rate():
+    def change(**settings):
+        (before, after), _ = take_steps(make_config(settings), make_batch())
+        return jax.tree.map(lambda new, old: np.array(new - old), after.params, before.params)
+
+    usual, slow = change(learning_rate=1.0), change(learning_rate=1.0, backbone_lr_factor=0.25)
+    assert_equal(slow["decoder"], usual["decoder"])
+    assert_close(slow["backbone"], jax.tree.map(lambda x: 0.25 * x, usual["backbone"]))
+    assert np.abs(usual["backbone"]["conv"]["kernel"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"),
+    [
+        ({}, 1.0),
+        ({"loss.class_weights": (1.0, 5.0, 0.5)}, 1.0),
+        ({"loss.top_k": 0.25}, 1.0),
+        ({"loss.cross_entropy": 3.0}, 3.0),
+    ],
+)
+def test_the_loss_is_the_one_that_is_asked_for(settings, scale):
+    batch = make_batch()
+    (before, _), (scalars,) = take_steps(make_config(settings), batch)
+    logits, _ = TinyNet().apply(before.variables, batch["image"], train=True, mutable=["batch_stats"])
+    logits, label = np.asarray(logits, np.float64), batch["label"].ravel()
+    losses = np.log(np.exp(logits).sum(-1)).ravel() - logits.reshape(-1, 3)[np.arange(label.size), label % 3]
+    losses *= label != 255
+    weights = np.array(settings.get("loss.class_weights", (1, 1, 1)))[label % 3] * (label != 255)
+    expected = (losses * weights).sum() / weights.sum()
+    if "loss.top_k" in settings:
+        expected = np.sort(losses)[-label.size // 4 :].mean()
+    np.testing.assert_allclose(scalars["cross_entropy"], expected, rtol=1e-5)
+    np.testing.assert_allclose(scalars["loss"], scale * expected, rtol=1e-5)
+
+
+def test_scalars_are_named_and_mean_what_they_say():
+    config = make_config({"momentum": 0.0, "weight_decay": 0.0, "warmup_steps": 3, "learning_rate": 0.4})
+    (before, after), (scalars,) = take_steps(config, make_batch())
+    assert scalars.keys() == SCALARS
+    assert {value.dtype for value in scalars.values()} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(scalars["learning_rate"], 0.1, rtol=1e-6)
+    gradients = jax.tree.map(lambda new, old: np.array(old - new, np.float64) / 0.1, after.params, before.params)
+    norm = np.sqrt(sum((gradient**2).sum() for gradient in jax.tree.leaves(gradients)))
+    np.testing.assert_allclose(scalars["grad_norm"], norm, rtol=1e-4)
+
+
+def test_the_state_can_be_donated():
+    config, batch = make_config({"ema_decay": 0.9}), make_batch()
+    (before, expected), _ = take_steps(config, batch)
+    train_step = jax.jit(steps.make_train_step(config, TinyNet()), donate_argnums=0)
+    after, _ = train_step(before, batch, jax.random.key(0))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.variables, before.ema)))
+    assert_equal(after, expected)
+
+
+# What does: the real network, as small as it gets, cut off after the second stage.
+
+SMALL = DeepLabV3Plus(
+    num_classes=3,
+    blocks=(1, 1),
+    bottleneck=False,
+    output_stride=8,
+    multi_grid=(1,),
+    aspp_channels=8,
+    aspp_rates=(1, 2),
+    dropout=0.1,
+    align_corners=False,
+)
+
+
+@pytest.fixture(scope="module")
+def small_variables():
+    """Made by NumPy: compiling the initialisation takes longer than everything else here."""
+    images, rng = np.zeros((1, 32, 32, 3), np.float32), np.random.default_rng(0)
+
+    def fill(path, leaf):
+        if path[-1].key == "kernel":
+            return jnp.asarray(rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:3])), leaf.shape), jnp.float32)
+        return jnp.full(leaf.shape, path[-1].key in ("scale", "var"), jnp.float32)
+
+    shapes = jax.eval_shape(lambda: SMALL.init(jax.random.key(1), images, train=False))
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def test_a_frozen_backbone_stays_bit_for_bit_and_the_rest_learns(small_variables):
+    config = make_config({"freeze_backbone": True, "weight_decay": 0.1})
+    model = SMALL.clone(freeze_backbone=True)
+    before = steps.create_train_state(config, model, small_variables)
+    after, _ = jax.jit(steps.make_train_step(config, model))(before, make_batch(size=(2, 32, 32)), jax.random.key(0))
+    for old, new in ((before.params, after.params), (before.batch_stats, after.batch_stats)):
+        assert_equal(new["backbone"], old["backbone"])
+        for part in ("aspp", "decoder"):
+            for a, b in zip(jax.tree.leaves(old[part]), jax.tree.leaves(new[part]), strict=True):
+                assert not np.array_equal(a, b) or not np.any(a)  # a bias before a BatchNorm may stay 0
+
+
+@pytest.fixture(scope="module")
+def on_one_device(small_variables):
+    """A step on a batch whose ignored pixels are spread unevenly: one picture has no others."""
+    config, batch = make_config({"learning_rate": 1.0}), make_batch(size=(8, 32, 32))
+    batch["label"][3] = 255
+    batch["label"][4, :20] = 255
+    before = steps.create_train_state(config, SMALL, small_variables)
+    after, scalars = jax.jit(steps.make_train_step(config, SMALL))(before, batch, jax.random.key(0))
+    return config, batch, before, after, scalars
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (2, 2)])
+def test_any_mesh_takes_the_step_of_one_device(on_one_device, shape):
+    """The loss and BatchNorm's statistics are over the global batch, not over each device's part of it."""
+    config, batch, before, expected, expected_scalars = on_one_device
+    mesh = sharding.make_mesh(*shape)
+    replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
+    train_step = jax.jit(
+        steps.make_train_step(config, SMALL),
+        in_shardings=(replicated, batched, replicated),
+        out_shardings=(replicated, replicated),
+    )
+    rng = jax.device_put(jax.random.key(0), replicated)
+    after, scalars = train_step(jax.device_put(before, replicated), sharding.put_batch(mesh, batch), rng)
+    np.testing.assert_allclose(scalars["loss"], expected_scalars["loss"], rtol=1e-5)
+    np.testing.assert_allclose(scalars["grad_norm"], expected_scalars["grad_norm"], rtol=1e-3)
+    assert_close(after.batch_stats, expected.batch_stats, 1e-5)
+    assert_close(after.params, expected.params, 1e-3)  # where a ReLU falls on the other side, by rounding
