@@ -12,6 +12,9 @@ from dlv3p_jax import checkpoints, sharding, steps
 from dlv3p_jax.checkpoints import CheckpointError, Checkpoints
 from dlv3p_jax.models import build_model
 
+# Coroutines of Orbax that a damaged checkpoint ends, beside the error that it raises.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def make_state(step, seed=None, ema=False, mesh=None):
     """A state whose every value follows from `seed` (the step unless given)."""
@@ -184,7 +187,6 @@ def test_variables_are_numpy_arrays_and_the_averaged_ones_are_none_where_absent(
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(variables))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax, beside the error it raises
 def test_a_checkpoint_that_lacks_files_is_named(tmp_path):
     whole = save(tmp_path, make_state(6)) / "6"
     files = [
