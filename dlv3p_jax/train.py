@@ -59,7 +59,8 @@ def train_and_evaluate(config, workdir: epath.PathLike) -> dict[str, Any]:
     writer = metric_writers.create_default_writer(str(workdir), just_logging=jax.process_index() > 0)
     with checkpoints.Checkpoints(workdir, config.keep_checkpoints) as saved, metric_writers.ensure_flushes(writer):
         state = first_state(config, model, mesh, saved, workdir)
-        configuration.write(config, workdir / "config.json")
+        if jax.process_index() == 0:
+            configuration.write(config, workdir / "config.json")
 
         def evaluate(state: steps.TrainState) -> dict[str, Result]:
             step = int(state.step)
@@ -124,7 +125,7 @@ def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved
     train_step = _compile_step(config, mesh, model, state, rng)
 
     progress = periodic_actions.ReportProgress(
-        num_train_steps=last_step, writer=writer, every_steps=config.log_every_steps, every_secs=None
+        num_train_steps=last_step, every_steps=config.log_every_steps, every_secs=None
     )
     hooks = [progress]
     if config.profile_steps and jax.process_index() == 0:

@@ -68,6 +68,8 @@ class BatchNorm(nn.Module):
             momentum=BATCH_NORM_MOMENTUM,
             epsilon=BATCH_NORM_EPSILON,
             dtype=self.dtype,
+            # The image-pooling branch normalises one value per picture, where E[x^2] - E[x]^2 would cancel.
+            use_fast_variance=x.shape[1:3] != (1, 1),
         )
         nn.share_scope(self, norm)
         return norm(x)
