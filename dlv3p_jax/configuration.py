@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import ml_collections
+from absl import logging
 from etils import epath
 from flax.traverse_util import flatten_dict
 
@@ -92,6 +93,31 @@ def write(config, path: epath.Path) -> None:
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n")
     unfinished.replace(path)
+
+
+def read(path: epath.PathLike) -> ml_collections.ConfigDict:
+    """A configuration that `write` wrote; JSON's lists become tuples.
+
+    Raises:
+      ConfigError: the file holds something else.
+    """
+
+    def restore(value):
+        if isinstance(value, dict):
+            return {key: restore(inner) for key, inner in value.items()}
+        return tuple(map(restore, value)) if isinstance(value, list) else value
+
+    try:
+        return ml_collections.ConfigDict(restore(json.loads(epath.Path(path).read_text())))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is no configuration that this program wrote ({error})") from error
+
+
+def warn_of_another_model(config, trained, checkpoint: epath.PathLike) -> None:
+    """Logs which keys of the network differ between `config` and the configuration a checkpoint was trained with."""
+    found = differences(to_dict(trained).get("model", {}), to_dict(config)["model"])
+    for key, (then, now) in found.items():
+        logging.warning("config.model.%s is %r here, but %s was trained with %r", key, now, checkpoint, then)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -139,7 +139,9 @@ def evaluate_checkpoint(config, workdir: epath.PathLike, checkpoint: epath.PathL
     config = configuration.resolve(config, len(dataset.class_names), dataset.metadata["ignore_label"])
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
     logging.info("Devices: %s", sharding.describe(mesh))
-    _warn_of_another_model(config, path)
+    trained = checkpoints.find_config(path)
+    if trained is not None:
+        configuration.warn_of_another_model(config, configuration.read(trained), path)
     model = build_model(config)
     expected = jax.eval_shape(lambda: init_variables(config, model))
     run = make_evaluator(config, dataset, mesh, model, workdir)
@@ -204,12 +206,3 @@ def _warn_of_degenerate(matrix: np.ndarray, class_names) -> None:
         logging.warning("Labelled but never predicted: %s", ", ".join(missed))
     if absent:
         logging.warning("In neither labels nor predictions, so left out of the means: %s", ", ".join(absent))
-
-
-def _warn_of_another_model(config, checkpoint: epath.Path) -> None:
-    path = checkpoints.find_config(checkpoint)
-    if path is None:
-        return
-    before = json.loads(path.read_text()).get("model", {})
-    for key, (then, now) in configuration.differences(before, configuration.to_dict(config)["model"]).items():
-        logging.warning("config.model.%s is %r here, but %s was trained with %r", key, now, checkpoint, then)

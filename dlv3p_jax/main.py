@@ -1,14 +1,12 @@
 """Train (with evaluation) or evaluate: python -m dlv3p_jax.main --config=configs/quickstart.py [--workdir=…]"""
 
-import logging as stdlib_logging
 import os
-import re
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dlv3p_jax import configuration, pretrained
+from dlv3p_jax import commands, configuration, pretrained
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and reports go; workdir/CONFIG by default.")
@@ -23,10 +21,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("give --config=FILE, such as --config=configs/quickstart.py")
     if _CHECKPOINT.value is not None and _MODE.value != "eval":
         raise app.UsageError("--checkpoint goes with --mode=eval; to start from weights, --config.pretrained=PATH")
-    logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
-    logging.get_absl_handler().addFilter(_is_ours)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow only decodes here; with it, it says so at length
+    commands.configure_logging()
     try:
         config = _CONFIG.value
         configuration.check(config)  # before TensorFlow is imported, so that a slip is told at once
@@ -49,22 +44,5 @@ def main(argv: list[str]) -> None:
         sys.exit(f"main: {error}")
 
 
-def _is_ours(record) -> bool:
-    """Keeps the dozens of lines that libraries log for every save and data set out of the run's own log."""
-    return record.levelno > stdlib_logging.INFO or not any(
-        name in record.pathname for name in ("orbax", "tensorflow_", "xla_bridge")
-    )
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:  # what ml_collections answers to an unknown key, with its suggestion
-        key = re.sub(r"[\\'\"]", "", str(error.args[0]).replace("\\n", ". "))
-        sys.exit(f"main: the config has no key {key} (configs/common.py has them all)")
-    except (flags.Error, TypeError, ValueError) as error:
-        sys.exit(f"main: {error} (--help lists the flags)")
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=commands.make_flags_parser("main"))

@@ -1,0 +1,286 @@
+"""Prediction of picture files with a checkpoint: any formats and sizes in, labels out; nothing is written here."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import io
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+from PIL import Image, UnidentifiedImageError
+
+from dlv3p_jax import checkpoints, configuration, evaluate, preprocess, sharding, steps, viz
+from dlv3p_jax.data import cityscapes_labels, records
+from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.pairs import EXTENSIONS
+from dlv3p_jax.data.pictures import Problem, read_image
+from dlv3p_jax.models import build_model
+
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
+_READERS = 4  # threads that decode
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture file; `name` is what its outputs are called: a relative path, in general without its extension."""
+
+    path: pathlib.Path
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """A picture, uint8 `[H, W, 3]`, and the classes of its pixels, uint8 `[H, W]`."""
+
+    picture: Picture
+    image: np.ndarray
+    label: np.ndarray
+
+
+def find_pictures(
+    paths: Sequence[str | os.PathLike], output: str | os.PathLike | None = None
+) -> tuple[list[Picture], list[Problem]]:
+    """Picture files, and those below folders, sorted within each folder.
+
+    Names are relative to the deepest folder that holds all of `paths`, so that pictures of one name in two folders stay
+    apart. They leave out the extension, unless two pictures differ in nothing else.
+
+    Args:
+        paths: files and folders. Hidden files in folders, and files that are no pictures by their extension, are not
+            looked at.
+        output: a folder to leave out, because it is where outputs go.
+
+    Returns:
+        The pictures, each once, and what is wrong with paths that are not there or hold no picture.
+    """
+    files, problems = {}, []
+    skipped = None if output is None else pathlib.Path(os.path.abspath(output))
+    paths = [pathlib.Path(os.path.abspath(os.path.expanduser(path))) for path in paths]
+    for path in paths:
+        if path.is_dir():
+            found = [file for file in _files_below(path) if skipped is None or skipped not in file.parents]
+            if not found:
+                problems.append(Problem(str(path), f"{path}: no pictures in this folder"))
+            files |= dict.fromkeys(found)
+        elif path.is_file():
+            files[path] = None
+        else:
+            problems.append(Problem(str(path), f"{path}: no such file or folder"))
+    if not files:
+        return [], problems
+    root = os.path.commonpath([path if path.is_dir() else path.parent for path in paths])
+    relative = {path: path.relative_to(root) for path in files}
+    stems = collections.Counter(name.with_suffix("") for name in relative.values())
+    pictures = [
+        Picture(path, (name.with_suffix("") if stems[name.with_suffix("")] == 1 else name).as_posix())
+        for path, name in relative.items()
+    ]
+    return pictures, problems
+
+
+def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
+    files = (pathlib.Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(
+        path
+        for path in files
+        if path.suffix.lower() in EXTENSIONS and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    )
+
+
+def load(config, checkpoint: epath.PathLike, changes: Mapping[str, Any] | None = None):
+    """A checkpoint and the network that it is of.
+
+    Args:
+        config: a configuration; its `num_classes` is the checkpoint's where it is None. None: the checkpoint's own.
+        checkpoint: a workdir, or a checkpoint's folder.
+        changes: keys, dotted, that take other values.
+
+    Returns:
+        The configuration as a FrozenConfigDict, the linen module, and its variables: the averaged ones where there are.
+
+    Raises:
+        ValueError: there is no such checkpoint, it is of another network than `config` says, or a key is wrong.
+    """
+    path = checkpoints.find(checkpoint)
+    of_checkpoint = checkpoints.find_config(path)
+    trained = None if of_checkpoint is None else configuration.read(of_checkpoint)
+    if config is None and trained is None:
+        raise ValueError(f"no config.json in {path} or above it: give --config=FILE, what it was trained with")
+    config = (trained if config is None else config).copy_and_resolve_references()
+    if config.num_classes is None and trained is not None:
+        config.num_classes = trained.num_classes
+    config.update_from_flattened_dict(changes or {})
+    configuration.check(config)
+    if trained is not None:
+        configuration.warn_of_another_model(config, trained, path)
+    model = build_model(config)
+    expected = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.float32), train=False)
+    )
+    variables = checkpoints.read_variables(path, "ema")
+    averaged = variables is not None
+    variables, _ = checkpoints.fit_variables(
+        variables if averaged else checkpoints.read_variables(path), expected, allow_new_head=False
+    )
+    logging.info("Loaded %s, step %d%s", path, checkpoints.read_step(path), " (ema)" if averaged else "")
+    return ml_collections.FrozenConfigDict(config), model, variables
+
+
+def classes_of(config) -> tuple[list[str], np.ndarray]:
+    """Names and colours, uint8 `[C, 3]`, of a configuration's classes: those of its data set where that is prepared."""
+    names, palette = [f"class {index}" for index in range(config.num_classes)], viz.palette(config.num_classes)
+    if config.dataset == "cityscapes":
+        names, palette = cityscapes_labels.CLASS_NAMES, cityscapes_labels.PALETTE
+    try:
+        dataset = records.open_dataset(config.dataset, config.data_dir)
+        names, palette = dataset.class_names, dataset.palette
+    except DatasetError:
+        pass
+    if len(names) != config.num_classes:
+        logging.warning(
+            "%s has %d classes and the model %d, so they are called by their numbers",
+            *(config.dataset, len(names), config.num_classes),
+        )
+        return [f"class {index}" for index in range(config.num_classes)], viz.palette(config.num_classes)
+    return list(names), np.array(palette, np.uint8)
+
+
+def make_predict_step(config, model):
+    """A pure function `predict_step(variables, images, sizes) -> labels` with the views of `config.eval`.
+
+    `images` is uint8 `[B, H, W, 3]`, each of which fills `sizes` (int32 `[B, 2]`, height and width) from the top left.
+    What lies beyond becomes 0 after normalisation, as the padding of an evaluation is, whatever it holds. `labels` is
+    uint8 `[B, H, W]`, and means nothing beyond the picture.
+    """
+    views = dict(
+        scales=tuple(config.eval.scales),
+        flip=config.eval.flip,
+        window=config.eval.window,
+        stride=config.eval.stride,
+        average=config.eval.average,
+    )
+    evaluate.check_views(views["scales"], views["window"], views["stride"], views["average"])
+
+    def predict_step(variables, images, sizes):
+        height, width = images.shape[1:3]
+        inside_rows = jnp.arange(height)[:, None] < sizes[:, 0, None, None]
+        inside_columns = jnp.arange(width) < sizes[:, 1, None, None]
+        images = jnp.where((inside_rows & inside_columns)[..., None], preprocess.normalize(images), 0)
+        logits = evaluate.predict_logits(model, variables, images, **views)
+        return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+
+    return predict_step
+
+
+def predict_pictures(
+    config, model, variables: steps.Variables, pictures: Sequence[Picture], mesh: Mesh
+) -> Iterator[Prediction | Problem]:
+    """Predicts all pictures, size by size; what is smaller than `config.eval_size` is padded to it, as in evaluation.
+
+    Args:
+        config, model, variables: what `load` gave.
+        pictures: what `find_pictures` gave.
+        mesh: the devices. A batch holds `config.eval.batch_size` pictures at most, rounded up to fill them.
+
+    Yields:
+        A prediction for each picture, or why it cannot be read, in no particular order.
+
+    Raises:
+        ValueError: a view or the mesh cannot be used.
+    """
+    predict_step = jax.jit(
+        make_predict_step(config, model),
+        in_shardings=(sharding.replicated(mesh), sharding.batched(mesh), sharding.replicated(mesh)),
+        out_shardings=sharding.batched(mesh),
+    )
+    groups = collections.defaultdict(list)
+    for picture in pictures:
+        size = _read_size(picture)
+        if isinstance(size, Problem):
+            yield size
+        else:
+            groups[_padded(size, config.eval_size)].append(picture)
+    logging.info(
+        "Predicting %d pictures in %d sizes, each compiled at its first batch, on %s",
+        *(sum(map(len, groups.values())), len(groups), sharding.describe(mesh)),
+    )
+    variables = jax.device_put(variables, sharding.replicated(mesh))
+    pending = None
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
+        for size, batch in _batches(groups, config.eval.batch_size):
+            read = list(readers.map(lambda picture, size=size: _read(picture, size, config.eval_size), batch))
+            yield from (result for result in read if isinstance(result, Problem))
+            read = [result for result in read if not isinstance(result, Problem)]
+            if not read:
+                continue
+            rows = min(config.eval.batch_size, len(groups[size]))
+            images, sizes = _stack([image for _, image in read], size, rows, mesh)
+            labels = predict_step(variables, images, sizes)
+            if pending is not None:  # one behind, so that the devices compute while the host decodes
+                yield from _cut(*pending)
+            pending = (read, labels)
+    if pending is not None:
+        yield from _cut(*pending)
+
+
+def _padded(size: tuple[int, int], eval_size: tuple[int, int] | None) -> tuple[int, int]:
+    return size if eval_size is None else tuple(map(max, size, eval_size))
+
+
+def _batches(groups, batch_size: int) -> Iterator[tuple[tuple[int, int], list[Picture]]]:
+    for size, pictures in groups.items():
+        for start in range(0, len(pictures), batch_size):
+            yield size, pictures[start : start + batch_size]
+
+
+def _read_size(picture: Picture) -> tuple[int, int] | Problem:
+    """(height, width) as the picture is shown, from its header."""
+    try:
+        with Image.open(picture.path) as opened:
+            width, height = opened.size
+            # To look for it behind a PNG's pixels, Pillow would decode them.
+            has_exif = opened.format != "PNG" or "exif" in opened.info
+            turned = has_exif and opened.getexif().get(_ORIENTATION, 1) in _TURNED
+    except UnidentifiedImageError:
+        return Problem(picture.name, f"{picture.path}: not a picture that Pillow can read")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return Problem(picture.name, f"{picture.path}: cannot be read ({error})")
+    return (width, height) if turned else (height, width)
+
+
+def _read(picture: Picture, padded_size, eval_size) -> tuple[Picture, np.ndarray] | Problem:
+    try:
+        data, size, _ = read_image(picture.path)
+    except DatasetError as error:
+        return Problem(picture.name, str(error))
+    if _padded(size, eval_size) != padded_size:
+        return Problem(picture.name, f"{picture.path}: its size is not what its header says; save it again")
+    return picture, np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def _stack(images: list[np.ndarray], size: tuple[int, int], rows: int, mesh: Mesh):
+    """The pictures in one array on the mesh, with their sizes; its rows are as many for every batch of a size."""
+    devices = mesh.shape[sharding.DATA]
+    rows = -(-rows // devices) * devices
+    sharding.check_batch(mesh, rows, size[0], "config.eval.batch_size")
+    stacked = np.zeros((rows, *size, 3), np.uint8)
+    sizes = np.zeros((rows, 2), np.int32)
+    for row, image in enumerate(images):
+        sizes[row] = image.shape[:2]
+        stacked[row, : sizes[row, 0], : sizes[row, 1]] = image
+    return sharding.put_batch(mesh, {"image": stacked})["image"], jax.device_put(sizes, sharding.replicated(mesh))
+
+
+def _cut(read: list[tuple[Picture, np.ndarray]], labels: jax.Array) -> Iterator[Prediction]:
+    labels = np.asarray(labels)
+    for (picture, image), label in zip(read, labels[: len(read)], strict=True):
+        yield Prediction(picture, image, label[: image.shape[0], : image.shape[1]])

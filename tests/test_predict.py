@@ -1,0 +1,296 @@
+"""Picture files to label files: what is found, what is written, and that the official score is the evaluation's."""
+
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl import logging
+from PIL import Image
+
+from configs import common
+from dlv3p_jax import checkpoints, configuration, evaluator, predictor, sharding, steps, viz
+from dlv3p_jax.data import cityscapes_labels
+from dlv3p_jax.data.builder import prepare_dataset
+from dlv3p_jax.data.cityscapes import Cityscapes
+from dlv3p_jax.evaluate import predict_logits
+from dlv3p_jax.models import build_model
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+SETTINGS = {
+    "dataset": "cityscapes",
+    "crop_size": (32, 32),
+    "batch_size": 2,
+    "model.backbone": "resnet18_vd",
+    "model.output_stride": 16,
+    "model.multi_grid": (1, 1),
+    "model.aspp_rates": (1, 2),
+    "model.aspp_channels": 32,
+    "eval.batch_size": 2,
+    "mesh.data": 1,
+}
+VAL = [("frankfurt", 294), ("frankfurt", 576), ("munster", 19)]
+
+
+def write(path: pathlib.Path, values, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (values if isinstance(values, Image.Image) else Image.fromarray(values)).save(path, **options)
+
+
+def draw(rng, height, width) -> np.ndarray:
+    """Rectangles of colour and noise, uint8 [H, W, 3]."""
+    blocks = np.kron(rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3)), np.ones((8, 8, 1)))[:height, :width]
+    return np.clip(blocks + rng.normal(0, 20, blocks.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def cityscapes(tmp_path_factory) -> pathlib.Path:
+    """Three pictures to validate on and one to train on, as distributed; no label is a truck, bus or what follows."""
+    source, rng = tmp_path_factory.mktemp("cs"), np.random.default_rng(0)
+    for split, frames in {"train": [("aachen", 19)], "val": VAL}.items():
+        for city, frame in frames:
+            name = f"{city}_000000_{frame:06d}"
+            ids = np.kron(rng.integers(0, 27, (6, 8)), np.ones((8, 8))).astype(np.uint8)
+            write(source / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", draw(rng, 48, 64))
+            write(source / "gtFine" / split / city / f"{name}_gtFine_labelIds.png", ids)
+    return source
+
+
+def make_config(changes=(), num_classes=19):
+    config = common.get_config()
+    config.update_from_flattened_dict(SETTINGS | {"num_classes": num_classes} | dict(changes))
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> pathlib.Path:
+    """An untrained network, saved as training saves one; drawn here, as compiling the initialisation takes long."""
+    folder, config = tmp_path_factory.mktemp("workdir"), make_config()
+    model, rng = build_model(config), np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))
+
+    def value(path, leaf):
+        if path[-1].key == "kernel":
+            return np.float32(rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape))
+        return np.full(leaf.shape, path[-1].key in ("scale", "var"), np.float32)
+
+    variables = jax.tree.map_with_path(value, shapes)
+    with checkpoints.Checkpoints(folder) as saved:
+        saved.save_best(steps.create_train_state(config, model, variables), 0.5)
+    configuration.write(config, folder / "config.json")
+    return folder
+
+
+def run(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "dlv3p_jax.predict", *map(str, arguments)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+def expected_label(workdir, image, **views) -> np.ndarray:
+    """The prediction for one picture of its own size, without anything of the program that is tested here."""
+    model = build_model(make_config())
+    variables = checkpoints.read_variables(checkpoints.find(workdir))
+    normalized = np.float32(image)[None] / 127.5 - 1
+    logits = jax.jit(functools.partial(predict_logits, model, **views))(variables, normalized)
+    return np.asarray(logits)[0].argmax(-1)
+
+
+def official_score(source, predictions) -> dict:
+    """What cityscapesscripts, the benchmark's own program, says of a folder of predictions."""
+    from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
+
+    args = official.args
+    args.predictionPath, args.predictionWalk = str(predictions), None
+    args.evalInstLevelScore, args.JSONOutput, args.quiet = False, False, True
+    labels = sorted(map(str, (source / "gtFine" / "val").glob("*/*_gtFine_labelIds.png")))
+    return official.evaluateImgLists([official.getPrediction(args, label) for label in labels], labels, args)
+
+
+def test_the_official_score_of_the_written_label_ids_is_that_of_the_evaluation(cityscapes, workdir, tmp_path):
+    data = tmp_path / "data"
+    prepare_dataset("cityscapes", functools.partial(Cityscapes, source=cityscapes), data, overwrite=False)
+    evaluator.evaluate_checkpoint(make_config({"data_dir": str(data)}), workdir)
+    report = json.loads((workdir / "eval" / "0.json").read_text())
+
+    output = tmp_path / "out"
+    process = run(f"--checkpoint={workdir}", f"--output={output}", "--label_ids", cityscapes / "leftImg8bit" / "val")
+    assert process.returncode == 0, process.stderr
+    files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
+    names = [f"{city}/{city}_000000_{frame:06d}_leftImg8bit" for city, frame in VAL]
+    assert files == [f"labels/{name}.png" for name in names] + [f"overlays/{name}.jpg" for name in names]
+
+    result = official_score(cityscapes, output / "labels")
+    assert abs(result["averageScoreClasses"] - report["mIoU"]) < 1e-4
+    scores = [result["classScores"][name] for name in cityscapes_labels.CLASS_NAMES]
+    np.testing.assert_allclose(scores, np.array(report["IoU"], float), atol=1e-4)
+    assert np.sum(np.array(scores) > 0) > 2 and np.any(np.isnan(scores))  # hits, and classes that are nowhere
+    with Image.open(output / "labels" / f"{names[0]}.png") as label:
+        ids = np.asarray(label)
+        assert set(np.unique(ids)) <= set(cityscapes_labels.LABEL_IDS.tolist())
+        colors = {entry.id: entry.color for entry in cityscapes_labels.LABELS}
+        assert label.mode == "P" and tuple(np.asarray(label.convert("RGB"))[0, 0]) == colors[ids[0, 0]]
+
+
+def test_every_picture_that_can_be_read_is_predicted_and_the_others_are_listed(workdir, tmp_path):
+    rng, source, output = np.random.default_rng(1), tmp_path / "in put", tmp_path / "out"
+    image = draw(rng, 32, 48)
+    write(source / "a" / "1.png", image)
+    write(source / "b" / "1.png", image[:, ::-1])
+    write(source / "b" / "weed (27).png", np.dstack([image, image[..., 0]]))  # with alpha
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned clockwise when it is shown
+    write(source / "turned.jpg", image, quality=95, exif=turned)
+    write(source / "cmyk.jpg", Image.fromarray(image).convert("CMYK"), quality=95)
+    (source / "damaged.png").write_bytes((source / "a" / "1.png").read_bytes()[:-300])
+    (source / "empty.jpg").write_bytes(b"")
+    (source / "notes.txt").write_text("no picture")
+
+    overrides = [f"--config.{key}={value}" for key, value in SETTINGS.items()]
+    process = run(
+        *("--config=configs/common.py", *overrides, f"--checkpoint={workdir}", f"--output={output}"),
+        *("--flip", "--scales=0.5,1.0", source, tmp_path / "absent.jpg"),
+    )
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    message = process.stderr[process.stderr.index("predict: what could not be predicted:") :]
+    assert [line.split(":")[0] for line in message.splitlines()[1:]] == [
+        f"  {path}" for path in (tmp_path / "absent.jpg", source / "empty.jpg", source / "damaged.png")
+    ]
+    assert "5 pictures" in process.stdout and f"labels: {output / 'labels'}" in process.stdout
+    shares = [float(line.split()[-1]) for line in process.stdout.splitlines() if line[-3:-2] == "."]
+    assert shares and abs(sum(shares) - 100) < 0.1
+
+    names = [path.relative_to(output / "labels").as_posix() for path in sorted((output / "labels").rglob("*.png"))]
+    assert names == [f"in put/{name}.png" for name in ("a/1", "b/1", "b/weed (27)", "cmyk", "turned")]
+    views = {"scales": (0.5, 1.0), "flip": True}
+    for name, pixels in (("a/1", image), ("b/1", image[:, ::-1])):
+        label = np.asarray(Image.open(output / "labels" / "in put" / f"{name}.png"))
+        np.testing.assert_array_equal(label, expected_label(workdir, pixels, **views))
+        overlay = np.asarray(Image.open(output / "overlays" / "in put" / f"{name}.jpg"), float)
+        expected = viz.overlay(pixels, label, cityscapes_labels.PALETTE)
+        assert np.abs(overlay - expected).mean() < 12 < np.abs(overlay - pixels).mean()
+    assert Image.open(output / "labels" / "in put" / "turned.png").size == (32, 48)
+
+
+def test_voc_submission(workdir, tmp_path):
+    """A checkpoint of 21 classes: the 19 of the fixture, and two that never win."""
+    config = make_config({"dataset": "voc2012", "eval_size": (64, 64)}, num_classes=21)
+    variables = checkpoints.read_variables(checkpoints.find(workdir))
+    head = variables["params"]["decoder"]["classifier"]
+    head["kernel"] = np.pad(head["kernel"], [(0, 0)] * 3 + [(0, 2)])
+    head["bias"] = np.pad(head["bias"], (0, 2), constant_values=-1e6)
+    with checkpoints.Checkpoints(tmp_path / "workdir") as saved:
+        saved.save_best(steps.create_train_state(config, build_model(config), variables), 0.5)
+    configuration.write(config, tmp_path / "workdir" / "config.json")
+    images = {
+        name: draw(np.random.default_rng(2), *size) for name, size in {"2008_1": (40, 60), "2008_2": (64, 33)}.items()
+    }
+    for name, image in images.items():
+        write(tmp_path / "JPEGImages" / f"{name}.png", image)
+
+    output = tmp_path / "out"
+    process = run(
+        *(f"--checkpoint={tmp_path / 'workdir'}", f"--output={output}", "--submission=voc"), tmp_path / "JPEGImages"
+    )
+    assert process.returncode == 0, process.stderr
+    assert "Predicting 2 pictures in 1 sizes" in process.stderr
+    folder = output / "results" / "VOC2012" / "Segmentation" / "comp6_test_cls"
+    assert sorted(path.name for path in folder.iterdir()) == ["2008_1.png", "2008_2.png"]
+    for name, image in images.items():
+        height, width = image.shape[:2]
+        padded = np.full((64, 64, 3), 127.5)
+        padded[:height, :width] = image
+        label = Image.open(folder / f"{name}.png")
+        np.testing.assert_array_equal(np.asarray(label), expected_label(workdir, padded)[:height, :width])
+        assert label.mode == "P" and label.getpalette()[: 3 * 21] == viz.palette(21).ravel().tolist()
+
+
+def test_wrong_commands_end_in_one_message(workdir, tmp_path):
+    picture = tmp_path / "1.png"
+    write(picture, np.zeros((8, 8, 3), np.uint8))
+    process = run(f"--checkpoint={workdir}", f"--output={tmp_path}/out", "--submission=voc", picture)
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert "predict: --submission=voc is for the classes of Pascal VOC, of which there are 21" in process.stderr
+    process = run(f"--checkpoint={tmp_path}", f"--output={tmp_path}/out", "--window=64", "--stride=a,b", picture)
+    assert process.returncode == 1 and "--stride=a,b: give whole numbers" in process.stderr
+
+
+def test_names_mirror_folders_and_every_picture_is_found_once(tmp_path):
+    for name in (
+        "a/1.jpg",
+        "b/1.jpg",
+        "b/c/2.PNG",
+        "b/2.jpg",
+        "b/2.png",
+        ".hidden/3.png",
+        "out/labels/1.png",
+        "b/x.txt",
+    ):
+        write(tmp_path / name, np.zeros((4, 4, 3), np.uint8), format="PNG")
+
+    def names(*paths):
+        pictures, problems = predictor.find_pictures([tmp_path / path for path in paths], tmp_path / "out")
+        assert not problems
+        return {picture.name: picture.path.relative_to(tmp_path).as_posix() for picture in pictures}
+
+    assert names("a") == {"1": "a/1.jpg"}
+    assert names("a/1.jpg", "b/1.jpg") == {"a/1": "a/1.jpg", "b/1": "b/1.jpg"}
+    assert names("b", "b/1.jpg", "b/c") == {
+        "1": "b/1.jpg",
+        "2.jpg": "b/2.jpg",  # alike but for the extension
+        "2.png": "b/2.png",
+        "c/2": "b/c/2.PNG",
+    }
+    assert set(names(".")) == {"a/1", "b/1", "b/2.jpg", "b/2.png", "b/c/2"}
+    pictures, problems = predictor.find_pictures([tmp_path / "out", tmp_path / "none.png"], tmp_path / "out")
+    assert not pictures and ["no pictures in this folder" in p.message for p in problems] == [True, False]
+
+
+def test_batches_over_devices_change_nothing(workdir, tmp_path, caplog):
+    """Five pictures, two at a time, rounded up to three for as many devices."""
+    rng = np.random.default_rng(3)
+    images = {f"{index}": draw(rng, 32, 48) for index in range(5)}
+    for name, image in images.items():
+        write(tmp_path / f"{name}.png", image)
+    pictures, _ = predictor.find_pictures([tmp_path])
+    with caplog.at_level(logging.INFO):
+        config, model, variables = predictor.load(None, workdir)
+        results = list(predictor.predict_pictures(config, model, variables, pictures, sharding.make_mesh(3, 1)))
+    assert "Predicting 5 pictures in 1 sizes" in caplog.text
+    assert sorted(result.picture.name for result in results) == sorted(images)
+    for result in results:
+        np.testing.assert_array_equal(result.image, images[result.picture.name])
+        np.testing.assert_array_equal(result.label, expected_label(workdir, result.image))
+
+
+def test_averaged_variables_are_preferred_and_another_network_is_told(workdir, tmp_path, caplog):
+    config = make_config({"ema_decay": 0.5})
+    model = build_model(config)
+    variables = checkpoints.read_variables(checkpoints.find(workdir))
+    state = steps.create_train_state(config, model, variables)
+    averaged = jax.tree.map(lambda x: x + 1, variables)
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        saved.save_best(state.replace(ema=averaged), 0.5)
+    configuration.write(config, tmp_path / "config.json")
+    read, _, loaded = predictor.load(None, tmp_path, {"eval.scales": (0.5,)})
+    assert read.eval.scales == (0.5,) and read.num_classes == 19 and read.crop_size == (32, 32)
+    jax.tree.map(np.testing.assert_array_equal, loaded, averaged)
+
+    with pytest.raises(checkpoints.CheckpointError, match="of another model"):
+        predictor.load(make_config({"model.aspp_channels": 16}), tmp_path)
+    assert "config.model.aspp_channels is 16 here" in caplog.text
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match="give --config=FILE"):
+        predictor.load(None, tmp_path)
+
+
+def test_classes_are_named_by_the_data_set_or_known_or_numbered(data_dir):
+    config = make_config({"dataset": "image_folder", "data_dir": str(data_dir)}, num_classes=3)
+    assert predictor.classes_of(config)[0] == ["floor", "wall", "lamp"]
+    names, palette = predictor.classes_of(make_config({"data_dir": "nowhere"}))
+    assert names[0] == "road" and palette[0].tolist() == [128, 64, 128]
+    names, palette = predictor.classes_of(make_config({"data_dir": "nowhere"}, num_classes=5))
+    assert names[4] == "class 4" and np.array_equal(palette, viz.palette(5))
