@@ -18,6 +18,7 @@ from dlv3p_jax import metrics, preprocess
 from dlv3p_jax.models import ops
 
 AVERAGES = ("logits", "legacy")
+STEP_INPUTS = ("image", "label", "size")  # what an evaluation step takes of a batch
 
 
 def predict_logits(
@@ -139,6 +140,8 @@ def make_eval_step(config, model) -> Callable:
 
     `batch` is {'image': uint8 `[B, H, W, 3]`, 'label': uint8 `[B, H, W]`}; pictures are normalised and padded at the
     bottom and right to `eval_size` with 0 (which is 127.5 before normalisation), and the padding is cut off the logits.
+    Where pictures of several sizes were padded on the host, to share a batch and a program, 'size' int32 `[B, 2]` tells
+    their own (height, width); the padding's label is the ignore label.
     `matrix` is the batch's int32 `[num_classes, num_classes]` confusion matrix [label, prediction] without ignored
     pixels; `predictions` is uint8 `[B, H, W]`, which stays on the devices unless somebody asks for it.
     """
@@ -154,6 +157,8 @@ def make_eval_step(config, model) -> Callable:
 
     def eval_step(variables, batch):
         images = preprocess.normalize(batch["image"])
+        if "size" in batch:
+            images = clear_padding(images, batch["size"])
         height, width = images.shape[1:3]
         if eval_size is not None:
             bottom, right = max(eval_size[0] - height, 0), max(eval_size[1] - width, 0)
@@ -163,6 +168,14 @@ def make_eval_step(config, model) -> Callable:
         return metrics.confusion_matrix(batch["label"], predictions, num_classes, ignore_label), predictions
 
     return eval_step
+
+
+def clear_padding(images: jax.Array, sizes: jax.Array) -> jax.Array:
+    """`[B, H, W, C]` with 0 wherever a picture, of (height, width) `[B, 2]` from the top left, does not reach."""
+    height, width = images.shape[1:3]
+    rows = jnp.arange(height)[:, None] < sizes[:, 0, None, None]
+    columns = jnp.arange(width) < sizes[:, 1, None, None]
+    return jnp.where((rows & columns)[..., None], images, 0)
 
 
 def evaluate(
@@ -177,8 +190,8 @@ def evaluate(
     Args:
       eval_step: what `make_eval_step` gave, jitted.
       variables: on the devices.
-      batches: {'image', 'label'} on the devices, and whatever `on_batch` wants to see. Pictures that only fill up a
-        batch carry the ignore label everywhere and so count nothing.
+      batches: {'image', 'label'} and perhaps 'size' on the devices, and whatever `on_batch` wants to see. Pictures that
+        only fill up a batch carry the ignore label everywhere and so count nothing.
       num_classes: the number of classes C.
       on_batch: is called with every batch and its predictions (on the devices), for example to save some of them.
 
@@ -188,7 +201,7 @@ def evaluate(
     total = np.zeros((num_classes, num_classes), np.int64)
     pending: jax.Array | None = None
     for batch in batches:
-        matrix, predictions = eval_step(variables, {name: batch[name] for name in ("image", "label")})
+        matrix, predictions = eval_step(variables, {name: batch[name] for name in STEP_INPUTS if name in batch})
         on_batch(batch, predictions)
         if pending is not None:  # one behind, so that the devices never wait for the host
             total += jax.device_get(pending)

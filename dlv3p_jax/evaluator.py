@@ -60,20 +60,23 @@ def make_evaluator(
     dataset.require_labels(config.eval_split)
     sizes = dataset.sizes(config.eval_split)
     batch_size = config.eval.batch_size
-    plan = pipeline.plan_evaluation(sizes, batch_size)
+    plan = pipeline.plan_evaluation(sizes, batch_size, config.eval_size)
     for height, _ in plan.sizes:
         sharding.check_batch(mesh, batch_size, height, "config.eval.batch_size")
     eval_step = jax.jit(
         evaluate.make_eval_step(config, model),
-        in_shardings=(sharding.replicated(mesh), sharding.batched(mesh)),
+        in_shardings=(
+            sharding.replicated(mesh),
+            {"image": sharding.batched(mesh), "label": sharding.batched(mesh), "size": sharding.rows(mesh)},
+        ),
         out_shardings=(sharding.replicated(mesh), sharding.batched(mesh)),
     )
     palette = dataset.palette
 
     def run(variables: steps.Variables, step: int, suffix: str = "") -> Result:
         logging.info(
-            "Evaluating %d pictures of %s (%s), %d at a time, in %d sizes, each compiled at its first batch",
-            *(len(sizes), config.eval_split, views_name(config), batch_size, len(plan.sizes)),
+            "Evaluating %d pictures of %s %s (%s), %d at a time, in %d sizes, each compiled at its first batch",
+            *(len(sizes), dataset.title, config.eval_split, views_name(config), batch_size, len(plan.sizes)),
         )
         start = time.monotonic()
         samples, seen = [], 0
@@ -84,7 +87,10 @@ def make_evaluator(
             seen += len(filled)
             if len(samples) < NUM_SAMPLES:
                 local = np.asarray(predictions)
-                samples.extend((batch["host_image"][row], batch["host_label"][row], local[row]) for row in filled)
+                for row in filled:
+                    height, width = batch["host_size"][row]
+                    triple = (batch["host_image"][row], batch["host_label"][row], local[row])
+                    samples.append([array[:height, :width] for array in triple])
 
         batches = _on_devices(config, dataset, mesh)
         matrix = evaluate.evaluate(eval_step, variables, batches, config.num_classes, look_at)
@@ -95,6 +101,7 @@ def make_evaluator(
             report = metrics.to_json(summary) | {
                 "step": step,
                 "dataset": config.dataset,
+                "synthetic": dataset.metadata["synthetic"],
                 "split": config.eval_split,
                 "num_pictures": len(sizes),
                 "num_pixels": int(matrix.sum()),
@@ -153,7 +160,7 @@ def evaluate_checkpoint(config, workdir: epath.PathLike, checkpoint: epath.PathL
         variables, _ = checkpoints.fit_variables(variables, expected, allow_new_head=False)
         result = run(jax.device_put(variables, sharding.replicated(mesh)), step, suffix)
         what = f"{path}{' (ema)' if suffix else ''}, step {step}"
-        print_result(result, dataset.class_names, what, workdir / "eval" / f"{step}{'.ema' if suffix else ''}")
+        print_result(result, dataset, what, workdir / "eval" / f"{step}{'.ema' if suffix else ''}")
     return result.summary
 
 
@@ -174,10 +181,10 @@ def write_report(folder: epath.Path, name: str, views: str, report: dict[str, An
         unfinished.replace(folder / f"{stem}.png")
 
 
-def print_result(result: Result, class_names, what: str, path: epath.Path) -> None:
+def print_result(result: Result, dataset: records.Dataset, what: str, path: epath.Path) -> None:
     """Prints the per-class table and where the report and the pictures lie."""
-    table = metrics.table(result.summary, class_names)
-    print(f"\n{what}\n{table}\nreport: {path}.json\npictures: {path}.png", flush=True)
+    table = metrics.table(result.summary, dataset.class_names)
+    print(f"\n{dataset.title}, {what}\n{table}\nreport: {path}.json\npictures: {path}.png", flush=True)
 
 
 def _on_devices(config, dataset, mesh):
@@ -187,12 +194,13 @@ def _on_devices(config, dataset, mesh):
         config.eval_split,
         batch_size=config.eval.batch_size,
         ignore_label=config.ignore_label,
+        eval_size=config.eval_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
     for batch in batches:
-        arrays = sharding.put_batch(mesh, {name: batch[name] for name in ("image", "label")})
-        yield arrays | {"id": batch["id"], "host_image": batch["image"], "host_label": batch["label"]}
+        arrays = sharding.put_batch(mesh, {name: batch[name] for name in evaluate.STEP_INPUTS})
+        yield arrays | {"id": batch["id"]} | {f"host_{name}": batch[name] for name in evaluate.STEP_INPUTS}
 
 
 def _warn_of_degenerate(matrix: np.ndarray, class_names) -> None:

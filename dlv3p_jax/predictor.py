@@ -171,10 +171,7 @@ def make_predict_step(config, model):
     evaluate.check_views(views["scales"], views["window"], views["stride"], views["average"])
 
     def predict_step(variables, images, sizes):
-        height, width = images.shape[1:3]
-        inside_rows = jnp.arange(height)[:, None] < sizes[:, 0, None, None]
-        inside_columns = jnp.arange(width) < sizes[:, 1, None, None]
-        images = jnp.where((inside_rows & inside_columns)[..., None], preprocess.normalize(images), 0)
+        images = evaluate.clear_padding(preprocess.normalize(images), sizes)
         logits = evaluate.predict_logits(model, variables, images, **views)
         return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
 
@@ -199,7 +196,7 @@ def predict_pictures(
     """
     predict_step = jax.jit(
         make_predict_step(config, model),
-        in_shardings=(sharding.replicated(mesh), sharding.batched(mesh), sharding.replicated(mesh)),
+        in_shardings=(sharding.replicated(mesh), sharding.batched(mesh), sharding.rows(mesh)),
         out_shardings=sharding.batched(mesh),
     )
     groups = collections.defaultdict(list)
@@ -277,7 +274,8 @@ def _stack(images: list[np.ndarray], size: tuple[int, int], rows: int, mesh: Mes
     for row, image in enumerate(images):
         sizes[row] = image.shape[:2]
         stacked[row, : sizes[row, 0], : sizes[row, 1]] = image
-    return sharding.put_batch(mesh, {"image": stacked})["image"], jax.device_put(sizes, sharding.replicated(mesh))
+    batch = sharding.put_batch(mesh, {"image": stacked, "size": sizes})
+    return batch["image"], batch["size"]
 
 
 def _cut(read: list[tuple[Picture, np.ndarray]], labels: jax.Array) -> Iterator[Prediction]:

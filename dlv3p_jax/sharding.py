@@ -46,6 +46,11 @@ def batched(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA, SPACE))
 
 
+def rows(mesh: Mesh) -> NamedSharding:
+    """For what a batch holds of each picture as a whole, such as sizes `[B, 2]`: batch over `data`."""
+    return NamedSharding(mesh, PartitionSpec(DATA))
+
+
 def check_batch(mesh: Mesh, batch_size: int, height: int, name: str) -> None:
     """Raises ValueError, naming the key `name`, where such a batch cannot be split over the mesh."""
     if batch_size % mesh.shape[DATA]:
@@ -58,9 +63,15 @@ def check_batch(mesh: Mesh, batch_size: int, height: int, name: str) -> None:
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> global arrays on the mesh, without waiting for the transfer."""
-    sharding = batched(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    """This process's rows of a batch -> global arrays on the mesh, without waiting for the transfer.
+
+    Images and labels are laid out as `batched` says, arrays of one or two dimensions as `rows` says.
+    """
+    pictures, others = batched(mesh), rows(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(pictures if array.ndim > 2 else others, array)
+        for name, array in batch.items()
+    }
 
 
 def describe(mesh: Mesh) -> str:

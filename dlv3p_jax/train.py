@@ -49,7 +49,7 @@ def train_and_evaluate(config, workdir: epath.PathLike) -> dict[str, Any]:
     num_pictures = dataset.num_pictures(config.train_split)
     logging.info(
         "Data: %s in %s, %d classes, ignored label %d; %d pictures in %s, %d in %s; an epoch has %.1f steps",
-        *(config.dataset, config.data_dir, config.num_classes, config.ignore_label, num_pictures, config.train_split),
+        *(dataset.title, config.data_dir, config.num_classes, config.ignore_label, num_pictures, config.train_split),
         *(dataset.num_pictures(config.eval_split), config.eval_split, num_pictures / config.batch_size),
     )
 
@@ -80,7 +80,7 @@ def train_and_evaluate(config, workdir: epath.PathLike) -> dict[str, Any]:
             results = evaluate(state)
     for suffix, result in results.items():
         name = f"{int(state.step)}{'.ema' if suffix else ''}"
-        print_result(result, dataset.class_names, f"step {name}", workdir / "eval" / name)
+        print_result(result, dataset, f"step {name}", workdir / "eval" / name)
     return result.summary
 
 

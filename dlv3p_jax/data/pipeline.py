@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from dlv3p_jax.data import augment, records
 
-Batch = dict[str, np.ndarray]  # 'image' uint8 [B, H, W, 3], 'label' uint8 [B, H, W], 'id' bytes [B]
+Batch = dict[str, np.ndarray]  # 'image' uint8 [B, H, W, 3], 'label' uint8 [B, H, W], 'id' bytes [B], and 'size'
 
 
 @functools.lru_cache(maxsize=4)
@@ -94,22 +94,30 @@ def train_batches(
 
 @dataclasses.dataclass(frozen=True)
 class EvalPlan:
-    """How a split is cut into batches: `batches` lists the pictures' indices, all of one size within a batch."""
+    """How a split is cut into batches: `batches` lists the pictures' indices, all of one padded size within a batch."""
 
     batches: tuple[tuple[int, ...], ...]
     sizes: frozenset[tuple[int, int]]
 
 
-def plan_evaluation(sizes: Sequence[tuple[int, int]], batch_size: int) -> EvalPlan:
-    """Groups pictures of equal size: each size is compiled once, and no picture is padded for a neighbour's sake.
+def padded_size(size: Sequence[int], eval_size: Sequence[int] | None) -> tuple[int, int]:
+    """What a picture of (height, width) is padded to; larger ones, and all without `eval_size`, keep their own size."""
+    return tuple(size) if eval_size is None else tuple(map(max, size, eval_size))
+
+
+def plan_evaluation(
+    sizes: Sequence[tuple[int, int]], batch_size: int, eval_size: Sequence[int] | None = None
+) -> EvalPlan:
+    """Groups pictures of equal padded size: each is compiled once, and no picture is padded for a neighbour's sake.
 
     Args:
       sizes: (height, width) of every picture in the split.
       batch_size: the largest batch; a size's last batch may hold fewer pictures and is filled up when it is read.
+      eval_size: (height, width) that smaller pictures are padded to, or None.
     """
     groups = collections.defaultdict(list)
     for index, size in enumerate(sizes):
-        groups[tuple(size)].append(index)
+        groups[padded_size(size, eval_size)].append(index)
     batches = [
         tuple(indices[start : start + batch_size])
         for indices in groups.values()
@@ -124,24 +132,28 @@ def eval_batches(
     *,
     batch_size: int,
     ignore_label: int,
+    eval_size: Sequence[int] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
     """This process's rows of the batches of `plan_evaluation`: every picture of the split exactly once.
 
-    A batch that is not full is filled with black pictures whose label is ignored everywhere and whose id is empty.
+    Pictures smaller than `eval_size` lie at the top left of it, and their label is ignored beyond them. A batch that is
+    not full is filled with pictures of no size, whose id is empty.
 
     Yields:
-      {'image': uint8 `[b, H, W, 3]`, 'label': uint8 `[b, H, W]`, 'id': bytes `[b]`}; H and W differ between batches.
+      {'image': uint8 `[b, H, W, 3]`, 'label': uint8 `[b, H, W]`, 'size': int32 `[b, 2]`, each picture's own height and
+      width, 'id': bytes `[b]`}; H and W differ between batches.
 
     Raises:
       DatasetError: the split has no labels.
     """
     dataset.require_labels(split)
-    source, plan = dataset.source(split), plan_evaluation(dataset.sizes(split), batch_size)
+    source, plan = dataset.source(split), plan_evaluation(dataset.sizes(split), batch_size, eval_size)
     rows = batch_size // process_count
     ours = [batch[process_index * rows : (process_index + 1) * rows] for batch in plan.batches]
-    sizes = [dataset.sizes(split)[batch[0]] for batch in plan.batches]
+    own_sizes = dataset.sizes(split)
+    batch_shapes = [padded_size(own_sizes[batch[0]], eval_size) for batch in plan.batches]
     indices = np.array([index for batch in ours for index in batch], np.int64)
 
     def make_example(index):
@@ -150,13 +162,16 @@ def eval_batches(
     examples = tf.data.Dataset.from_tensor_slices(indices)
     examples = examples.map(make_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     examples = examples.prefetch(2 * rows).as_numpy_iterator()
-    for batch, (height, width) in zip(ours, sizes, strict=True):
-        images = np.zeros((rows, height, width, 3), np.uint8)
-        labels = np.full((rows, height, width), ignore_label, np.uint8)
+    for batch, shape in zip(ours, batch_shapes, strict=True):
+        images = np.zeros((rows, *shape, 3), np.uint8)
+        labels = np.full((rows, *shape), ignore_label, np.uint8)
+        sizes = np.zeros((rows, 2), np.int32)
         ids = np.full(rows, b"", object)
         for row in range(len(batch)):
-            ids[row], images[row], labels[row] = next(examples)
-        yield {"image": images, "label": labels, "id": ids}
+            ids[row], image, label = next(examples)
+            height, width = sizes[row] = label.shape
+            images[row, :height, :width], labels[row, :height, :width] = image, label
+        yield {"image": images, "label": labels, "size": sizes, "id": ids}
 
 
 def _read(source, index: int) -> tuple[bytes, bytes, bytes]:

@@ -53,6 +53,11 @@ class Dataset:
     builder: tfds.core.DatasetBuilder = dataclasses.field(repr=False)
 
     @property
+    def title(self) -> str:
+        """The name as people should read it: what a program drew is said to be so."""
+        return f"{self.name} (synthetic)" if self.metadata["synthetic"] else self.name
+
+    @property
     def class_names(self) -> list[str]:
         return self.metadata["class_names"]
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from dlv3p_jax.data import pipeline, records
 
+BATCH = ("image", "label", "size", "id")  # of an evaluation
 SETTINGS = dict(
     batch_size=4,
     num_steps=9,
@@ -96,6 +97,26 @@ def test_evaluation_sees_every_picture_once_at_its_own_size(dataset, batch_size)
         np.testing.assert_array_equal(label, np.asarray(Image.open(io.BytesIO(record["label"]))))
 
 
+def test_evaluation_pads_smaller_pictures_into_one_size_and_tells_their_own(dataset):
+    own = {}
+    for batch in pipeline.eval_batches(dataset, "val", batch_size=1, ignore_label=255):
+        assert batch["size"].tolist() == [list(batch["label"].shape[1:])]
+        own[batch["id"][0]] = (batch["image"][0], batch["label"][0])
+    assert {label.shape for _, label in own.values()} == {(40, 56), (33, 47)}
+
+    for eval_size, shapes in (((40, 60), [(40, 60)] * 3), ((35, 35), [(40, 56), (40, 56), (35, 47)])):
+        batches = list(pipeline.eval_batches(dataset, "val", batch_size=2, ignore_label=255, eval_size=eval_size))
+        assert [batch["label"].shape[1:] for batch in batches] == shapes
+        rows = [row for batch in batches for row in zip(*(batch[name] for name in BATCH), strict=True)]
+        assert sorted(picture_id for *_, picture_id in rows if picture_id) == sorted(own)
+        for image, label, (height, width), picture_id in rows:
+            expected = own.get(picture_id, (np.zeros((0, 0, 3)), np.zeros((0, 0))))
+            assert (height, width) == expected[1].shape
+            np.testing.assert_array_equal(image[:height, :width], expected[0])
+            np.testing.assert_array_equal(label[:height, :width], expected[1])
+            assert (label[height:] == 255).all() and (label[:, width:] == 255).all()
+
+
 def test_evaluation_rows_of_two_processes_make_the_whole(dataset):
     whole = list(pipeline.eval_batches(dataset, "val", batch_size=2, ignore_label=255))
     parts = [
@@ -105,7 +126,7 @@ def test_evaluation_rows_of_two_processes_make_the_whole(dataset):
         for index in range(2)
     ]
     for expected, first, second in zip(whole, *parts, strict=True):
-        for name in ("image", "label", "id"):
+        for name in BATCH:
             np.testing.assert_array_equal(np.concatenate([first[name], second[name]]), expected[name])
 
 
@@ -114,3 +135,5 @@ def test_the_plan_keeps_sizes_apart_and_fills_batches():
     plan = pipeline.plan_evaluation(sizes, 2)
     assert plan.batches == ((0, 2), (3,), (1, 4))
     assert plan.sizes == {(2, 3), (4, 5)}
+    plan = pipeline.plan_evaluation([*sizes, (9, 1)], 3, eval_size=(4, 6))
+    assert plan.batches == ((0, 1, 2), (3, 4), (5,)) and plan.sizes == {(4, 6), (9, 6)}
