@@ -130,8 +130,8 @@ def draw_pole(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float
     kind = rng.choice(["bare", "bare", "lamp", "lights", "sign"])
     height = rng.uniform(3, 6) if kind in ("bare", "lamp") else rng.uniform(1.9, 3)
     top = foot[1] - height * scale
-    metal = second = camera.seen(any_colour(rng, 0.25, 0.95, 0.08), z)
-    if rng.random() < 0.8:  # banded
+    metal = second = camera.seen(any_colour(rng, 0.5, 0.95, 0.08), z)
+    if rng.random() < 0.9:  # banded
         second = camera.seen(vivid_colour(rng) if rng.random() < 0.6 else np.full(3, 0.06, np.float32), z)
     draw_shadow(canvas, camera, x - 0.4, x + 0.4, z - 0.3, z + 0.3, 0.5)
     extent = (foot[0] - half, top, foot[0] + half, foot[1])

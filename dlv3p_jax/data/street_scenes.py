@@ -31,7 +31,7 @@ PALETTE = (
     (220, 20, 60),
 )
 SIZE = (128, 192)  # height, width
-NUM_PICTURES = {"train": 400, "val": 80}
+NUM_PICTURES = {"train": 400, "val": 60}
 ROAD, PAVEMENT, SKY = 0, 1, 2
 
 
@@ -55,7 +55,7 @@ def draw_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     canvas = new_canvas(rng, SIZE, slope=rng.uniform(-0.05, 0.05))
     height, width = SIZE
     camera = Camera(
-        focal=width * rng.uniform(0.72, 1.0),
+        focal=width * rng.uniform(0.8, 1.1),
         height=rng.uniform(0.95, 1.5),
         vanishing=(width * rng.uniform(0.2, 0.8), height * rng.uniform(0.34, 0.54)),
         haze=any_colour(rng, 0.35, 0.9, 0.15),
@@ -105,7 +105,7 @@ def draw_sky(canvas: Canvas, camera: Camera, rng: np.random.Generator) -> None:
         ),
         3: (any_colour(rng, 0.08, 0.2, 0.4), any_colour(rng, 0.15, 0.4, 0.3)),
         4: (any_colour(rng, 0.3, 0.7, 0.2), any_colour(rng, 0.3, 0.8, 0.2)),
-    }[rng.choice(5, p=[0.38, 0.36, 0.1, 0.05, 0.11])]
+    }[rng.choice(5, p=[0.48, 0.36, 0.06, 0.03, 0.07])]
     down = np.clip(canvas.y / camera.vanishing[1], 0, 1)[..., None]
     top, low = top.astype(np.float32), low.astype(np.float32)
     sky = top + (low - top) * down
@@ -131,10 +131,10 @@ def draw_ground(canvas: Canvas, camera: Camera, rng: np.random.Generator, kerbs,
                 road |= (side == i) & (depth > z0 + 1.5) & (depth < z1 - 1.5)
     if end < 60:
         road |= (depth > end - 9) & (depth < end - 2.5)
-    tone = any_colour(rng, 0.2, 0.5, 0.05)
-    paving = tone * np.float32(rng.uniform(1.0, 1.5))
+    tone = any_colour(rng, 0.2, 0.42, 0.05)
+    paving = tone * np.float32(rng.uniform(1.3, 1.6))
     if rng.random() < 0.75:
-        paving = any_colour(rng, 0.45, 0.85, 0.1) * np.array([1.1, 1.0, rng.uniform(0.7, 1.0)], np.float32)
+        paving = any_colour(rng, 0.55, 0.85, 0.1) * np.array([1.1, 1.0, rng.uniform(0.7, 1.0)], np.float32)
     full = (slice(0, SIZE[0]), slice(0, SIZE[1]))
     fine, patches, stains = (texture(canvas, rng, full, grain) for grain in (1, 6, 40))
     asphalt = tone * (1 + 0.22 * fine + 0.08 * patches + 0.1 * stains)[..., None]
