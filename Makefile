@@ -27,7 +27,7 @@ start = time.monotonic()
 for _ in range(10):
     product(a).block_until_ready()
 gigaflops = 10 * 2 * 2048**3 / (time.monotonic() - start) / 1e9
-print(f"About {60 + 24000 / gigaflops:.0f} s from here ({gigaflops:.0f} GFLOP/s in a float32 matrix product).")
+print(f"About {60 + 21000 / gigaflops:.0f} s from here ({gigaflops:.0f} GFLOP/s in a float32 matrix product).")
 endef
 export EXPECTED
 

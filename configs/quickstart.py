@@ -15,12 +15,12 @@ def get_config():
     config.model.dropout = 0.0
 
     # A large learning rate with its gradient clipped learns fastest from random weights in a few hundred steps.
-    config.num_train_steps = 440
+    config.num_train_steps = 480
     config.learning_rate = 0.3
     config.clip_grad_norm = 0.3
     config.log_every_steps = 20
-    config.eval_every_steps = 440
-    config.checkpoint_every_steps = 110
+    config.eval_every_steps = 480
+    config.checkpoint_every_steps = 120
 
     config.model.backbone = "resnet18_vd"
     config.model.output_stride = 16
