@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 # These may change when a run is resumed: they decide where, how often and how it is looked at, not what is trained.
 MAY_CHANGE = (
+    "cache_pictures",
     "checkpoint_every_steps",
     "data_dir",
     "eval",

@@ -53,6 +53,10 @@ def train_and_evaluate(config, workdir: epath.PathLike) -> dict[str, Any]:
         *(dataset.num_pictures(config.eval_split), config.eval_split, num_pictures / config.batch_size),
     )
 
+    if config.cache_pictures:
+        gigabytes = pipeline.cache_bytes(dataset, config.train_split) / 1e9
+        logging.info("Decoded pictures are kept in memory: %.1f GB when all have been seen", gigabytes)
+
     model = build_model(config)
     run_evaluation = make_evaluator(config, dataset, mesh, model, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -211,6 +215,7 @@ def _train_batches(config, dataset: records.Dataset, first_step: int):
         scale_step=config.augment.scale_step,
         flip=config.augment.flip,
         ignore_label=config.ignore_label,
+        cache=config.cache_pictures,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

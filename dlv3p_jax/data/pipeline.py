@@ -8,10 +8,12 @@ without reading what came before, and several processes take disjoint rows of on
 import collections
 import dataclasses
 import functools
+import io
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from dlv3p_jax.data import augment, records
 
@@ -44,6 +46,7 @@ def train_batches(
     scale_step: float,
     flip: bool,
     ignore_label: int,
+    cache: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -56,6 +59,7 @@ def train_batches(
       num_steps: where the run ends.
       seed: decides order and augmentation, together with the position.
       crop_size, min_scale, max_scale, scale_step, flip, ignore_label: see `augment.random_crop`.
+      cache: keep every picture that was decoded in memory, `cache_bytes` in the end; the batches are the same.
       process_index, process_count: which rows of the batch are ours.
 
     Yields:
@@ -68,8 +72,22 @@ def train_batches(
     def read(position):
         return _read(source, picture_of(position, num_pictures, seed))
 
+    @functools.cache
+    def read_decoded(index):
+        return _decode_on_host(*_read(source, index))
+
     def make_example(position):
-        picture_id, image, label = _decode(*_read_record(read, position))
+        if cache:
+            picture_id, image, label = tf.numpy_function(
+                lambda position: read_decoded(picture_of(position, num_pictures, seed)),
+                [position],
+                [tf.string, tf.uint8, tf.uint8],
+                stateful=False,
+            )
+            for tensor, shape in ((picture_id, []), (image, [None, None, 3]), (label, [None, None])):
+                tensor.set_shape(shape)
+        else:
+            picture_id, image, label = _decode(*_read_record(read, position))
         image, label = augment.random_crop(
             image,
             label,
@@ -90,6 +108,11 @@ def train_batches(
     steps = tf.data.Dataset.range(first_step, num_steps).flat_map(positions_of)
     examples = steps.map(make_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return examples.batch(rows, drop_remainder=True).prefetch(2).as_numpy_iterator()
+
+
+def cache_bytes(dataset: records.Dataset, split: str) -> int:
+    """How much memory the decoded pictures and labels of a split take."""
+    return sum(4 * height * width for height, width in dataset.sizes(split))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +208,12 @@ def _read_record(read, position: tf.Tensor) -> list[tf.Tensor]:
     for part in parts:
         part.set_shape([])
     return parts
+
+
+def _decode_on_host(picture_id: bytes, image: bytes, label: bytes) -> tuple[bytes, np.ndarray, np.ndarray]:
+    """What `_decode` does, outside of TensorFlow."""
+    image, label = Image.open(io.BytesIO(image)).convert("RGB"), Image.open(io.BytesIO(label))
+    return picture_id, np.asarray(image), np.asarray(label)
 
 
 def _decode(picture_id: tf.Tensor, image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

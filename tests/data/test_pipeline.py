@@ -62,6 +62,14 @@ def test_a_run_can_start_at_any_step_bit_for_bit(dataset):
             np.testing.assert_array_equal(batch[name], expected[name])
 
 
+def test_a_cache_of_decoded_pictures_changes_nothing(dataset):
+    """TensorFlow decodes without it, Pillow with it."""
+    for expected, batch in zip(train(dataset), train(dataset, cache=True), strict=True):
+        for name in ("image", "label", "id"):
+            np.testing.assert_array_equal(batch[name], expected[name])
+    assert pipeline.cache_bytes(dataset, "train") == 11 * 40 * 56 * 4
+
+
 def test_the_same_picture_is_augmented_anew_in_every_epoch(dataset):
     crops = collections.defaultdict(list)
     for batch in train(dataset):
