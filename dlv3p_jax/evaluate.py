@@ -9,6 +9,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +82,19 @@ def _mirror(x: jax.Array, mirrored: jax.Array | bool) -> jax.Array:
     return x if mirrored is False else jnp.where(mirrored, x[:, :, ::-1], x)
 
 
+def views_of(config) -> dict[str, Any]:
+    """The arguments of `predict_logits` that a configuration asks for; raises what `check_views` raises."""
+    views = dict(
+        scales=tuple(config.eval.scales),
+        flip=config.eval.flip,
+        window=config.eval.window,
+        stride=config.eval.stride,
+        average=config.eval.average,
+    )
+    check_views(views["scales"], views["window"], views["stride"], views["average"])
+    return views
+
+
 def check_views(scales, window, stride, average) -> None:
     """Raises ValueError where these settings of `predict_logits` make no sense, before anything is compiled."""
     if average not in AVERAGES:
@@ -145,14 +159,7 @@ def make_eval_step(config, model) -> Callable:
     `matrix` is the batch's int32 `[num_classes, num_classes]` confusion matrix [label, prediction] without ignored
     pixels; `predictions` is uint8 `[B, H, W]`, which stays on the devices unless somebody asks for it.
     """
-    views = dict(
-        scales=tuple(config.eval.scales),
-        flip=config.eval.flip,
-        window=config.eval.window,
-        stride=config.eval.stride,
-        average=config.eval.average,
-    )
-    check_views(views["scales"], views["window"], views["stride"], views["average"])
+    views = views_of(config)
     eval_size, num_classes, ignore_label = config.eval_size, config.num_classes, config.ignore_label
 
     def eval_step(variables, batch):

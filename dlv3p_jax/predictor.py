@@ -161,14 +161,7 @@ def make_predict_step(config, model):
     What lies beyond becomes 0 after normalisation, as the padding of an evaluation is, whatever it holds. `labels` is
     uint8 `[B, H, W]`, and means nothing beyond the picture.
     """
-    views = dict(
-        scales=tuple(config.eval.scales),
-        flip=config.eval.flip,
-        window=config.eval.window,
-        stride=config.eval.stride,
-        average=config.eval.average,
-    )
-    evaluate.check_views(views["scales"], views["window"], views["stride"], views["average"])
+    views = evaluate.views_of(config)
 
     def predict_step(variables, images, sizes):
         images = evaluate.clear_padding(preprocess.normalize(images), sizes)
