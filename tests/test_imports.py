@@ -1,0 +1,24 @@
+"""What has to work on machines without TensorFlow, TFDS and clu, such as those that only compute."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("tensorflow", "tensorflow_datasets", "clu", "array_record"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Absent())
+import dlv3p_jax
+from dlv3p_jax import losses, metrics, models, optim, preprocess, sharding, steps
+from dlv3p_jax.convert_paddle import convert, revert
+from dlv3p_jax.evaluate import predict_logits
+"""
+
+
+def test_models_losses_metrics_and_steps_import_without_tensorflow():
+    process = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
