@@ -1,29 +1,106 @@
-"""What PaddleSeg's published figures were trained from, and with which batch."""
+"""The models that PaddleSeg publishes, what they score, how they were trained, and where their files are."""
 
+import difflib
+import os
+import pathlib
 from typing import NamedTuple
 
-ROOT = "https://bj.bcebos.com/paddleseg/dygraph"  # PaddleSeg's server
+from dlv3p_jax import download
 
-# ImageNet weights by backbone: ROOT/NAME.tar.gz holds model.pdparams.
-IMAGENET = {"resnet50_vd": "resnet50_vd_ssld_v2", "resnet101_vd": "resnet101_vd_ssld"}
+ROOT = "https://bj.bcebos.com/paddleseg/dygraph"  # PaddleSeg's server; files are ROOT/PATH
 
 
-class Recipe(NamedTuple):
-    """What decides whether a run is comparable with the published figure of a config."""
+class Published(NamedTuple):
+    """A published model: its recipe, its mIoU in percent, and its file."""
 
     dataset: str
     backbone: str
-    batch_size: int
+    batch_size: int  # global
+    crop_size: tuple[int, int]  # (height, width)
+    num_train_steps: int
+    plain: float
+    flip: float
+    ms_flip_legacy: float  # flip and scales as defined from 2020 to 2023, config.eval.average = "legacy"
+    ms_flip_logits: float  # as defined since
+    path: str
 
 
-RECIPES = {
-    "cityscapes_r50": Recipe("cityscapes", "resnet50_vd", 8),
-    "cityscapes_r50_rmi": Recipe("cityscapes", "resnet50_vd", 8),
-    "cityscapes_r101": Recipe("cityscapes", "resnet101_vd", 8),
-    "cityscapes_r101_769": Recipe("cityscapes", "resnet101_vd", 8),
-    "voc_r50": Recipe("voc2012", "resnet50_vd", 16),
-    "voc_r101": Recipe("voc2012", "resnet101_vd", 16),
+# By the name of the file in configs/.
+PUBLISHED = {
+    "cityscapes_r50": Published(
+        *("cityscapes", "resnet50_vd", 8, (512, 1024), 80_000, 80.36, 80.57, 80.81, 81.33),
+        "cityscapes/deeplabv3p_resnet50_os8_cityscapes_1024x512_80k/model.pdparams",
+    ),
+    "cityscapes_r50_rmi": Published(
+        *("cityscapes", "resnet50_vd", 8, (512, 1024), 80_000, 81.18, 81.42, 81.48, 82.00),
+        "cityscapes/deeplabv3p_resnet50_os8_cityscapes_1024x512_80k_rmiloss/model.pdparams",
+    ),
+    "cityscapes_r101": Published(
+        *("cityscapes", "resnet101_vd", 8, (512, 1024), 80_000, 81.10, 81.38, 81.24, 81.76),
+        "cityscapes/deeplabv3p_resnet101_os8_cityscapes_1024x512_80k/model.pdparams",
+    ),
+    "cityscapes_r101_769": Published(
+        *("cityscapes", "resnet101_vd", 8, (769, 769), 80_000, 81.53, 81.88, 82.12, 82.32),
+        "cityscapes/deeplabv3p_resnet101_os8_cityscapes_769x769_80k/model.pdparams",
+    ),
+    "voc_r50": Published(
+        *("voc2012", "resnet50_vd", 16, (512, 512), 40_000, 80.66, 81.33, 81.49, 81.93),
+        "pascal_voc12/deeplabv3p_resnet50_os8_voc12aug_512x512_40k/model.pdparams",
+    ),
+    "voc_r101": Published(
+        *("voc2012", "resnet101_vd", 16, (512, 512), 40_000, 80.60, 80.77, 80.75, 81.22),
+        "pascal_voc12/deeplabv3p_resnet101_os8_voc12aug_512x512_40k/model.pdparams",
+    ),
 }
+
+# ImageNet weights by backbone: archives that hold model.pdparams.
+IMAGENET = {"resnet50_vd": "resnet50_vd_ssld_v2.tar.gz", "resnet101_vd": "resnet101_vd_ssld.tar.gz"}
+
+# Sizes are not published. These are 4 bytes for each number of the whole model; the backbone alone is somewhat smaller,
+# and so is an archive. Half to twice as many bytes are accepted, which keeps out pages of errors and other files.
+_ABOUT_BYTES = {"resnet50_vd": 107_000_000, "resnet101_vd": 183_000_000}
+
+
+def names() -> list[str]:
+    """What `fetch` takes: the published models, and the backbones with ImageNet weights."""
+    return [*PUBLISHED, *IMAGENET]
+
+
+def is_name(name: str) -> bool:
+    """Whether `fetch` takes `name`."""
+    return name in names()
+
+
+def fetch(name: str, cache_dir: str | os.PathLike | None = None, root: str | None = None) -> pathlib.Path:
+    """The file of a published model or of a backbone's ImageNet weights, downloaded unless it is in the cache.
+
+    Args:
+        name: a key of PUBLISHED or IMAGENET.
+        cache_dir: where files are kept, below it as below ROOT; by default $DLV3P_CACHE, or else ~/.cache/dlv3p_jax.
+        root: an address that has the same files as ROOT; by default $DLV3P_ROOT, or else ROOT.
+
+    Returns:
+        A .pdparams file or, for a backbone, a .tar.gz archive with one.
+
+    Raises:
+        ValueError: there is no such name.
+        download.DownloadError: the file cannot be had, or the one in the cache was changed.
+    """
+    if not is_name(name):
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"{name!r} is no published model or backbone{hint}: there are {', '.join(names())}")
+    path, backbone = (IMAGENET[name], name) if name in IMAGENET else (PUBLISHED[name].path, PUBLISHED[name].backbone)
+    cache = pathlib.Path(cache_dir or os.environ.get("DLV3P_CACHE") or "~/.cache/dlv3p_jax").expanduser()
+    root = root or os.environ.get("DLV3P_ROOT") or ROOT
+    about = _ABOUT_BYTES.get(backbone)
+    bounds = {} if about is None else {"min_bytes": about // 2, "max_bytes": about * 2}
+    try:
+        return download.download(f"{root.rstrip('/')}/{path}", cache / path, **bounds)
+    except download.DownloadError as error:
+        raise download.DownloadError(
+            f"{name}: {error} (the environment's DLV3P_CACHE sets the cache folder, DLV3P_ROOT a mirror)"
+        ) from error
 
 
 def recipe_notes(name: str, config) -> list[str]:
@@ -31,21 +108,20 @@ def recipe_notes(name: str, config) -> list[str]:
 
     Empty for configs that are not published, and for another data set or backbone than the published one.
     """
-    recipe = RECIPES.get(name)
-    if recipe is None or (config.dataset, config.model.backbone) != (recipe.dataset, recipe.backbone):
+    published = PUBLISHED.get(name)
+    if published is None or (config.dataset, config.model.backbone) != (published.dataset, published.backbone):
         return []
     notes = []
     if config.pretrained is None:
-        weights = IMAGENET[recipe.backbone]
+        weights = IMAGENET[published.backbone]
         notes.append(
             f"The published figure of {name} started from ImageNet weights of the backbone, {weights}. "
-            f"config.pretrained is None, so this run starts from random weights; expect less. The published ones are "
-            f"model.pdparams in {ROOT}/{weights}.tar.gz, but this version reads only its own checkpoints, "
-            "no .pdparams files yet"
+            "config.pretrained is None, so this run starts from random weights; expect less. "
+            f"--config.pretrained={published.backbone} starts from them; it fetches {ROOT}/{weights}"
         )
-    if config.batch_size != recipe.batch_size:
+    if config.batch_size != published.batch_size:
         notes.append(
-            f"{name} was published with global batch {recipe.batch_size}, yours {config.batch_size}; "
+            f"{name} was published with global batch {published.batch_size}, yours {config.batch_size}; "
             f"config.learning_rate={config.learning_rate:g} does not follow the batch by itself"
         )
     return notes
