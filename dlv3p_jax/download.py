@@ -247,7 +247,7 @@ def _verify(path: pathlib.Path, bounds) -> None:
     try:
         num_bytes = path.stat().st_size
         sha256 = _sha256(path).hexdigest()
-        text = record.read_text() if record.exists() else None
+        text = record.read_bytes() if record.exists() else None
     except OSError as error:
         raise DownloadError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
     if text is not None:
