@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dlv3p_jax.rmi import rmi
+
 PARTS = ("cross_entropy", "rmi", "dice", "lovasz")  # whose weights are under `config.loss`
 EPSILON = 1e-8  # in every denominator, so that a batch without a valid pixel gives 0
 
@@ -130,7 +132,7 @@ def weighted(config) -> Callable[[Array, Array], tuple[Array, dict[str, Array]]]
 
     Returns:
         A function of logits `[B, H, W, C]` and labels `[B, H, W]` that gives the float32 sum of weight x part, and the
-        parts by name, before their weights.
+        parts by name, before their weights. RMI, and with it the sum, may be negative.
 
     Raises:
         ValueError: see `check_weights`; or the class weights are not `num_classes` numbers of at least 0, or `top_k` is
@@ -142,6 +144,7 @@ def weighted(config) -> Callable[[Array, Array], tuple[Array, dict[str, Array]]]
     _check(config.num_classes, class_weights, settings.top_k)
     functions = {
         "cross_entropy": functools.partial(cross_entropy, class_weights=class_weights, top_k=settings.top_k),
+        "rmi": rmi,
         "dice": dice,
         "lovasz": lovasz,
     }
@@ -155,15 +158,10 @@ def weighted(config) -> Callable[[Array, Array], tuple[Array, dict[str, Array]]]
 
 
 def check_weights(settings) -> None:
-    """Raises ValueError if the weights of `config.loss` make no mix: one is negative, all are 0, or RMI's is not."""
+    """Raises ValueError if the weights of `config.loss` make no mix: one is negative, or all are 0."""
     for name in PARTS:
         if settings[name] < 0:
             raise ValueError(f"config.loss.{name} = {settings[name]}: the weight of a loss is at least 0")
-    if settings.rmi > 0:
-        raise ValueError(
-            f"config.loss.rmi = {settings.rmi}: this version has no RMI loss yet; to train without it, "
-            "give --config.loss.rmi=0.0 --config.loss.cross_entropy=1.0"
-        )
     if all(settings[name] == 0 for name in PARTS):
         raise ValueError("every weight under config.loss is 0: nothing would be trained; set loss.cross_entropy=1.0")
 

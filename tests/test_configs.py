@@ -5,10 +5,11 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from configs import common
-from dlv3p_jax import configuration
+from dlv3p_jax import configuration, losses
 from dlv3p_jax.models import build_model
 
 # Sizes as PaddleSeg writes them, width x height; batches are global: 4 cards of 2 pictures, and of 4.
@@ -130,10 +131,8 @@ def test_a_recipe_without_its_data_says_what_to_download_and_which_command_to_ru
     assert not (tmp_path / "run").exists()
 
 
-def test_the_recipe_with_rmi_is_refused_before_its_data_is_asked_for(tmp_path):
-    from dlv3p_jax import train
-
-    config = load("cityscapes_r50_rmi")
-    config.data_dir = str(tmp_path)
-    with pytest.raises(ValueError, match="config.loss.rmi = 0.5: this version has no RMI loss yet"):
-        train.train_and_evaluate(config, tmp_path)
+def test_the_recipe_with_rmi_trains_on_both_parts():
+    config = configuration.resolve(load("cityscapes_r50_rmi"), 19, 255)
+    labels = np.random.default_rng(0).integers(0, 19, (1, 9, 9))
+    value, parts = losses.weighted(config)(np.zeros((1, 9, 9, 19), np.float32), labels)
+    assert parts.keys() == {"cross_entropy", "rmi"} and np.isfinite(value)

@@ -306,6 +306,19 @@ def test_weighted_mixes_the_parts_and_ignores_its_label(batch):
     assert parts.keys() == {"lovasz"} and value == losses.lovasz(logits, labels)
 
 
+def test_half_rmi_is_what_is_recorded_from_paddleseg(shared):
+    recorded = np.load(shared / "parity" / "loss_mixed.npz")
+    config = make_config(cross_entropy=0.5, rmi=0.5)
+    config.num_classes = 19
+    loss = jax.jit(jax.value_and_grad(losses.weighted(config), has_aux=True))
+    (value, parts), gradient = loss(recorded["logits"].transpose(0, 2, 3, 1), recorded["labels"])
+    expected = recorded["grad"].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(value, recorded["loss"], rtol=1e-5)
+    assert np.linalg.norm(gradient - expected) < 1e-4 * np.linalg.norm(expected)
+    assert parts.keys() == {"cross_entropy", "rmi"}
+    np.testing.assert_allclose(value, 0.5 * parts["cross_entropy"] + 0.5 * parts["rmi"], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -313,7 +326,7 @@ def test_weighted_mixes_the_parts_and_ignores_its_label(batch):
         ({"cross_entropy": -1.0}, "loss.cross_entropy = -1"),
         ({"dice": -0.5}, "loss.dice = -0.5"),
         ({"lovasz": -0.5}, "loss.lovasz = -0.5"),
-        ({"rmi": 0.5}, "loss.rmi = 0.5: this version has no RMI loss"),
+        ({"rmi": -0.5}, "loss.rmi = -0.5"),
         ({"class_weights": (1.0, 2.0)}, "2 class_weights for 5 classes"),
         ({"class_weights": (0.0,) * NUM_CLASSES}, "one is above"),
         ({"top_k": 0.0}, "top_k = 0"),

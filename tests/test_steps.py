@@ -292,7 +292,8 @@ def test_a_frozen_backbone_stays_bit_for_bit_and_the_rest_learns(small_variables
 @pytest.fixture(scope="module")
 def on_one_device(small_variables):
     """A step on a batch whose ignored pixels are spread unevenly: one picture has no others."""
-    config, batch = make_config({"learning_rate": 1.0}), make_batch(size=(8, 32, 32))
+    config = make_config({"learning_rate": 1.0, "loss.cross_entropy": 0.5, "loss.rmi": 0.5})
+    batch = make_batch(size=(8, 32, 32))
     batch["label"][3] = 255
     batch["label"][4, :20] = 255
     before = steps.create_train_state(config, SMALL, small_variables)
@@ -302,7 +303,7 @@ def on_one_device(small_variables):
 
 @pytest.mark.parametrize("shape", [(8, 1), (2, 2)])
 def test_any_mesh_takes_the_step_of_one_device(on_one_device, shape):
-    """The loss and BatchNorm's statistics are over the global batch, not over each device's part of it."""
+    """Both losses and BatchNorm's statistics are over the global batch, not over each device's part of it."""
     config, batch, before, expected, expected_scalars = on_one_device
     mesh = sharding.make_mesh(*shape)
     replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
@@ -313,7 +314,9 @@ def test_any_mesh_takes_the_step_of_one_device(on_one_device, shape):
     )
     rng = jax.device_put(jax.random.key(0), replicated)
     after, scalars = train_step(jax.device_put(before, replicated), sharding.put_batch(mesh, batch), rng)
-    np.testing.assert_allclose(scalars["loss"], expected_scalars["loss"], rtol=1e-5)
+    assert scalars.keys() == SCALARS | {"rmi"} and np.isfinite(list(expected_scalars.values())).all()
+    for name in ("loss", "cross_entropy", "rmi"):
+        np.testing.assert_allclose(scalars[name], expected_scalars[name], rtol=1e-5)
     np.testing.assert_allclose(scalars["grad_norm"], expected_scalars["grad_norm"], rtol=1e-3)
     assert_close(after.batch_stats, expected.batch_stats, 1e-5)
     assert_close(after.params, expected.params, 1e-3)  # where a ReLU falls on the other side, by rounding
