@@ -216,6 +216,22 @@ def test_what_is_ignored_changes_nothing(batch):
     assert rmi(logits, labels, ignore_label=2) == left_out != value
 
 
+def test_the_first_of_the_pixels_that_tie_has_the_gradient(batch):
+    """Pooling's windows begin one pixel outside the picture, so that they start at pixels 2, 5, 8…"""
+    coarse, labels = batch[0][:, :8, :10], np.minimum(batch[1][:, :23, :29], 2)
+    tied = coarse.repeat(3, axis=1).repeat(3, axis=2)[:, 1:, 1:]
+    first = tied - 1
+    first[:, 2::3, 2::3] = coarse[:, 1:, 1:]
+    first[:, 2::3, 0] = coarse[:, 1:, 0]
+    first[:, 0, 2::3] = coarse[:, 0, 1:]
+    first[:, 0, 0] = coarse[:, 0, 0]
+    value, gradient = value_and_gradient(tied, labels)
+    expected, expected_gradient = value_and_gradient(first, labels)
+    np.testing.assert_array_equal(value, expected)
+    np.testing.assert_array_equal(gradient, expected_gradient)
+    assert np.count_nonzero(gradient) == coarse.size
+
+
 def test_bfloat16_logits_are_computed_in_float32(batch):
     logits, labels = batch
     half = jnp.asarray(logits, jnp.bfloat16)
