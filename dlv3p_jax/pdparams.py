@@ -409,9 +409,9 @@ def _run(data: bytes) -> Any:
                 stack.append(_find_global(argument))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
-                stack.append(
-                    _find_global(f"{module} {name}" if isinstance(module, str) and isinstance(name, str) else "")
-                )
+                if not (isinstance(module, str) and isinstance(name, str)):
+                    raise ValueError("a global without a name")
+                stack.append(_find_global(f"{module} {name}"))
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
                 stack.append(_call(function, arguments))
@@ -506,7 +506,7 @@ def _kind(value: Any) -> str:
         return "an array"
     if isinstance(value, dict | list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
-    return "None" if value is None else f"of type {type(value).__name__.strip('_')}"
+    return "None" if value is None else f"a value of type {type(value).__name__.strip('_')}"
 
 
 def _shown(value: Any) -> str:
