@@ -7,8 +7,8 @@ are as large as the number of positions, 1e5, and those that matter as small as 
 is most of M. Hence the positions are read three times: a rough factor (with a small multiple of the diagonal added, so
 that it exists) makes vectors that are far less correlated, and their own factor is rough no more; the factors multiply.
 This is the shifted Cholesky-QR algorithm (Fukaya et al., SIAM J. Sci. Comput. 42, 2020): as stable as a QR
-factorisation of the data, and made of matrix products. Where predictions are nearly perfect and edges straight, it keeps
-more digits than the formula of the paper does in float64 (1e-7 against up to 2e-3 of the value).
+factorisation of the data, and made of matrix products. Where predictions are nearly perfect and edges straight, it
+keeps more digits than the formula of the paper does in float64 (1e-7 against up to 2e-3 of the value).
 """
 
 import jax
