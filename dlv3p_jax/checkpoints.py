@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dlv3p_jax import steps
+from dlv3p_jax import configuration, steps
 
 
 class CheckpointError(ValueError):
@@ -141,6 +141,36 @@ def _model_items(state: steps.TrainState) -> dict[str, Any]:
     return items
 
 
+def _is_backbone(name: str) -> bool:
+    return name.split("/")[1:2] == ["backbone"]
+
+
+def write_variables(folder: epath.PathLike, variables: steps.Variables, config, meta: dict[str, Any]) -> epath.Path:
+    """Writes a checkpoint of converted weights with its config.json; the folder appears whole or not at all.
+
+    Args:
+      folder: is made; it may exist if it is empty.
+      variables: {'params': …, 'batch_stats': …}, of a whole model or of `backbone` alone.
+      config: the configuration of the model that they are of.
+      meta: JSON values on where they come from; the step 0 is added.
+
+    Raises:
+      CheckpointError: `folder` holds something.
+    """
+    folder = _absolute(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not empty: give another folder, or remove it first")
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    items = {"variables": ocp.args.StandardSave(variables), "meta": ocp.args.JsonSave({"step": 0} | meta)}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(unfinished, ocp.args.Composite(**items), force=True)
+    configuration.write(config, unfinished / "config.json")
+    if folder.exists():
+        folder.rmdir()
+    unfinished.rename(folder)
+    return folder
+
+
 def find(path: epath.PathLike) -> epath.Path:
     """The folder of one checkpoint: `path` itself, or the best (else the newest) one of a workdir or of its parts.
 
@@ -209,8 +239,8 @@ def fit_variables(loaded: steps.Variables, expected: steps.Variables, allow_new_
     Args:
       loaded: variables read from a checkpoint.
       expected: freshly initialised variables of the model.
-      allow_new_head: whether the classifier (`decoder/classifier`) may have another number of classes; it then
-        keeps its fresh values.
+      allow_new_head: whether the classifier (`decoder/classifier`) may have another number of classes, and whether
+        `loaded` may be a backbone alone; what it has no values for then keeps its fresh ones.
 
     Returns:
       The variables, and the names that were initialised afresh.
@@ -219,9 +249,14 @@ def fit_variables(loaded: steps.Variables, expected: steps.Variables, allow_new_
       CheckpointError: lists every name that is missing, unexpected or of another shape.
     """
     loaded, expected = flatten_dict(loaded, sep="/"), flatten_dict(expected, sep="/")
-    problems = [f"missing: {name}" for name in expected if name not in loaded]
-    problems += [f"unexpected: {name}" for name in loaded if name not in expected]
+    missing = [name for name in expected if name not in loaded]
     fresh = []
+    if all(_is_backbone(name) for name in loaded):
+        if not allow_new_head:
+            raise CheckpointError("the checkpoint holds only a backbone: to train from it, give --config.pretrained")
+        fresh = [name for name in missing if not _is_backbone(name)]
+    problems = [f"missing: {name}" for name in missing if name not in fresh]
+    problems += [f"unexpected: {name}" for name in loaded if name not in expected]
     for name in expected.keys() & loaded.keys():
         if loaded[name].shape != expected[name].shape:
             if allow_new_head and "decoder/classifier/" in name:

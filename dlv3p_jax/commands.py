@@ -7,6 +7,29 @@ import sys
 from collections.abc import Callable
 
 from absl import flags, logging
+from flax.traverse_util import flatten_dict
+
+from configs import (
+    cityscapes_r50,
+    cityscapes_r50_rmi,
+    cityscapes_r101,
+    cityscapes_r101_769,
+    common,
+    voc_r50,
+    voc_r101,
+)
+
+_PUBLISHED_CONFIGS = {
+    "cityscapes_r50": cityscapes_r50.get_config,
+    "cityscapes_r50_rmi": cityscapes_r50_rmi.get_config,
+    "cityscapes_r101": cityscapes_r101.get_config,
+    "cityscapes_r101_769": cityscapes_r101_769.get_config,
+    "voc_r50": voc_r50.get_config,
+    "voc_r101": voc_r101.get_config,
+}
+_KEYS_THAT_CAN_BE_NONE = [
+    key for key, value in flatten_dict(common.get_config().to_dict(), sep=".").items() if value is None
+]
 
 
 def configure_logging() -> None:
@@ -25,12 +48,28 @@ def _is_ours(record) -> bool:
     )
 
 
+def published_config(name: str):
+    """The configuration of a published model, or for a backbone's name the defaults with this backbone."""
+    if name in _PUBLISHED_CONFIGS:
+        return _PUBLISHED_CONFIGS[name]()
+    config = common.get_config()
+    config.model.backbone = name
+    return config
+
+
 def make_flags_parser(command: str) -> Callable[[list[str]], list[str]]:
     """For `app.run`: wrong flags end in one line that begins with the command's name, without a traceback."""
 
     def parse(argv: list[str]) -> list[str]:
+        # ml_collections would take None for a word or a wrong number, and it reads sys.argv as well.
+        to_none = {f"--config.{key}=None": key for key in _KEYS_THAT_CAN_BE_NONE}
+        keys = [to_none[arg] for arg in argv if arg in to_none]
+        sys.argv = [arg for arg in argv if arg not in to_none]
         try:
-            return flags.FLAGS(argv)
+            positional = flags.FLAGS(sys.argv)
+            if keys and flags.FLAGS.config is not None:
+                flags.FLAGS.config.update_from_flattened_dict(dict.fromkeys(keys))
+            return positional
         except (
             AttributeError,
             KeyError,

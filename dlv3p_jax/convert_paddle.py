@@ -1,140 +1,101 @@
-"""PaddleSeg's DeepLabV3P parameters and ours: the same numbers under other names, with other axes.
+"""PaddleSeg's weights into our checkpoints, and back:
 
-state = revert(variables, model)       # {PaddleSeg's name: float32 NumPy array}, in PaddleSeg's order
-variables = convert(state, model)      # the same bits again
+    python -m dlv3p_jax.convert_paddle --config=configs/cityscapes_r50.py --pdparams=model.pdparams --output=DIR
+    python -m dlv3p_jax.convert_paddle --weights=cityscapes_r50 --output=DIR
+    python -m dlv3p_jax.convert_paddle --reverse --checkpoint=WORKDIR --output=model.pdparams
+
+The first takes a file, which may be an archive with one, of a whole model or of an ImageNet backbone alone; the second
+downloads a published one. DIR then holds a checkpoint with its config.json, for `main --mode=eval --checkpoint`,
+`predict --checkpoint` and `--config.pretrained`. The third writes a file that PaddleSeg loads. Paddle is not needed.
 """
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import pathlib
+import sys
 
-import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
 
-from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
+from dlv3p_jax import checkpoints, commands, pretrained, weights
+from dlv3p_jax.models import build_model
+from dlv3p_jax.paddle_weights import ConversionError, convert, revert
+from dlv3p_jax.pdparams import PdparamsError, load_pdparams, save_pdparams
 
-# An entry that Paddle adds to every file: names of the parameters in the program that wrote it.
-PADDLE_NAMES_ENTRY = "StructuredToParameterName@@"
-
-# Leaves of a convolution with its BatchNorm, in PaddleSeg's order. A layer without one of them skips it.
-_CONV_BN_LEAVES = (
-    ("params/{}/conv/kernel", "{}._conv.weight"),
-    ("params/{}/conv/bias", "{}._conv.bias"),
-    ("params/{}/batch_norm/scale", "{}._batch_norm.weight"),
-    ("params/{}/batch_norm/bias", "{}._batch_norm.bias"),
-    ("batch_stats/{}/batch_norm/mean", "{}._batch_norm._mean"),
-    ("batch_stats/{}/batch_norm/var", "{}._batch_norm._variance"),
-)
-_CLASSIFIER_LEAVES = (
-    ("params/decoder/classifier/kernel", "head.decoder.conv.weight"),
-    ("params/decoder/classifier/bias", "head.decoder.conv.bias"),
-)
-_BLOCK_LAYERS = (("conv1", "conv0"), ("conv2", "conv1"), ("conv3", "conv2"), ("shortcut", "short"))
-_SEPARABLE_LAYERS = (("depthwise", "depthwise_conv"), ("pointwise", "piontwise_conv"))  # spelt like this
+__all__ = ["ConversionError", "PdparamsError", "convert", "load_pdparams", "main", "revert", "save_pdparams"]
 
 
-class ConversionError(ValueError):
-    """Parameters are not those of the model; the message lists all names missing, unexpected or of another shape."""
+def define_flags() -> None:
+    """Defines the command's flags; not at import, since this module is a library too."""
+    config_flags.DEFINE_config_file("config", None, "A file of configs/, of the model; not needed with --weights.")
+    flags.DEFINE_string("pdparams", None, "The file to convert: .pdparams, or a .tar.gz with one.")
+    flags.DEFINE_string("weights", None, f"A name to download and convert: {', '.join(pretrained.names())}.")
+    flags.DEFINE_string("output", None, "The folder to make; with --reverse, the .pdparams file.")
+    flags.DEFINE_bool("reverse", False, "Write a .pdparams file from --checkpoint.")
+    flags.DEFINE_string(
+        "checkpoint", None, "With --reverse: a workdir, whose best checkpoint is taken, or a checkpoint."
+    )
 
 
-def convert(state: Mapping[str, np.ndarray], model: DeepLabV3Plus) -> dict:
-    """Turns PaddleSeg's parameters into ours.
-
-    Args:
-        state: PaddleSeg's names and arrays, as `paddle.load` of a `.pdparams` gives them; convolutions are
-            [out, in / groups, height, width].
-        model: what `build_model` returned.
-
-    Returns:
-        {'params': ..., 'batch_stats': ...} of float32 arrays, for `model.apply`.
-
-    Raises:
-        ConversionError: a name is missing or unexpected, or an array has another shape; all are listed.
-    """
-    expected = _expected(model)
-    state = {name: value for name, value in state.items() if name != PADDLE_NAMES_ENTRY}
-    missing = [f"  {name} {shape}" for name, (_, shape) in expected.items() if name not in state]
-    unexpected = [f"  {name} {np.shape(value)}" for name, value in state.items() if name not in expected]
-    misshaped = [
-        f"  {name} has {np.shape(state[name])}, the model {shape}"
-        for name, (_, shape) in expected.items()
-        if name in state and np.shape(state[name]) != shape
-    ]
-    found = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped))
-    problems = [f"{len(lines)} {kind}:\n" + "\n".join(lines) for kind, lines in found if lines]
-    if problems:
-        raise ConversionError(
-            "these parameters are not those of the model; compare model.backbone, num_classes and model.aspp_rates. "
-            + "\n".join(problems)
-        )
-    leaves = {path: jnp.array(_to_ours(state[name]), jnp.float32) for name, (path, _) in expected.items()}
-    return flax.traverse_util.unflatten_dict(leaves, sep="/")
+def main(argv: list[str]) -> None:
+    values = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
+    if values.output is None:
+        raise app.UsageError("give --output")
+    if values.reverse and (values.checkpoint is None or values.pdparams or values.weights):
+        raise app.UsageError("--reverse takes --checkpoint and --output, and writes the .pdparams file")
+    if not values.reverse and ((values.pdparams is None) == (values.weights is None) or values.checkpoint):
+        raise app.UsageError("give --pdparams=FILE or --weights=NAME (--checkpoint goes with --reverse)")
+    if values.pdparams and values.config is None:
+        raise app.UsageError("give --config=FILE with --pdparams: it says of which model the file is")
+    commands.configure_logging()
+    try:
+        if values.reverse:
+            write_pdparams(values.config, values.checkpoint, pathlib.Path(values.output).expanduser())
+        else:
+            config = values.config or commands.published_config(values.weights)
+            file = pretrained.fetch(values.weights) if values.weights else pathlib.Path(values.pdparams).expanduser()
+            write_checkpoint(config, file, values.output)
+    except (ValueError, OSError) as error:
+        logging.debug("The traceback of the error below", exc_info=True)
+        sys.exit(f"convert_paddle: {error}")
 
 
-def revert(variables: Mapping, model: DeepLabV3Plus) -> dict[str, np.ndarray]:
-    """Turns our parameters into PaddleSeg's.
-
-    Args:
-        variables: {'params': ..., 'batch_stats': ...} of `model`.
-        model: what `build_model` returned.
-
-    Returns:
-        PaddleSeg's names, in the order of its `state_dict`, with float32 arrays.
-
-    Raises:
-        ConversionError: `variables` are not those of `model`; every name is listed.
-    """
-    expected = _expected(model)
-    leaves = flax.traverse_util.flatten_dict(jax.device_get(dict(variables)), sep="/")
-    state = {name: _to_paddle(leaves[path]) for name, (path, _) in expected.items() if path in leaves}
-    convert(state, model)  # raises if anything is missing or mis-shaped
-    return state
-
-
-def _to_ours(value: np.ndarray) -> np.ndarray:
-    return np.transpose(value, (2, 3, 1, 0)) if np.ndim(value) == 4 else value
+def write_checkpoint(config, file: pathlib.Path, output: str) -> None:
+    """Converts `file`, writes the checkpoint, and reads it back to be sure that it holds the same bits."""
+    config = config.copy_and_resolve_references()
+    any_classes = config.num_classes is None
+    if any_classes:
+        config.num_classes = 2  # until the file is read; a network has to have some
+    variables = weights.load_paddle(file, build_model(config), allow_new_head=any_classes)
+    whole = "decoder" in variables["params"]
+    if any_classes:
+        config.num_classes = len(variables["params"]["decoder"]["classifier"]["bias"]) if whole else None
+    meta = {"source": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    folder = checkpoints.write_variables(output, variables, config, meta)
+    written = checkpoints.read_variables(folder)
+    if not jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), variables, written)):
+        raise OSError(f"{folder} does not hold what was written; is the disk damaged?")
+    count = sum(leaf.size for leaf in jax.tree.leaves(written))
+    what = f"{config.model.backbone} DeepLabV3+, {config.num_classes} classes" if whole else config.model.backbone
+    print(f"{what}: {count / 1e6:.1f} million numbers from {file}\ncheckpoint: {folder}", flush=True)
+    if not whole:
+        print(f"a backbone alone: to train from it, give --config.pretrained={output}", flush=True)
 
 
-def _to_paddle(value: np.ndarray) -> np.ndarray:
-    value = np.asarray(value, np.float32)
-    return np.ascontiguousarray(np.transpose(value, (3, 2, 0, 1)) if value.ndim == 4 else value)
+def write_pdparams(config, checkpoint: str, output: pathlib.Path) -> None:
+    """Writes the checkpoint's weights, the averaged ones where there are, as PaddleSeg names them."""
+    if output.exists():
+        raise ValueError(f"{output} exists: give another --output, or remove it first")
+    _, model, variables = weights.load_checkpoint(config, checkpoint)
+    state = revert(variables, model)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_pdparams(state, output)
+    print(f"{len(state)} arrays as PaddleSeg names them: {output}", flush=True)
 
 
-def _expected(model: DeepLabV3Plus) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """PaddleSeg's names in PaddleSeg's order -> our path, PaddleSeg's shape."""
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    variables = jax.eval_shape(lambda rng, images: model.init(rng, images, train=False), jax.random.key(0), images)
-    shapes = {
-        path: leaf.shape if len(leaf.shape) != 4 else tuple(leaf.shape[axis] for axis in (3, 2, 0, 1))
-        for path, leaf in flax.traverse_util.flatten_dict(variables, sep="/").items()
-    }
-    pairs = [
-        (path.format(ours), name.format(theirs))
-        for ours, theirs in _conv_bn_layers(model)
-        for path, name in _CONV_BN_LEAVES
-    ]
-    names = {path: name for path, name in (*pairs, *_CLASSIFIER_LEAVES) if path in shapes}
-    if unnamed := shapes.keys() - names.keys():
-        raise AssertionError(f"no rule names {sorted(unnamed)}")
-    return {name: (path, shapes[path]) for path, name in names.items()}
-
-
-def _conv_bn_layers(model: DeepLabV3Plus) -> Iterator[tuple[str, str]]:
-    """(our path, PaddleSeg's prefix) of the layers that networks like `model` can have, in PaddleSeg's order."""
-    for layer in (1, 2, 3):
-        yield f"backbone/stem_conv{layer}", f"backbone.conv1_{layer}"
-    for stage, blocks in enumerate(model.blocks):
-        for block in range(blocks):
-            for ours, theirs in _BLOCK_LAYERS:
-                yield f"backbone/stage{stage + 1}_block{block + 1}/{ours}", f"backbone.bb_{stage}_{block}.{theirs}"
-    for branch in range(len(model.aspp_rates)):
-        ours, theirs = f"aspp/branch{branch + 1}", f"head.aspp.aspp_blocks.{branch}"
-        yield ours, theirs
-        for our_layer, their_layer in _SEPARABLE_LAYERS:
-            yield f"{ours}/{our_layer}", f"{theirs}.{their_layer}"
-    yield "aspp/image_pooling", "head.aspp.global_avg_pool.1"
-    yield "aspp/projection", "head.aspp.conv_bn_relu"
-    yield "decoder/low_level_projection", "head.decoder.conv_bn_relu1"
-    for layer in (1, 2):
-        for our_layer, their_layer in _SEPARABLE_LAYERS:
-            yield f"decoder/fuse{layer}/{our_layer}", f"head.decoder.conv_bn_relu{layer + 1}.{their_layer}"
+if __name__ == "__main__":
+    define_flags()
+    app.run(main, flags_parser=commands.make_flags_parser("convert_paddle"))

@@ -46,13 +46,13 @@ def views_name(config) -> str:
 
 
 def make_evaluator(
-    config, dataset: records.Dataset, mesh: Mesh, model, workdir: epath.Path
+    config, dataset: records.Dataset, mesh: Mesh, model, workdir: epath.Path, absent_class: str = "nan"
 ) -> Callable[[steps.Variables, int, str], Result]:
     """A function that evaluates variables and writes what it finds; the program is compiled once for each picture size.
 
     `run(variables, step, suffix) -> Result` writes, below WORKDIR/eval, STEP.json and STEP.png and the same once more
     with the views in the name, so that another evaluation of this step does not lose them. `suffix` ('' or 'ema') tells
-    two models of one step apart.
+    two models of one step apart. `absent_class` is how `metrics.summarize` counts a class that occurs nowhere.
 
     Raises:
       ValueError: the split or the mesh cannot be used.
@@ -95,7 +95,7 @@ def make_evaluator(
         batches = _on_devices(config, dataset, mesh)
         matrix = evaluate.evaluate(eval_step, variables, batches, config.num_classes, look_at)
         seconds = time.monotonic() - start
-        summary = metrics.summarize(matrix)
+        summary = metrics.summarize(matrix, absent_class)
         sheet = viz.contact_sheet(*zip(*samples[:NUM_SAMPLES], strict=True), dataset.class_names, palette)
         if jax.process_index() == 0:
             report = metrics.to_json(summary) | {
@@ -111,13 +111,14 @@ def make_evaluator(
                 "window": config.eval.window,
                 "stride": config.eval.stride,
                 "average": config.eval.average,
+                "absent_class": absent_class,
                 "eval_size": config.eval_size,
                 "confusion_matrix": matrix.tolist(),
                 "seconds": seconds,
             }
             name = f"{step}.{suffix}" if suffix else str(step)
             write_report(workdir / "eval", name, views_name(config), report, sheet)
-        _warn_of_degenerate(matrix, dataset.class_names)
+        _warn_of_degenerate(matrix, dataset.class_names, absent_class)
         if seen != len(sizes) and jax.process_count() == 1:
             raise RuntimeError(f"{seen} pictures were evaluated instead of {len(sizes)}")
         return Result(summary, sheet, len(sizes), seconds)
@@ -125,13 +126,16 @@ def make_evaluator(
     return run
 
 
-def evaluate_checkpoint(config, workdir: epath.PathLike, checkpoint: epath.PathLike | None = None) -> dict[str, Any]:
+def evaluate_checkpoint(
+    config, workdir: epath.PathLike, checkpoint: epath.PathLike | None = None, absent_class: str = "nan"
+) -> dict[str, Any]:
     """Evaluates a checkpoint, or the best one of `workdir`, with the views of `config.eval`, and prints the table.
 
     Args:
       config: a configuration; its data, model and evaluation keys are read.
       workdir: gets eval/STEP.json and eval/STEP.png.
       checkpoint: a workdir or a checkpoint's folder; None for `workdir` itself.
+      absent_class: see `metrics.summarize`.
 
     Returns:
       What `metrics.summarize` says; of the averaged model where the checkpoint holds one, which is evaluated as well.
@@ -151,7 +155,7 @@ def evaluate_checkpoint(config, workdir: epath.PathLike, checkpoint: epath.PathL
         configuration.warn_of_another_model(config, configuration.read(trained), path)
     model = build_model(config)
     expected = jax.eval_shape(lambda: init_variables(config, model))
-    run = make_evaluator(config, dataset, mesh, model, workdir)
+    run = make_evaluator(config, dataset, mesh, model, workdir, absent_class)
     step = checkpoints.read_step(path)
     for suffix, item in (("", "variables"), ("ema", "ema")):
         variables = checkpoints.read_variables(path, item)
@@ -203,7 +207,7 @@ def _on_devices(config, dataset, mesh):
         yield arrays | {"id": batch["id"]} | {f"host_{name}": batch[name] for name in evaluate.STEP_INPUTS}
 
 
-def _warn_of_degenerate(matrix: np.ndarray, class_names) -> None:
+def _warn_of_degenerate(matrix: np.ndarray, class_names, absent_class: str) -> None:
     """Says what usually means that labels or training went wrong: absent classes, and one answer to everything."""
     labelled, predicted = matrix.sum(axis=1) > 0, matrix.sum(axis=0) > 0
     absent = [name for name, seen in zip(class_names, labelled | predicted, strict=True) if not seen]
@@ -213,4 +217,5 @@ def _warn_of_degenerate(matrix: np.ndarray, class_names) -> None:
     elif missed:
         logging.warning("Labelled but never predicted: %s", ", ".join(missed))
     if absent:
-        logging.warning("In neither labels nor predictions, so left out of the means: %s", ", ".join(absent))
+        how = "left out of the means" if absent_class == "nan" else "counted as an IoU of 1"
+        logging.warning("In neither labels nor predictions, so %s: %s", how, ", ".join(absent))

@@ -12,6 +12,13 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; -
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and reports go; workdir/CONFIG by default.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train and evaluate, or only evaluate a checkpoint.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "With --mode=eval: a workdir or checkpoint; the best by default.")
+_ABSENT_CLASS = flags.DEFINE_enum(
+    "absent_class",
+    "nan",
+    ["nan", "one"],
+    "With --mode=eval: a class in neither labels nor predictions is left out of the means, or counts as an IoU of 1, "
+    "as PaddleSeg counts it.",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -21,6 +28,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("give --config=FILE, such as --config=configs/quickstart.py")
     if _CHECKPOINT.value is not None and _MODE.value != "eval":
         raise app.UsageError("--checkpoint goes with --mode=eval; to start from weights, --config.pretrained=PATH")
+    if _ABSENT_CLASS.value != "nan" and _MODE.value != "eval":
+        raise app.UsageError("--absent_class goes with --mode=eval")
     commands.configure_logging()
     try:
         config = _CONFIG.value
@@ -34,7 +43,7 @@ def main(argv: list[str]) -> None:
 
     try:
         if _MODE.value == "eval":
-            evaluator.evaluate_checkpoint(config, workdir, _CHECKPOINT.value)
+            evaluator.evaluate_checkpoint(config, workdir, _CHECKPOINT.value, _ABSENT_CLASS.value)
         else:
             for note in pretrained.recipe_notes(name, config):
                 logging.info("%s", note)

@@ -6,24 +6,20 @@ import dataclasses
 import io
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from absl import logging
-from etils import epath
 from jax.sharding import Mesh
 from PIL import Image, UnidentifiedImageError
 
-from dlv3p_jax import checkpoints, configuration, evaluate, preprocess, sharding, steps, viz
+from dlv3p_jax import evaluate, preprocess, sharding, steps, viz
 from dlv3p_jax.data import cityscapes_labels, records
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pairs import EXTENSIONS
 from dlv3p_jax.data.pictures import Problem, read_image
-from dlv3p_jax.models import build_model
 
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
 _READERS = 4  # threads that decode
@@ -96,45 +92,6 @@ def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
     )
 
 
-def load(config, checkpoint: epath.PathLike, changes: Mapping[str, Any] | None = None):
-    """A checkpoint and the network that it is of.
-
-    Args:
-        config: a configuration; its `num_classes` is the checkpoint's where it is None. None: the checkpoint's own.
-        checkpoint: a workdir, or a checkpoint's folder.
-        changes: keys, dotted, that take other values.
-
-    Returns:
-        The configuration as a FrozenConfigDict, the linen module, and its variables: the averaged ones where there are.
-
-    Raises:
-        ValueError: there is no such checkpoint, it is of another network than `config` says, or a key is wrong.
-    """
-    path = checkpoints.find(checkpoint)
-    of_checkpoint = checkpoints.find_config(path)
-    trained = None if of_checkpoint is None else configuration.read(of_checkpoint)
-    if config is None and trained is None:
-        raise ValueError(f"no config.json in {path} or above it: give --config=FILE, what it was trained with")
-    config = (trained if config is None else config).copy_and_resolve_references()
-    if config.num_classes is None and trained is not None:
-        config.num_classes = trained.num_classes
-    config.update_from_flattened_dict(changes or {})
-    configuration.check(config)
-    if trained is not None:
-        configuration.warn_of_another_model(config, trained, path)
-    model = build_model(config)
-    expected = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.float32), train=False)
-    )
-    variables = checkpoints.read_variables(path, "ema")
-    averaged = variables is not None
-    variables, _ = checkpoints.fit_variables(
-        variables if averaged else checkpoints.read_variables(path), expected, allow_new_head=False
-    )
-    logging.info("Loaded %s, step %d%s", path, checkpoints.read_step(path), " (ema)" if averaged else "")
-    return ml_collections.FrozenConfigDict(config), model, variables
-
-
 def classes_of(config) -> tuple[list[str], np.ndarray]:
     """Names and colours, uint8 `[C, 3]`, of a configuration's classes: those of its data set where that is prepared."""
     names, palette = [f"class {index}" for index in range(config.num_classes)], viz.palette(config.num_classes)
@@ -177,7 +134,7 @@ def predict_pictures(
     """Predicts all pictures, size by size; what is smaller than `config.eval_size` is padded to it, as in evaluation.
 
     Args:
-        config, model, variables: what `load` gave.
+        config, model, variables: what `weights.load_checkpoint` gave.
         pictures: what `find_pictures` gave.
         mesh: the devices. A batch holds `config.eval.batch_size` pictures at most, rounded up to fill them.
 

@@ -14,7 +14,7 @@ from absl import logging
 from clu import metric_writers, periodic_actions
 from etils import epath
 
-from dlv3p_jax import checkpoints, configuration, losses, sharding, steps
+from dlv3p_jax import checkpoints, configuration, losses, sharding, steps, weights
 from dlv3p_jax.data import pipeline, records
 from dlv3p_jax.evaluator import Result, init_variables, make_evaluator, print_result
 from dlv3p_jax.models import build_model
@@ -106,14 +106,7 @@ def first_state(config, model, mesh, saved: checkpoints.Checkpoints, workdir: ep
         configuration.check_resume(json.loads((workdir / "config.json").read_text()), config, workdir)
     variables = jax.jit(lambda: init_variables(config, model))()
     if config.pretrained is not None and saved.latest_step is None:
-        path = checkpoints.find(config.pretrained)
-        loaded = checkpoints.read_variables(path)
-        total = len(jax.tree.leaves(variables))
-        variables, fresh = checkpoints.fit_variables(loaded, variables, allow_new_head=True)
-        logging.info(
-            "Loaded %d of %d arrays from %s%s",
-            *(total - len(fresh), total, path, f"; initialised afresh: {', '.join(fresh)}" if fresh else ""),
-        )
+        variables = weights.load_pretrained(config.pretrained, model, variables)
     state = jax.device_put(steps.create_train_state(config, model, variables), sharding.replicated(mesh))
     if saved.latest_step is not None:
         state = saved.restore(state)

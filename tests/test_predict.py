@@ -13,7 +13,7 @@ from absl import logging
 from PIL import Image
 
 from configs import common
-from dlv3p_jax import checkpoints, configuration, evaluator, predictor, sharding, steps, viz
+from dlv3p_jax import checkpoints, configuration, evaluator, predictor, sharding, steps, viz, weights
 from dlv3p_jax.data import cityscapes_labels
 from dlv3p_jax.data.builder import prepare_dataset
 from dlv3p_jax.data.cityscapes import Cityscapes
@@ -257,7 +257,7 @@ def test_batches_over_devices_change_nothing(workdir, tmp_path, caplog):
         write(tmp_path / f"{name}.png", image)
     pictures, _ = predictor.find_pictures([tmp_path])
     with caplog.at_level(logging.INFO):
-        config, model, variables = predictor.load(None, workdir)
+        config, model, variables = weights.load_checkpoint(None, workdir)
         results = list(predictor.predict_pictures(config, model, variables, pictures, sharding.make_mesh(3, 1)))
     assert "Predicting 5 pictures in 1 sizes" in caplog.text
     assert sorted(result.picture.name for result in results) == sorted(images)
@@ -275,16 +275,16 @@ def test_averaged_variables_are_preferred_and_another_network_is_told(workdir, t
     with checkpoints.Checkpoints(tmp_path) as saved:
         saved.save_best(state.replace(ema=averaged), 0.5)
     configuration.write(config, tmp_path / "config.json")
-    read, _, loaded = predictor.load(None, tmp_path, {"eval.scales": (0.5,)})
+    read, _, loaded = weights.load_checkpoint(None, tmp_path, {"eval.scales": (0.5,)})
     assert read.eval.scales == (0.5,) and read.num_classes == 19 and read.crop_size == (32, 32)
     jax.tree.map(np.testing.assert_array_equal, loaded, averaged)
 
     with pytest.raises(checkpoints.CheckpointError, match="of another model"):
-        predictor.load(make_config({"model.aspp_channels": 16}), tmp_path)
+        weights.load_checkpoint(make_config({"model.aspp_channels": 16}), tmp_path)
     assert "config.model.aspp_channels is 16 here" in caplog.text
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match="give --config=FILE"):
-        predictor.load(None, tmp_path)
+        weights.load_checkpoint(None, tmp_path)
 
 
 def test_classes_are_named_by_the_data_set_or_known_or_numbered(data_dir):

@@ -1,0 +1,213 @@
+"""A published row, measured here: python -m dlv3p_jax.reproduce cityscapes_r50 --data_dir=data
+
+fetches the published weights, evaluates them plain, with flip, and with flip + scales in both definitions of
+PaddleSeg's test-time augmentation, and prints published against measured. OUTPUT gets report.json and report.md, which
+grow by a line with every evaluation: one that was stopped goes on with the next line. --list shows the table.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import sys
+from typing import Any, NamedTuple
+
+import jax
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import config_flags
+
+from dlv3p_jax import commands, configuration, pretrained, sharding, weights
+from dlv3p_jax.models import build_model
+
+SCALES = (0.75, 1.0, 1.25)  # PaddleSeg's documentation has these; its table does not say which
+_PUBLISHED_PICTURES = {"cityscapes": 500, "voc2012": 1449}  # that the published figures are of
+
+
+class Column(NamedTuple):
+    """One evaluation of a row: its title, the field of `Published` that it is held against, and its views."""
+
+    title: str
+    field: str | None
+    scales: tuple[float, ...]
+    flip: bool
+    average: str
+
+
+def columns(scales: tuple[float, ...]) -> list[Column]:
+    """The evaluations of a row; PaddleSeg measured the flip column that its page still shows in the old definition."""
+    return [
+        Column("plain", "plain", (1.0,), False, "logits"),
+        Column("flip, legacy", "flip", (1.0,), True, "legacy"),
+        Column("flip, logits", None, (1.0,), True, "logits"),
+        Column("ms + flip, legacy", "ms_flip_legacy", scales, True, "legacy"),
+        Column("ms + flip, logits", "ms_flip_logits", scales, True, "logits"),
+    ]
+
+
+def define_flags() -> None:
+    """Defines the command's flags; not at import, since tests import this module beside others."""
+    config_flags.DEFINE_config_file(
+        "config", None, "The configuration to evaluate with; configs/NAME.py by default. --config.KEY=VALUE with it."
+    )
+    flags.DEFINE_string("data_dir", None, "The folder of prepared data sets; config.data_dir by default.")
+    flags.DEFINE_string("weights", None, "The published file, where it is there already; fetched by default.")
+    flags.DEFINE_string("output", None, "Where the reports go; workdir/reproduce/NAME by default.")
+    flags.DEFINE_list("scales", [f"{scale:g}" for scale in SCALES], "The scales of ms + flip.")
+    flags.DEFINE_bool("list", False, "Show the published table.")
+
+
+def main(argv: list[str]) -> None:
+    values = flags.FLAGS
+    if values.list:
+        print(published_table())
+        return
+    if len(argv) != 2 or argv[1] not in pretrained.PUBLISHED:
+        raise app.UsageError(f"give one of {', '.join(pretrained.PUBLISHED)}; --list shows them")
+    name = argv[1]
+    commands.configure_logging()
+    from dlv3p_jax.data import records  # imports TensorFlow, which wrong flags do not wait for
+
+    try:
+        config = values.config or commands.published_config(name)
+        if values.data_dir is not None:
+            config.data_dir = values.data_dir
+        try:
+            scales = tuple(map(float, values.scales))
+        except ValueError:
+            raise ValueError(f"--scales={','.join(values.scales)}: give numbers, with commas and no blanks") from None
+        output = epath.Path(values.output or os.path.join("workdir", "reproduce", name))
+        records.open_dataset(config.dataset, config.data_dir)  # before anything large is downloaded
+        file = pathlib.Path(values.weights).expanduser() if values.weights else pretrained.fetch(name)
+        report = reproduce(name, pretrained.PUBLISHED[name], config, file, scales, output)
+    except (ValueError, OSError) as error:
+        logging.debug("The traceback of the error below", exc_info=True)
+        sys.exit(f"reproduce: {error}")
+    print(f"\n{to_markdown(report)}\nreport: {output / 'report.json'}\nas Markdown: {output / 'report.md'}", flush=True)
+
+
+def published_table() -> str:
+    """The published rows as a Markdown table."""
+    head = ("name", "data set", "backbone", "crop (w x h)", "steps", "mIoU", "flip", "ms + flip, legacy", "… logits")
+    rows = [
+        (name, row.dataset, row.backbone, "x".join(map(str, reversed(row.crop_size))), f"{row.num_train_steps:,}")
+        + tuple(f"{row._asdict()[column.field]:.2f}" for column in columns(SCALES) if column.field)
+        for name, row in pretrained.PUBLISHED.items()
+    ]
+    return _markdown(head, rows)
+
+
+def reproduce(
+    name: str, published, config, file: pathlib.Path, scales: tuple[float, ...], output: epath.Path
+) -> dict[str, Any]:
+    """Evaluates a published model in all columns and writes OUTPUT/report.json, report.md and eval/.
+
+    Args:
+      name: of the row, for the report.
+      published: what was published of it, a `pretrained.Published`.
+      config: the configuration to evaluate with; its data, model, evaluation batch and mesh are read.
+      file: the published `.pdparams`.
+      scales: of ms + flip.
+      output: a folder; columns that its report.json has already, of the same weights, data and settings, are kept.
+
+    Returns:
+      The report, as it is written: {'name', 'weights', …, 'columns': [{'title', 'published', 'measured', …}]}; all
+      mIoU in percent, with PaddleSeg's convention for a class that occurs nowhere (1).
+
+    Raises:
+      ValueError, OSError: data set, weights or mesh cannot be used; the message names what.
+    """
+    from dlv3p_jax import evaluator
+    from dlv3p_jax.data import records
+
+    configuration.check(config)
+    dataset = records.open_dataset(config.dataset, config.data_dir)
+    config = configuration.resolve(config, len(dataset.class_names), dataset.metadata["ignore_label"])
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
+    logging.info("Devices: %s", sharding.describe(mesh))
+    model = build_model(config)
+    variables = weights.load_paddle(file, model, allow_new_head=False)
+    if "decoder" not in variables["params"]:
+        raise ValueError(f"{file} holds only a backbone: give the file of the whole model")
+    variables = jax.device_put(variables, sharding.replicated(mesh))
+
+    report = {
+        "name": name,
+        "weights": str(file),
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "dataset": config.dataset,
+        "split": config.eval_split,
+        "num_pictures": dataset.num_pictures(config.eval_split),
+        "published_num_pictures": _PUBLISHED_PICTURES.get(published.dataset),
+        "model": configuration.to_dict(config)["model"],
+        "eval_size": config.eval_size and list(config.eval_size),
+    }
+    done = _measured_before(output, report)
+    report["columns"] = []
+    for column in columns(scales):
+        entry = {"title": column.title, "published": column.field and published._asdict()[column.field]}
+        entry |= {"scales": list(column.scales), "flip": column.flip, "average": column.average}
+        measured = next((old["measured"] for old in done if _views(old) == _views(entry)), None)
+        if measured is None:
+            changed = config.copy_and_resolve_references()
+            changed.eval.update(scales=column.scales, flip=column.flip, average=column.average)
+            run = evaluator.make_evaluator(changed, dataset, mesh, model, output, absent_class="one")
+            measured = 100 * run(variables, 0).summary["mIoU"]
+        report["columns"].append(entry | {"measured": measured})
+        _write(output, report)
+        logging.info("%s, %s: %.2f, published %s", name, column.title, measured, entry["published"] or "nowhere")
+    return report
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """A report as a table of published against measured, and what to know when comparing them."""
+    rows = []
+    for column in report["columns"]:
+        published, measured = column["published"], column["measured"]
+        compared = ("", f"{measured:.2f}", "")
+        if published is not None:
+            compared = (f"{published:.2f}", f"{measured:.2f}", f"{measured - published:+.2f}")
+        rows.append((column["title"], " ".join(f"{scale:g}" for scale in column["scales"]), *compared))
+    lines = [
+        f"{report['name']}: mIoU in percent on {report['num_pictures']} pictures of {report['dataset']} "
+        f"{report['split']}, with {report['weights']} (sha256 {report['sha256'][:12]}…)",
+        "",
+        _markdown(("column", "scales", "published", "measured", "difference"), rows),
+    ]
+    if report["published_num_pictures"] not in (None, report["num_pictures"]):
+        lines += ["", f"**Not comparable**: the published figures are of {report['published_num_pictures']} pictures."]
+    return "\n".join(lines)
+
+
+def _views(entry: dict[str, Any]) -> tuple:
+    return tuple(entry["scales"]), entry["flip"], entry["average"]
+
+
+def _measured_before(output: epath.Path, report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The columns of an earlier report in `output` that says the same of weights, data and model."""
+    if not (output / "report.json").exists():
+        return []
+    try:
+        before = json.loads((output / "report.json").read_text())
+        return before["columns"] if all(before[key] == report[key] for key in report) else []
+    except (ValueError, KeyError):
+        return []
+
+
+def _write(output: epath.Path, report: dict[str, Any]) -> None:
+    for name, text in (("report.json", json.dumps(report, indent=2)), ("report.md", to_markdown(report))):
+        unfinished = output / f".{name}.unfinished"
+        unfinished.write_text(text + "\n")
+        unfinished.replace(output / name)
+
+
+def _markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in (head, *rows)]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main, flags_parser=commands.make_flags_parser("reproduce"))
