@@ -1,0 +1,60 @@
+"""timm's ResNet-D into a backbone to train from: python -m dlv3p_jax.convert_timm --weights=FILE --output=DIR
+
+FILE is the model.safetensors of timm's resnet50d, resnet101d or resnet152d, with or without its classifier, which is
+left out. DIR then holds a checkpoint with its config.json, for --config.pretrained. Neither timm nor PyTorch is needed.
+"""
+
+import hashlib
+import pathlib
+import sys
+
+import jax
+from absl import app, flags, logging
+
+from dlv3p_jax import checkpoints, commands, timm_weights
+
+_WEIGHTS = flags.DEFINE_string("weights", None, "The .safetensors file to convert.")
+_BACKBONE = flags.DEFINE_enum(
+    "backbone", None, timm_weights.BACKBONES, "What the file is converted into; found out from its names by default."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "The folder to make.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
+    for flag in (_WEIGHTS, _OUTPUT):
+        if flag.value is None:
+            raise app.UsageError(f"give --{flag.name}")
+    commands.configure_logging()
+    try:
+        _convert(pathlib.Path(_WEIGHTS.value).expanduser(), pathlib.Path(_OUTPUT.value).expanduser())
+    except (ValueError, OSError) as error:
+        logging.debug("The traceback of the error below", exc_info=True)
+        sys.exit(f"convert_timm: {error}")
+
+
+def _convert(file: pathlib.Path, output: pathlib.Path) -> None:
+    state = timm_weights.load_safetensors(file)
+    try:
+        backbone = _BACKBONE.value or timm_weights.infer_backbone(state)
+        variables, dropped = timm_weights.convert(state, backbone)
+    except timm_weights.ConversionError as error:
+        raise timm_weights.ConversionError(f"{file}: {error}") from error
+    meta = {"source": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    checkpoints.write_variables(output, variables, commands.published_config(backbone), meta)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables))
+    print(f"{backbone}: {count / 1e6:.1f} million numbers from {file}")
+    if dropped:
+        print(f"the classifier is left out: {', '.join(dropped)}")
+    print(
+        f"checkpoint: {output}\n"
+        f"a backbone alone: to train from it, give --config.pretrained={output} --config.model.backbone={backbone}\n"
+        "timm's weights are of pictures normalised by ImageNet's mean and standard deviation, this program's are "
+        "x / 127.5 - 1: BatchNorm takes that out in training, but not with config.freeze_backbone",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=commands.make_flags_parser("convert_timm"))
