@@ -63,18 +63,21 @@ def predict_logits(
         logits = ops.resize(_mirror(logits, mirrored), size, align_corners=False)
         return jax.nn.softmax(logits) if average == "legacy" else logits
 
-    total = 0.0
+    def scaled(picture: jax.Array, scale: float) -> jax.Array:
+        scaled_size = tuple(max(math.floor(side * scale + 0.5), 1) for side in size)
+        return ops.resize(picture, scaled_size, align_corners=False)
+
+    if len(scales) == 1 and not flip:
+        return scores_of(scaled(images, scales[0]), False)
+    # A loop for each scale: both mirror images run through one compiled network, and since the sum goes from loop to
+    # loop, the scales run one after the other, so that memory does not grow with their number (but by pictures). XLA
+    # must not know how often a loop of one turn runs: it would unroll it, and then run several networks at once.
+    turns = jax.lax.optimization_barrier(jnp.int32(2 if flip else 1))
+    total = jnp.zeros(jax.eval_shape(partial(scores_of, mirrored=False), images).shape, jnp.float32)
     view = images
     for scale in scales:
-        scaled_size = tuple(max(math.floor(side * scale + 0.5), 1) for side in size)
-        view = ops.resize(view if average == "legacy" else images, scaled_size, align_corners=False)
-        if flip:  # a loop, so that both mirror images run through one compiled network
-            zeros = jnp.zeros(jax.eval_shape(partial(scores_of, mirrored=False), view).shape, jnp.float32)
-            scores = jax.lax.fori_loop(0, 2, lambda i, so_far, view=view: so_far + scores_of(view, i == 1), zeros)
-        else:
-            scores = scores_of(view, False)
-        # The barrier makes the scales run one after the other, so that memory does not grow with their number.
-        total, images, view = jax.lax.optimization_barrier((total + scores, images, view))
+        view = scaled(view if average == "legacy" else images, scale)
+        total = jax.lax.fori_loop(0, turns, lambda i, total, view=view: total + scores_of(view, i == 1), total)
     return total / (len(scales) * (2 if flip else 1))
 
 

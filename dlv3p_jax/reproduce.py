@@ -13,6 +13,7 @@ import sys
 from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
@@ -149,7 +150,7 @@ def reproduce(
         entry |= {"scales": list(column.scales), "flip": column.flip, "average": column.average}
         measured = next((old["measured"] for old in done if _views(old) == _views(entry)), None)
         if measured is None:
-            changed = config.copy_and_resolve_references()
+            changed = ml_collections.ConfigDict(config)
             changed.eval.update(scales=column.scales, flip=column.flip, average=column.average)
             run = evaluator.make_evaluator(changed, dataset, mesh, model, output, absent_class="one")
             measured = 100 * run(variables, 0).summary["mIoU"]

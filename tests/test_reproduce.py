@@ -1,0 +1,147 @@
+"""A published row against what is measured here, end to end on a made row, and what is kept of a stopped run."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from dlv3p_jax import evaluator, pretrained, reproduce
+from dlv3p_jax.models import build_model
+from dlv3p_jax.paddle_weights import revert
+from dlv3p_jax.pdparams import save_pdparams
+
+SCALES = (0.5, 1.0)
+
+
+def make_config(data_dir):
+    config = common.get_config()
+    settings = {"backbone": "resnet18_vd", "multi_grid": (1, 1), "output_stride": 16, "aspp_rates": (1, 2)}
+    config.model.update(settings | {"aspp_channels": 8})
+    config.dataset, config.data_dir, config.eval.batch_size = "image_folder", str(data_dir), 2
+    config.mesh.data = 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A .pdparams file of three classes, with random weights."""
+    config = make_config("")
+    config.num_classes = 3
+    model = build_model(config)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))()
+    # Sure of itself, or the means of logits and of probabilities would agree everywhere.
+    variables["params"]["decoder"]["classifier"]["kernel"] *= 50
+    path = tmp_path_factory.mktemp("weights") / "model.pdparams"
+    save_pdparams(revert(variables, model), path)
+    return path
+
+
+PUBLISHED = pretrained.PUBLISHED["voc_r50"]._replace(dataset="image_folder", plain=10.0, ms_flip_legacy=20.0)
+
+
+def test_a_made_row_end_to_end(data_dir, file, tmp_path):
+    report = reproduce.reproduce("made", PUBLISHED, make_config(data_dir), file, SCALES, tmp_path)
+
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert report["num_pictures"] == 5 and report["weights"] == str(file)
+    views = {
+        "plain": ((1.0,), False, "logits", 10.0, "plain"),
+        "flip, legacy": ((1.0,), True, "legacy", PUBLISHED.flip, "flip-legacy"),
+        "flip, logits": ((1.0,), True, "logits", None, "flip"),
+        "ms + flip, legacy": (SCALES, True, "legacy", 20.0, "scales-0.5-1-flip-legacy"),
+        "ms + flip, logits": (SCALES, True, "logits", PUBLISHED.ms_flip_logits, "scales-0.5-1-flip"),
+    }
+    assert [column["title"] for column in report["columns"]] == list(views)
+    for column in report["columns"]:
+        scales, flip, average, published, name = views[column["title"]]
+        assert (tuple(column["scales"]), column["flip"], column["average"]) == (scales, flip, average)
+        assert column["published"] == published
+        evaluation = json.loads((tmp_path / "eval" / f"0.{name}.json").read_text())
+        assert column["measured"] == 100 * evaluation["mIoU"] and evaluation["absent_class"] == "one"
+    measured = [column["measured"] for column in report["columns"]]
+    assert len(set(measured)) == 5  # no two are of the same views
+
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert "made: mIoU in percent on 5 pictures of image_folder val" in lines[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:9]]
+    assert cells[0] == ["plain", "1", "10.00", f"{measured[0]:.2f}", f"{measured[0] - 10:+.2f}"]
+    assert cells[2] == ["flip, logits", "1", "", f"{measured[2]:.2f}", ""]
+    assert cells[3][:3] == ["ms + flip, legacy", "0.5 1", "20.00"]
+
+
+def test_a_stopped_run_goes_on_with_the_next_column_and_other_settings_begin_anew(
+    data_dir, file, tmp_path, monkeypatch
+):
+    evaluated = []
+
+    def make_evaluator(config, *_, absent_class):
+        def run(variables, step):
+            if len(evaluated) == 2:
+                raise KeyboardInterrupt
+            evaluated.append((config.eval.scales, config.eval.flip, config.eval.average))
+            return evaluator.Result({"mIoU": len(evaluated) / 100}, None, 5, 1.0)
+
+        return run
+
+    monkeypatch.setattr(evaluator, "make_evaluator", make_evaluator)
+    arguments = ("made", PUBLISHED, make_config(data_dir), file, SCALES, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.reproduce(*arguments)
+    assert len(json.loads((tmp_path / "report.json").read_text())["columns"]) == 2
+    first = list(evaluated)
+    evaluated.clear()
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.reproduce(*arguments)
+    assert not set(first) & set(evaluated)
+    columns = json.loads((tmp_path / "report.json").read_text())["columns"]
+    assert [column["measured"] for column in columns] == [1.0, 2.0, 1.0, 2.0]
+
+    evaluated.clear()
+    config = make_config(data_dir)
+    config.eval_size = (48, 64)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.reproduce("made", PUBLISHED, config, file, SCALES, tmp_path)
+    assert evaluated == first
+
+
+def test_figures_of_other_pictures_are_not_called_comparable():
+    report = dict(name="voc_r50", weights="w", sha256="0" * 64, dataset="voc2012", split="val", columns=[])
+    report |= dict(num_pictures=5, published_num_pictures=1449)
+    assert "**Not comparable**: the published figures are of 1449 pictures." in reproduce.to_markdown(report)
+    assert "Not comparable" not in reproduce.to_markdown(report | {"num_pictures": 1449})
+
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "dlv3p_jax.reproduce", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_table_is_the_published_one():
+    lines = run("--list").stdout.splitlines()
+    assert len(lines) == 8
+    words = lines[2].replace("|", " ").split()
+    assert words[:5] == ["cityscapes_r50", "cityscapes", "resnet50_vd", "1024x512", "80,000"]
+    assert words[5:] == ["80.36", "80.57", "80.81", "81.33"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give one of cityscapes_r50, "),
+        (["cityscapes_r5"], "give one of cityscapes_r50, "),
+        (["voc_r50", "--data_dir=/no/such"], 'data set "voc2012" is not prepared in /no/such'),
+        (["voc_r50", "--scales=a"], "--scales=a: give numbers"),
+    ],
+)
+def test_wrong_commands_end_in_a_message(arguments, message):
+    result = run(*arguments)
+    assert result.returncode == 1
+    assert message in result.stdout + result.stderr and "Traceback" not in result.stderr
