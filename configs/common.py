@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.momentum = 0.9
     config.weight_decay = 4e-5
     config.seed = 0
-    config.pretrained = config_dict.placeholder(str)  # a checkpoint or workdir of this program
+    config.pretrained = config_dict.placeholder(str)  # a published model or backbone, a .pdparams, a checkpoint
     config.log_every_steps = 50
     config.eval_every_steps = 2_000
     config.checkpoint_every_steps = 1_000

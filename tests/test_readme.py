@@ -40,3 +40,20 @@ def test_every_config_loads_and_differs_from_the_common_one():
         config = importlib.import_module(f"configs.{name}").get_config()
         assert dict(flatten(config)).keys() == dict(flatten(common.get_config())).keys()
         assert config.dataset
+
+
+def test_the_published_table_is_listed():
+    from dlv3p_jax.pretrained import PUBLISHED
+
+    listed = {}
+    for line in re.findall(r"^\| `\w+` \| ResNet.*", README, re.MULTILINE):
+        name, backbone, crop, steps, *scores, _ = (cell.strip().strip("`") for cell in line.strip("|").split("|"))
+        size = tuple(map(int, crop.split("x")))[::-1]
+        listed[name] = (backbone.split(",")[0].lower(), size, int(steps.replace(",", "")), *map(float, scores))
+    assert listed == {
+        name: (
+            *(row.backbone, row.crop_size, row.num_train_steps),
+            *(row.plain, row.flip, row.ms_flip_legacy, row.ms_flip_logits),
+        )
+        for name, row in PUBLISHED.items()
+    }

@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -84,7 +85,7 @@ def test_a_stopped_run_goes_on_with_the_next_column_and_other_settings_begin_ane
             if len(evaluated) == 2:
                 raise KeyboardInterrupt
             evaluated.append((config.eval.scales, config.eval.flip, config.eval.average))
-            return evaluator.Result({"mIoU": len(evaluated) / 100}, None, 5, 1.0)
+            return types.SimpleNamespace(summary={"mIoU": len(evaluated) / 100})
 
         return run
 

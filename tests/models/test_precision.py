@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import common
+from dlv3p_jax import steps
 from dlv3p_jax.models import build_model
 
 
@@ -37,3 +38,20 @@ def test_float32_products_and_convolutions_ask_for_float32(platform, monkeypatch
     for _, line in operations:
         assert len(re.findall("HIGHEST", line)) == 2, line
         assert "DEFAULT" not in line, line
+
+
+def test_a_whole_training_step_asks_for_float32():
+    """With the loss whose products are its own, RMI."""
+    config = common.get_config()
+    config.update_from_flattened_dict({"num_classes": 3, "loss.cross_entropy": 0.5, "loss.rmi": 0.5})
+    model = build_model(config)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(images.shape), train=False))
+    state = jax.eval_shape(lambda variables: steps.create_train_state(config, model, variables), variables)
+    batch = {"image": images, "label": jax.ShapeDtypeStruct((2, 64, 64), jnp.uint8)}
+    step = jax.jit(steps.make_train_step(config, model)).trace(state, batch, jax.random.key(0))
+    text = step.lower(lowering_platforms=("tpu",)).as_text()
+    operations = re.findall(r"= stablehlo\.(?:convolution|dot_general)(.*)", text)
+    assert len([line for line in operations if re.search("x18x18xf32", line)]) >= 3
+    for line in operations:
+        assert len(re.findall("HIGHEST", line)) == 2, line

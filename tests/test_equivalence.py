@@ -1,0 +1,30 @@
+"""docs/equivalence.md: that it is whole, and says what the tests say."""
+
+import pathlib
+import re
+
+import equivalence
+
+DOCUMENT = (pathlib.Path(__file__).resolve().parents[1] / "docs" / "equivalence.md").read_text()
+ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*", DOCUMENT, re.MULTILINE)]
+
+
+def test_every_recorded_piece_is_in_the_table_and_within_its_limit():
+    for _, case, compared, measured, limit in ROWS[2:]:
+        assert float(measured) <= float(limit), (case, compared)
+    cases = {case for _, case, *_ in ROWS[2:]}
+    assert cases >= {
+        f"{backbone}, {n} classes: {count} arrays"
+        for (backbone, n), count in zip(equivalence.STATES, (200, 360, 360, 615, 615), strict=True)
+    }
+    assert cases >= {f"forward_{name}, {dtype}" for name in equivalence.FORWARD for dtype in ("float32", "bfloat16")}
+    assert cases >= {f"cross-entropy, {name}" for name in equivalence.CROSS_ENTROPY}
+    assert cases >= {"loss_rmi_c19", "loss_rmi_c5", "loss_mixed", "normalize", "padcrop", "pad_eval", "mIoU", "kappa"}
+    assert cases >= {f"train_r18, step {step}, {dtype}" for step in (1, 5) for dtype in ("float32", "float64")}
+    assert cases >= {f"{file}, {case}" for file, case in equivalence.VIEWS}
+    assert cases >= {f"camvid_r18, {name}" for name in equivalence.TRAINED_VIEWS}
+
+
+def test_its_text_is_that_of_the_script():
+    before, after = re.split(r"\n\nMade .*?\n\n.*\n\n(?=## How)", DOCUMENT, flags=re.DOTALL)
+    assert equivalence.DOCUMENT.startswith(before) and equivalence.DOCUMENT.endswith(after)
