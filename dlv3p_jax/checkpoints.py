@@ -6,7 +6,7 @@ the newest. A checkpoint appears under its name only when it is whole.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,9 +25,16 @@ class CheckpointError(ValueError):
 class Checkpoints:
     """The checkpoints of one workdir; saving is asynchronous, so close them (or use `with`) to be sure of the last."""
 
-    def __init__(self, workdir: epath.PathLike, keep: int = 3):
-        """Opens, and makes where needed, WORKDIR/checkpoints; `keep` is how many of the latest are kept."""
-        root = _absolute(workdir) / "checkpoints"
+    def __init__(self, workdir: epath.PathLike, keep: int = 3, meta: Mapping[str, Any] | None = None):
+        """Opens, and makes where needed, WORKDIR/checkpoints.
+
+        Args:
+          workdir: of the run.
+          keep: how many of the latest are kept.
+          meta: JSON values that every checkpoint's `meta` holds beside its step; see `describe_classes`.
+        """
+        root = absolute(workdir) / "checkpoints"
+        self._meta = dict(meta or {})
         self._latest = _manager(root / "latest", max_to_keep=keep)
         self._best = _manager(root / "best", max_to_keep=1, best_fn=lambda metrics: metrics["mIoU"], best_mode="max")
 
@@ -53,40 +60,57 @@ class Checkpoints:
         return None if self.latest_step is None else self._latest.directory / str(self.latest_step)
 
     @property
-    def best_mIoU(self) -> float:  # noqa: N802
-        """The best mIoU so far, -1 if none was saved."""
-        self._best.wait_until_finished()  # the score of a checkpoint that is being written cannot be read yet
+    def best_path(self) -> epath.Path | None:
+        """The folder of the best checkpoint so far; None if there is none."""
+        self._best.wait_until_finished()
         step = self._best.best_step()
-        return -1.0 if step is None else self._best.metrics(step)["mIoU"]
+        return None if step is None else self._best.directory / str(step)
+
+    @property
+    def best_metrics(self) -> dict[str, Any]:
+        """'mIoU' of the best checkpoint and the 'views' it was measured with; {} if there is none."""
+        path = self.best_path  # which waits: the score of a checkpoint that is being written cannot be read yet
+        return {} if path is None else self._best.metrics(int(path.name))
+
+    def drop_best(self) -> None:
+        """Deletes the best checkpoint: what comes next is the best."""
+        for step in self._best.all_steps():
+            self._best.delete(step)
 
     def save(self, state: steps.TrainState) -> None:
         """Saves everything that training goes on from, unless this step is saved already."""
         step = int(state.step)
         if step in self._latest.all_steps():
             return
-        items = _model_items(state) | {"optimizer": ocp.args.StandardSave({"opt_state": state.opt_state})}
+        items = self._model_items(state) | {"optimizer": ocp.args.StandardSave({"opt_state": state.opt_state})}
         self._latest.save(step, args=ocp.args.Composite(**items))
 
-    def save_best(self, state: steps.TrainState, mean_iou: float) -> bool:
+    def save_best(self, state: steps.TrainState, mean_iou: float, views: str = "plain") -> bool:
         """Saves the model if `mean_iou` (a fraction) is better than every one before; says whether it was.
 
-        The one before may be of this step or a later one: a killed run goes on from before its best, and may now be
-        evaluated more often or in another way.
+        What was measured with other `views` (`evaluator.views_name`) cannot be compared, and is replaced. The one
+        before may be of this step or a later one: a killed run goes on from before its best, and may now be evaluated
+        more often.
         """
-        if not mean_iou > self.best_mIoU:
+        before = self.best_metrics
+        comparable = before.get("views", views) == views  # older versions did not say
+        if not mean_iou > (before.get("mIoU", -1.0) if comparable else -1.0):
             return False
         step = int(state.step)
         for other in self._best.all_steps():
-            if other >= step:  # beside it, Orbax would silently save nothing
+            # A later one stays until this one is whole, for it is worse; Orbax would keep a better one in its place.
+            if other == step or not comparable:
                 self._best.delete(other)
-        self._best.save(step, args=ocp.args.Composite(**_model_items(state)), metrics={"mIoU": float(mean_iou)})
+        metrics = {"mIoU": float(mean_iou), "views": views}
+        self._best.save(step, args=ocp.args.Composite(**self._model_items(state)), metrics=metrics, force=True)
         return True
 
     def restore(self, state: steps.TrainState) -> steps.TrainState:
         """The newest checkpoint, laid out as `state` is (its shapes, dtypes and shardings; its values are not used).
 
         Raises:
-          CheckpointError: there is none, or it cannot be read into such a state.
+          CheckpointError: there is none, it cannot be read into such a state, or its classes have other names than the
+            `meta` of this opening.
         """
         path = self.latest_path
         if path is None:
@@ -101,6 +125,12 @@ class Checkpoints:
             items["ema"] = ocp.args.StandardRestore(abstract.ema)
         with _naming(path, "; without this folder, the run goes on from the checkpoint before it"):
             restored = self._latest.restore(self.latest_step, args=ocp.args.Composite(**items))
+        lines = other_classes(restored["meta"], self._meta.get("class_names", ()))
+        if lines:
+            raise CheckpointError(
+                f"{path} was trained with other classes than the data set has now:{lines}\n"
+                "prepare the data set of then to go on with it, or give another --workdir to begin a new run"
+            )
         return steps.TrainState(
             step=jax.device_put(jax.numpy.int32(restored["meta"]["step"]), state.step.sharding),
             params=restored["variables"]["params"],
@@ -109,13 +139,22 @@ class Checkpoints:
             ema=restored["ema"] if state.ema is not None else None,
         )
 
+    def _model_items(self, state: steps.TrainState) -> dict[str, Any]:
+        items = {
+            "variables": ocp.args.StandardSave(state.variables),
+            "meta": ocp.args.JsonSave(self._meta | {"step": int(state.step)}),
+        }
+        if state.ema is not None:
+            items["ema"] = ocp.args.StandardSave(state.ema)
+        return items
+
 
 def _manager(directory: epath.Path, **options) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, **options)
     return ocp.CheckpointManager(directory, options=options)
 
 
-def _absolute(path: epath.PathLike) -> epath.Path:
+def absolute(path: epath.PathLike) -> epath.Path:
     """Orbax takes no relative paths."""
     path = epath.Path(path)
     return path if "://" in str(path) else path.absolute()
@@ -129,16 +168,6 @@ def _naming(path: epath.Path, advice: str = "") -> Iterator[None]:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} is damaged, or of another model: {reason[:300]}{advice}") from error
-
-
-def _model_items(state: steps.TrainState) -> dict[str, Any]:
-    items = {
-        "variables": ocp.args.StandardSave(state.variables),
-        "meta": ocp.args.JsonSave({"step": int(state.step)}),
-    }
-    if state.ema is not None:
-        items["ema"] = ocp.args.StandardSave(state.ema)
-    return items
 
 
 def _is_backbone(name: str) -> bool:
@@ -157,7 +186,7 @@ def write_variables(folder: epath.PathLike, variables: steps.Variables, config, 
     Raises:
       CheckpointError: `folder` holds something.
     """
-    folder = _absolute(folder)
+    folder = absolute(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty: give another folder, or remove it first")
     unfinished = folder.with_name(f".{folder.name}.unfinished")
@@ -177,7 +206,7 @@ def find(path: epath.PathLike) -> epath.Path:
     Raises:
       CheckpointError: there is none; the message says what was looked for.
     """
-    path = _absolute(path)
+    path = absolute(path)
     if (path / "variables").is_dir():
         return path
     for folder in (
@@ -204,15 +233,40 @@ def find_config(checkpoint: epath.Path) -> epath.Path | None:
     return None
 
 
-def read_step(checkpoint: epath.PathLike) -> int:
-    """The training step that is written inside a checkpoint; folder names are not asked.
+def read_meta(checkpoint: epath.PathLike) -> dict[str, Any]:
+    """What a checkpoint says of itself: its training `step` (folder names are not asked), and what else was known.
+
+    That is what `describe_classes` gives of the data that it was trained on, or where converted weights come from.
 
     Raises:
       CheckpointError: the folder holds no whole checkpoint.
     """
-    path = _absolute(checkpoint) / "meta"
+    path = absolute(checkpoint) / "meta"
     with _naming(path), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(path)["step"]
+        meta = checkpointer.restore(path)
+        return meta | {"step": int(meta["step"])}
+
+
+def describe_classes(class_names: Sequence[str], palette, ignore_label: int) -> dict[str, Any]:
+    """JSON values for a checkpoint's `meta`: names and colours (`[C, 3]`, 0 to 255) of its classes."""
+    return {
+        "class_names": list(class_names),
+        "palette": np.asarray(palette).tolist(),
+        "ignore_label": int(ignore_label),
+    }
+
+
+def other_classes(meta: Mapping[str, Any], class_names: Sequence[str]) -> str:
+    """The classes that a checkpoint's `meta` calls otherwise than `class_names`, a line each; "" if there are none."""
+    pairs = zip(meta.get("class_names", class_names), class_names, strict=False)
+    lines = [f"\n  class {i}: {then!r} then, {now!r} now" for i, (then, now) in enumerate(pairs) if then != now]
+    return "".join(lines[:20] + ["\n  …"] * (len(lines) > 20))
+
+
+def read_model(checkpoint: epath.PathLike) -> tuple[steps.Variables, bool]:
+    """The variables to use a checkpoint with, and whether they are the averaged ones: these where it holds any."""
+    averaged = read_variables(checkpoint, "ema")
+    return (read_variables(checkpoint), False) if averaged is None else (averaged, True)
 
 
 def read_variables(checkpoint: epath.PathLike, item: str = "variables") -> steps.Variables | None:
@@ -221,7 +275,7 @@ def read_variables(checkpoint: epath.PathLike, item: str = "variables") -> steps
     Raises:
       CheckpointError: the folder holds no whole checkpoint.
     """
-    path = _absolute(checkpoint) / item
+    path = absolute(checkpoint) / item
     if item == "ema" and not path.is_dir():
         return None
     with _naming(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -233,7 +287,12 @@ def read_variables(checkpoint: epath.PathLike, item: str = "variables") -> steps
         return checkpointer.restore(path, restore_args=restore_args)
 
 
-def fit_variables(loaded: steps.Variables, expected: steps.Variables, allow_new_head: bool) -> tuple[dict, list[str]]:
+def fit_variables(
+    loaded: steps.Variables,
+    expected: steps.Variables,
+    allow_new_head: bool,
+    source: epath.PathLike = "the checkpoint",
+) -> tuple[dict, list[str]]:
     """`loaded` in the structure of `expected`, which is what the model has.
 
     Args:
@@ -241,6 +300,7 @@ def fit_variables(loaded: steps.Variables, expected: steps.Variables, allow_new_
       expected: freshly initialised variables of the model.
       allow_new_head: whether the classifier (`decoder/classifier`) may have another number of classes, and whether
         `loaded` may be a backbone alone; what it has no values for then keeps its fresh ones.
+      source: where `loaded` is from, for the message.
 
     Returns:
       The variables, and the names that were initialised afresh.
@@ -253,7 +313,7 @@ def fit_variables(loaded: steps.Variables, expected: steps.Variables, allow_new_
     fresh = []
     if all(_is_backbone(name) for name in loaded):
         if not allow_new_head:
-            raise CheckpointError("the checkpoint holds only a backbone: to train from it, give --config.pretrained")
+            raise CheckpointError(f"{source} holds only a backbone: to train from it, give --config.pretrained")
         fresh = [name for name in missing if not _is_backbone(name)]
     problems = [f"missing: {name}" for name in missing if name not in fresh]
     problems += [f"unexpected: {name}" for name in loaded if name not in expected]
@@ -265,6 +325,6 @@ def fit_variables(loaded: steps.Variables, expected: steps.Variables, allow_new_
                 problems.append(f"{name} is {loaded[name].shape} there and {expected[name].shape} in this model")
     if problems:
         shown = "\n  ".join(sorted(problems)[:20] + (["…"] if len(problems) > 20 else []))
-        raise CheckpointError(f"the checkpoint is of another model ({len(problems)} differences):\n  {shown}")
+        raise CheckpointError(f"{source} is of another model ({len(problems)} differences):\n  {shown}")
     merged = {name: expected[name] if name in fresh else loaded[name] for name in expected}
     return unflatten_dict(merged, sep="/"), sorted(fresh)

@@ -25,6 +25,9 @@ MAY_CHANGE = (
     "profile_steps",
 )
 
+# These keys of the network may differ from those it was trained with: they change its speed and precision, or training.
+MODEL_MAY_DIFFER = ("dropout", "dtype", "output_stride", "remat")
+
 
 class ConfigError(ValueError):
     """A configuration key has a value that cannot be used; the message names both."""
@@ -114,11 +117,24 @@ def read(path: epath.PathLike) -> ml_collections.ConfigDict:
         raise ConfigError(f"{path} is no configuration that this program wrote ({error})") from error
 
 
-def warn_of_another_model(config, trained, checkpoint: epath.PathLike) -> None:
-    """Logs which keys of the network differ between `config` and the configuration a checkpoint was trained with."""
-    found = differences(to_dict(trained).get("model", {}), to_dict(config)["model"])
-    for key, (then, now) in found.items():
-        logging.warning("config.model.%s is %r here, but %s was trained with %r", key, now, checkpoint, then)
+def check_model(config, trained, checkpoint: epath.PathLike) -> None:
+    """Compares the network of `config` with that of the configuration that a checkpoint was trained with.
+
+    The keys in MODEL_MAY_DIFFER are only told. A key that `trained` lacks, since it is older, is not compared.
+
+    Raises:
+      ConfigError: another key differs, so that the scores would be wrong; the message has keys and both values.
+    """
+    then, now = to_dict(trained).get("model", {}), to_dict(config)["model"]
+    lines = []
+    for key, (before, after) in differences(then, now).items():
+        if key in MODEL_MAY_DIFFER:
+            logging.warning("config.model.%s is %r here, but %s was trained with %r", key, after, checkpoint, before)
+        elif key in then:
+            value = tuple(before) if isinstance(before, list) else before
+            lines.append(f'\n  model.{key}: {before!r} then, {after!r} now; give --config.model.{key}="{value}"')
+    if lines:
+        raise ConfigError(f"{checkpoint} was trained with another network:{''.join(lines)}")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -128,11 +144,15 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
-def check_resume(old: dict[str, Any], config, workdir: epath.PathLike) -> None:
-    """Raises ConfigError, with keys and both values, if a run begun with `old` cannot go on with `config`."""
+def check_resume(old, config, workdir: epath.PathLike, defaults=None) -> None:
+    """Raises ConfigError, with keys and both values, if a run begun with `old` cannot go on with `config`.
+
+    All are configurations. What `old` lacks, since an older version wrote it, was then as in `defaults`.
+    """
+    then = flatten_dict({} if defaults is None else to_dict(defaults), sep=".") | flatten_dict(to_dict(old), sep=".")
     lines = "\n".join(
         f"  {key}: {before!r} then, {after!r} now"
-        for key, (before, after) in differences(old, to_dict(config)).items()
+        for key, (before, after) in differences(then, to_dict(config)).items()
         if key.split(".")[0] not in MAY_CHANGE
     )
     if lines:

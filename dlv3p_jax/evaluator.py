@@ -7,31 +7,58 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 import PIL.Image
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from dlv3p_jax import checkpoints, configuration, evaluate, metrics, sharding, steps, viz
+from dlv3p_jax import __version__, checkpoints, configuration, evaluate, metrics, sharding, steps, viz
 from dlv3p_jax.data import pipeline, records
 from dlv3p_jax.models import build_model
 
 NUM_SAMPLES = 4  # pictures shown with label and prediction
 
 
+class EvaluationError(RuntimeError):
+    """What was evaluated is not what was asked for; the message has both numbers."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One evaluation: what `metrics.summarize` gave, and a contact sheet of some pictures, labels and predictions."""
+    """One evaluation: what `metrics.summarize` gave, and a contact sheet of some pictures, labels and predictions.
+
+    `title` says what was evaluated and how, and `path` is that of its files, without .json and .png.
+    """
 
     summary: dict[str, Any]
     sheet: PIL.Image.Image
     num_pictures: int
     seconds: float
+    title: str
+    path: epath.Path
+
+
+def prepare_run(config) -> tuple[ml_collections.FrozenConfigDict, records.Dataset, Mesh]:
+    """A checked configuration with what its data set fills in, that data set, and the devices, which are logged.
+
+    Raises:
+      ValueError: configuration, data set or mesh cannot be used; subclasses name what.
+    """
+    configuration.check(config)
+    dataset = records.open_dataset(config.dataset, config.data_dir)
+    config = configuration.resolve(config, len(dataset.class_names), dataset.ignore_label)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
+    logging.info("Devices: %s", sharding.describe(mesh))
+    return config, dataset, mesh
 
 
 def views_name(config) -> str:
-    """A name for the views that `config.eval` asks for, such as 'plain', 'flip' or 'scales-0.75-1-1.25-flip'."""
+    """A name for how `config` evaluates, such as 'plain', 'scales-0.75-1-1.25-flip' or 'plain-padded-512x512-train'.
+
+    Two evaluations of the same name can be compared. The split is named where it is not 'val'.
+    """
     scales = tuple(config.eval.scales)
     parts = []
     if scales != (1.0,):
@@ -40,23 +67,39 @@ def views_name(config) -> str:
         parts.append("flip")
     if config.eval.window is not None:
         parts += ["window", *map(str, config.eval.window)]
+    if config.eval.stride is not None:
+        parts += ["stride", *map(str, config.eval.stride)]
     if config.eval.average != "logits" and parts:
         parts.append(config.eval.average)
-    return "-".join(parts) or "plain"
+    parts = parts or ["plain"]
+    if config.eval_size is not None:
+        parts += ["padded", "x".join(map(str, config.eval_size))]
+    if config.eval_split != "val":
+        parts.append(config.eval_split)
+    return "-".join(parts)
 
 
 def make_evaluator(
-    config, dataset: records.Dataset, mesh: Mesh, model, workdir: epath.Path, absent_class: str = "nan"
+    config,
+    dataset: records.Dataset,
+    mesh: Mesh,
+    model,
+    workdir: epath.Path,
+    absent_class: str = "nan",
+    checkpoint: epath.PathLike | None = None,
 ) -> Callable[[steps.Variables, int, str], Result]:
     """A function that evaluates variables and writes what it finds; the program is compiled once for each picture size.
 
     `run(variables, step, suffix) -> Result` writes, below WORKDIR/eval, STEP.json and STEP.png and the same once more
     with the views in the name, so that another evaluation of this step does not lose them. `suffix` ('' or 'ema') tells
     two models of one step apart. `absent_class` is how `metrics.summarize` counts a class that occurs nowhere.
+    `checkpoint` is where the variables are from, for the reports; None: from the run of `workdir`.
 
     Raises:
       ValueError: the split or the mesh cannot be used.
+      EvaluationError: from `run`, if not every labelled pixel of the split was counted once.
     """
+    checkpoint = checkpoints.absolute(workdir if checkpoint is None else checkpoint)
     dataset.require_labels(config.eval_split)
     sizes = dataset.sizes(config.eval_split)
     batch_size = config.eval.batch_size
@@ -71,12 +114,12 @@ def make_evaluator(
         ),
         out_shardings=(sharding.replicated(mesh), sharding.batched(mesh)),
     )
-    palette = dataset.palette
+    views = views_name(config)
 
     def run(variables: steps.Variables, step: int, suffix: str = "") -> Result:
         logging.info(
             "Evaluating %d pictures of %s %s (%s), %d at a time, in %d sizes, each compiled at its first batch",
-            *(len(sizes), dataset.title, config.eval_split, views_name(config), batch_size, len(plan.sizes)),
+            *(len(sizes), dataset.title, config.eval_split, views, batch_size, len(plan.sizes)),
         )
         start = time.monotonic()
         samples, seen = [], 0
@@ -95,11 +138,20 @@ def make_evaluator(
         batches = _on_devices(config, dataset, mesh)
         matrix = evaluate.evaluate(eval_step, variables, batches, config.num_classes, look_at)
         seconds = time.monotonic() - start
+        if seen != len(sizes) and jax.process_count() == 1:
+            raise EvaluationError(f"{seen} pictures were evaluated instead of {len(sizes)}")
+        _check_pixels(matrix, dataset, config.eval_split)
         summary = metrics.summarize(matrix, absent_class)
-        sheet = viz.contact_sheet(*zip(*samples[:NUM_SAMPLES], strict=True), dataset.class_names, palette)
+        sheet = viz.contact_sheet(
+            *zip(*samples[:NUM_SAMPLES], strict=True), dataset.class_names, dataset.palette, config.ignore_label
+        )
+        name = f"{step}.{suffix}" if suffix else str(step)
         if jax.process_index() == 0:
             report = metrics.to_json(summary) | {
+                "checkpoint": str(checkpoint),
                 "step": step,
+                "model": configuration.to_dict(config)["model"],
+                "version": __version__,
                 "dataset": config.dataset,
                 "synthetic": dataset.metadata["synthetic"],
                 "split": config.eval_split,
@@ -116,24 +168,23 @@ def make_evaluator(
                 "confusion_matrix": matrix.tolist(),
                 "seconds": seconds,
             }
-            name = f"{step}.{suffix}" if suffix else str(step)
-            write_report(workdir / "eval", name, views_name(config), report, sheet)
+            write_report(workdir / "eval", name, views, report, sheet)
         _warn_of_degenerate(matrix, dataset.class_names, absent_class)
-        if seen != len(sizes) and jax.process_count() == 1:
-            raise RuntimeError(f"{seen} pictures were evaluated instead of {len(sizes)}")
-        return Result(summary, sheet, len(sizes), seconds)
+        title = f"{dataset.title} {config.eval_split}, {views}: {checkpoint}, step {step}{' (ema)' if suffix else ''}"
+        return Result(summary, sheet, len(sizes), seconds, title, workdir / "eval" / name)
 
     return run
 
 
 def evaluate_checkpoint(
-    config, workdir: epath.PathLike, checkpoint: epath.PathLike | None = None, absent_class: str = "nan"
+    config, workdir: epath.PathLike | None, checkpoint: epath.PathLike | None = None, absent_class: str = "nan"
 ) -> dict[str, Any]:
     """Evaluates a checkpoint, or the best one of `workdir`, with the views of `config.eval`, and prints the table.
 
     Args:
       config: a configuration; its data, model and evaluation keys are read.
-      workdir: gets eval/STEP.json and eval/STEP.png.
+      workdir: gets eval/STEP.json and eval/STEP.png; None: the workdir that the checkpoint belongs to, which holds its
+        config.json, or where there is none, the checkpoint's folder.
       checkpoint: a workdir or a checkpoint's folder; None for `workdir` itself.
       absent_class: see `metrics.summarize`.
 
@@ -143,28 +194,27 @@ def evaluate_checkpoint(
     Raises:
       ValueError: configuration, data set, mesh or checkpoint cannot be used; subclasses name what.
     """
-    workdir = epath.Path(workdir)
-    configuration.check(config)
+    config, dataset, mesh = prepare_run(config)
     path = checkpoints.find(workdir if checkpoint is None else checkpoint)
-    dataset = records.open_dataset(config.dataset, config.data_dir)
-    config = configuration.resolve(config, len(dataset.class_names), dataset.metadata["ignore_label"])
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
-    logging.info("Devices: %s", sharding.describe(mesh))
     trained = checkpoints.find_config(path)
     if trained is not None:
-        configuration.warn_of_another_model(config, configuration.read(trained), path)
+        configuration.check_model(config, configuration.read(trained), path)
+    if workdir is None:
+        workdir = path if trained is None else trained.parent
+    meta = checkpoints.read_meta(path)
+    lines = checkpoints.other_classes(meta, dataset.class_names)
+    if lines:
+        logging.warning("%s was trained with other classes than %s has:%s", path, dataset.title, lines)
     model = build_model(config)
     expected = jax.eval_shape(lambda: init_variables(config, model))
-    run = make_evaluator(config, dataset, mesh, model, workdir, absent_class)
-    step = checkpoints.read_step(path)
+    run = make_evaluator(config, dataset, mesh, model, epath.Path(workdir), absent_class, path)
     for suffix, item in (("", "variables"), ("ema", "ema")):
         variables = checkpoints.read_variables(path, item)
         if variables is None:
             continue
-        variables, _ = checkpoints.fit_variables(variables, expected, allow_new_head=False)
-        result = run(jax.device_put(variables, sharding.replicated(mesh)), step, suffix)
-        what = f"{path}{' (ema)' if suffix else ''}, step {step}"
-        print_result(result, dataset, what, workdir / "eval" / f"{step}{'.ema' if suffix else ''}")
+        variables, _ = checkpoints.fit_variables(variables, expected, allow_new_head=False, source=path)
+        result = run(jax.device_put(variables, sharding.replicated(mesh)), meta["step"], suffix)
+        print_result(result, dataset)
     return result.summary
 
 
@@ -174,8 +224,14 @@ def init_variables(config, model) -> steps.Variables:
 
 
 def write_report(folder: epath.Path, name: str, views: str, report: dict[str, Any], sheet) -> None:
-    """Writes NAME.json and NAME.png, and the same as NAME.VIEWS.*; each file appears whole or not at all."""
+    """Writes NAME.json and NAME.png, and the same as NAME.VIEWS.*; each file appears whole or not at all.
+
+    What is overwritten of another run's checkpoint is logged.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    before, now = _checkpoint_in(folder / f"{name}.{views}.json"), report["checkpoint"]
+    if before is not None and before.split("/checkpoints/")[0] != now.split("/checkpoints/")[0]:
+        logging.warning("%s/%s.%s.json was of %s, and is now of %s", folder, name, views, before, now)
     for stem in (name, f"{name}.{views}"):
         unfinished = folder / f".{stem}.unfinished"
         unfinished.write_text(json.dumps(report, indent=2) + "\n")
@@ -185,10 +241,18 @@ def write_report(folder: epath.Path, name: str, views: str, report: dict[str, An
         unfinished.replace(folder / f"{stem}.png")
 
 
-def print_result(result: Result, dataset: records.Dataset, what: str, path: epath.Path) -> None:
-    """Prints the per-class table and where the report and the pictures lie."""
+def _checkpoint_in(report: epath.Path) -> str | None:
+    """The checkpoint that a report is of; None if there is no such report, or it does not say."""
+    try:
+        return json.loads(report.read_text())["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def print_result(result: Result, dataset: records.Dataset) -> None:
+    """Prints what was evaluated and how, the per-class table, and where the report and the pictures lie."""
     table = metrics.table(result.summary, dataset.class_names)
-    print(f"\n{dataset.title}, {what}\n{table}\nreport: {path}.json\npictures: {path}.png", flush=True)
+    print(f"\n{result.title}\n{table}\nreport: {result.path}.json\npictures: {result.path}.png", flush=True)
 
 
 def _on_devices(config, dataset, mesh):
@@ -205,6 +269,16 @@ def _on_devices(config, dataset, mesh):
     for batch in batches:
         arrays = sharding.put_batch(mesh, {name: batch[name] for name in evaluate.STEP_INPUTS})
         yield arrays | {"id": batch["id"]} | {f"host_{name}": batch[name] for name in evaluate.STEP_INPUTS}
+
+
+def _check_pixels(matrix: np.ndarray, dataset: records.Dataset, split: str) -> None:
+    """Holds the labelled pixels of each class against those that were counted when the data set was prepared."""
+    counted, expected = matrix.sum(axis=1).tolist(), list(dataset.metadata["class_pixels"][split])
+    if counted != expected:
+        raise EvaluationError(
+            f"{sum(counted)} labelled pixels of {dataset.title} {split} were counted, {counted} by class, but "
+            f"{sum(expected)}, {expected}, when it was prepared: is {dataset.folder} damaged? Prepare it again"
+        )
 
 
 def _warn_of_degenerate(matrix: np.ndarray, class_names, absent_class: str) -> None:

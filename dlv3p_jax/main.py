@@ -1,15 +1,21 @@
 """Train (with evaluation) or evaluate: python -m dlv3p_jax.main --config=configs/quickstart.py [--workdir=…]"""
 
 import os
+import pathlib
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from configs import common
 from dlv3p_jax import commands, configuration, pretrained
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and reports go; workdir/CONFIG by default.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Where checkpoints, logs and reports go; workdir/CONFIG by default, and with --checkpoint where that belongs.",
+)
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train and evaluate, or only evaluate a checkpoint.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "With --mode=eval: a workdir or checkpoint; the best by default.")
 _ABSENT_CLASS = flags.DEFINE_enum(
@@ -22,6 +28,15 @@ _ABSENT_CLASS = flags.DEFINE_enum(
 
 
 def main(argv: list[str]) -> None:
+    try:
+        _run(argv)
+    except KeyboardInterrupt:
+        training = "; the same command goes on from the newest checkpoint" if _MODE.value == "train" else ""
+        print(f"\nmain: interrupted{training}", file=sys.stderr)
+        sys.exit(130)  # as a shell counts SIGINT
+
+
+def _run(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
     if _CONFIG.value is None:
@@ -37,7 +52,8 @@ def main(argv: list[str]) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"main: {error}")
     name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))[0]
-    workdir = _WORKDIR.value or os.path.join("workdir", name)
+    workdir = _WORKDIR.value or (os.path.join("workdir", name) if _CHECKPOINT.value is None else None)
+    _check_folder(workdir)
 
     from dlv3p_jax import evaluator, train
 
@@ -47,10 +63,18 @@ def main(argv: list[str]) -> None:
         else:
             for note in pretrained.recipe_notes(name, config):
                 logging.info("%s", note)
-            train.train_and_evaluate(config, workdir)
-    except (ValueError, OSError, train.TrainingError) as error:
+            train.train_and_evaluate(config, workdir, common.get_config())
+    except (ValueError, OSError, train.TrainingError, evaluator.EvaluationError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
         sys.exit(f"main: {error}")
+
+
+def _check_folder(workdir: str | None) -> None:
+    """Ends the program if the workdir cannot be a folder, because it or a part of its path is a file."""
+    path = pathlib.Path(workdir or ".")
+    found = next((part for part in (path, *path.parents) if part.exists()), path)
+    if found.exists() and not found.is_dir():
+        sys.exit(f"main: --workdir={workdir}: {found} is a file, not a folder")
 
 
 if __name__ == "__main__":

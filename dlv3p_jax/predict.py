@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from PIL import Image
 
-from dlv3p_jax import commands, predictor, sharding, viz, weights
+from dlv3p_jax import checkpoints, commands, predictor, sharding, viz, weights
 from dlv3p_jax.data import cityscapes_labels
 from dlv3p_jax.data.pictures import Problem
 
@@ -62,7 +62,7 @@ def _predict(paths: list[str], output: pathlib.Path) -> list[Problem]:
     label_folder = output / (_VOC_FOLDER if _SUBMISSION.value == "voc" else "labels")
     label_names = _label_names(pictures)
     config, model, variables = weights.load_checkpoint(_CONFIG.value, _CHECKPOINT.value, _views())
-    names, palette = predictor.classes_of(config)
+    names, palette = predictor.classes_of(config, checkpoints.read_meta(checkpoints.find(_CHECKPOINT.value)))
     values = _values(config.num_classes)
     value_palette = _ID_PALETTE if _LABEL_IDS.value else palette
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)

@@ -2,11 +2,13 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import io
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,16 +94,21 @@ def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
     )
 
 
-def classes_of(config) -> tuple[list[str], np.ndarray]:
-    """Names and colours, uint8 `[C, 3]`, of a configuration's classes: those of its data set where that is prepared."""
+def classes_of(config, meta: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
+    """Names and colours, uint8 `[C, 3]`, of a configuration's classes.
+
+    They are those that the checkpoint was trained on, if its `meta` (`checkpoints.read_meta`) has them; otherwise those
+    of the configuration's data set, if that is prepared.
+    """
     names, palette = [f"class {index}" for index in range(config.num_classes)], viz.palette(config.num_classes)
     if config.dataset == "cityscapes":
         names, palette = cityscapes_labels.CLASS_NAMES, cityscapes_labels.PALETTE
-    try:
-        dataset = records.open_dataset(config.dataset, config.data_dir)
-        names, palette = dataset.class_names, dataset.palette
-    except DatasetError:
-        pass
+    if "class_names" in meta:
+        names, palette = meta["class_names"], meta["palette"]
+    else:
+        with contextlib.suppress(DatasetError):
+            dataset = records.open_dataset(config.dataset, config.data_dir)
+            names, palette = dataset.class_names, dataset.palette
     if len(names) != config.num_classes:
         logging.warning(
             "%s has %d classes and the model %d, so they are called by their numbers",

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import json
 import math
 import time
 from typing import Any
@@ -16,7 +15,7 @@ from etils import epath
 
 from dlv3p_jax import checkpoints, configuration, losses, sharding, steps, weights
 from dlv3p_jax.data import pipeline, records
-from dlv3p_jax.evaluator import Result, init_variables, make_evaluator, print_result
+from dlv3p_jax.evaluator import Result, init_variables, make_evaluator, prepare_run, print_result, views_name
 from dlv3p_jax.models import build_model
 
 
@@ -24,12 +23,13 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step, and what is saved."""
 
 
-def train_and_evaluate(config, workdir: epath.PathLike) -> dict[str, Any]:
+def train_and_evaluate(config, workdir: epath.PathLike, defaults=None) -> dict[str, Any]:
     """Trains from the newest checkpoint in `workdir`, or from the start, to `num_train_steps`, and evaluates.
 
     Args:
       config: a configuration (`configs/common.py`).
       workdir: gets config.json, checkpoints/, TensorBoard events and eval/.
+      defaults: what a key counts as that the config.json of an older version lacks; None: as a difference.
 
     Returns:
       What `metrics.summarize` says of the last step; of the averaged model where `ema_decay` is set.
@@ -39,13 +39,9 @@ def train_and_evaluate(config, workdir: epath.PathLike) -> dict[str, Any]:
       TrainingError: the loss is no longer finite.
     """
     workdir = epath.Path(workdir)
-    configuration.check(config)
+    config, dataset, mesh = prepare_run(config)
     losses.check_weights(config.loss)
-    dataset = records.open_dataset(config.dataset, config.data_dir)
-    config = configuration.resolve(config, len(dataset.class_names), dataset.metadata["ignore_label"])
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
     sharding.check_batch(mesh, config.batch_size, config.crop_size[0], "config.batch_size")
-    logging.info("Devices: %s", sharding.describe(mesh))
     num_pictures = dataset.num_pictures(config.train_split)
     logging.info(
         "Data: %s in %s, %d classes, ignored label %d; %d pictures in %s, %d in %s; an epoch has %.1f steps",
@@ -61,10 +57,21 @@ def train_and_evaluate(config, workdir: epath.PathLike) -> dict[str, Any]:
     run_evaluation = make_evaluator(config, dataset, mesh, model, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     writer = metric_writers.create_default_writer(str(workdir), just_logging=jax.process_index() > 0)
-    with checkpoints.Checkpoints(workdir, config.keep_checkpoints) as saved, metric_writers.ensure_flushes(writer):
-        state = first_state(config, model, mesh, saved, workdir)
+    meta = checkpoints.describe_classes(dataset.class_names, dataset.palette, dataset.ignore_label)
+    views = views_name(config)
+    with (
+        checkpoints.Checkpoints(workdir, config.keep_checkpoints, meta) as saved,
+        metric_writers.ensure_flushes(writer),
+    ):
+        state = first_state(config, model, mesh, saved, workdir, defaults)
         if jax.process_index() == 0:
             configuration.write(config, workdir / "config.json")
+
+        finished = int(state.step) >= config.num_train_steps
+        best_views = saved.best_metrics.get("views", views)
+        if best_views != views:
+            what = "it stays" if finished else "the comparison begins anew"
+            logging.info("The best checkpoint was found with %s, and this evaluates %s: %s", best_views, views, what)
 
         def evaluate(state: steps.TrainState) -> dict[str, Result]:
             step = int(state.step)
@@ -73,18 +80,17 @@ def train_and_evaluate(config, workdir: epath.PathLike) -> dict[str, Any]:
             for suffix, result in results.items():
                 _write_evaluation(writer, step, f"eval_{suffix}" if suffix else "eval", result, dataset)
             mean_iou = results[max(results)].summary["mIoU"]  # the averaged model's, where there is one
-            if saved.save_best(state, mean_iou):
+            if (best_views == views or not finished) and saved.save_best(state, mean_iou, views):
                 logging.info("Best so far: step %d, mIoU %.4f", step, mean_iou)
             return results
 
-        if int(state.step) < config.num_train_steps:
-            state, results = _train(config, dataset, mesh, model, state, workdir, saved, writer, evaluate)
-        else:
+        if finished:
             logging.info("All %d steps were done before; evaluating the last", config.num_train_steps)
             results = evaluate(state)
-    for suffix, result in results.items():
-        name = f"{int(state.step)}{'.ema' if suffix else ''}"
-        print_result(result, dataset, f"step {name}", workdir / "eval" / name)
+        else:
+            results = _train(config, dataset, mesh, model, state, workdir, saved, writer, evaluate)
+    for result in results.values():
+        print_result(result, dataset)
     return result.summary
 
 
@@ -100,10 +106,25 @@ def _write_evaluation(writer, step: int, prefix: str, result: Result, dataset: r
     writer.write_images(step, {f"{prefix}/picture_label_prediction": np.asarray(result.sheet)[None]})
 
 
-def first_state(config, model, mesh, saved: checkpoints.Checkpoints, workdir: epath.Path) -> steps.TrainState:
-    """The state that training goes on from: the newest checkpoint, `pretrained` weights, or a fresh model."""
-    if saved.latest_step is not None and (workdir / "config.json").exists():
-        configuration.check_resume(json.loads((workdir / "config.json").read_text()), config, workdir)
+def first_state(
+    config, model, mesh, saved: checkpoints.Checkpoints, workdir: epath.Path, defaults=None
+) -> steps.TrainState:
+    """The state that training goes on from: the newest checkpoint, `pretrained` weights, or a fresh model.
+
+    Raises:
+      ConfigError, CheckpointError: `workdir` holds a run that cannot go on with this configuration and data set.
+    """
+    best = saved.best_path
+    if (saved.latest_step is not None or best is not None) and (workdir / "config.json").exists():
+        configuration.check_resume(configuration.read(workdir / "config.json"), config, workdir, defaults)
+    if saved.latest_step is None and best is not None:
+        if int(best.name) > config.checkpoint_every_steps:  # more than an evaluation before the first checkpoint
+            raise checkpoints.CheckpointError(
+                f"{workdir} holds {best}, but no checkpoint in checkpoints/latest to go on from: give another "
+                "--workdir to begin a new run, or remove this folder"
+            )
+        logging.info("The run was stopped before its first checkpoint and begins anew, so %s goes", best)
+        saved.drop_best()
     variables = jax.jit(lambda: init_variables(config, model))()
     if config.pretrained is not None and saved.latest_step is None:
         variables = weights.load_pretrained(config.pretrained, model, variables)
@@ -115,7 +136,7 @@ def first_state(config, model, mesh, saved: checkpoints.Checkpoints, workdir: ep
 
 
 def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved, writer, evaluate):
-    """Takes the remaining steps; returns the last state and the results of its evaluation."""
+    """Takes the remaining steps; returns the results of the last state's evaluation."""
     first_step, last_step = int(state.step), config.num_train_steps
     batches = _prefetch(mesh, _train_batches(config, dataset, first_step))
     rng = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
@@ -135,6 +156,8 @@ def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved
                 every_secs=None,
             )
         )
+    if first_step > 0 and first_step % config.eval_every_steps == 0:
+        evaluate(state)  # once more, for the run may have been killed while it evaluated this step or saved the best
     previous, meter = None, _Meter(config.batch_size)
     for step in range(first_step + 1, last_step + 1):
         with meter.waiting_for_input(), progress.timed("input", wait_jax_async_dispatch=False):
@@ -159,7 +182,7 @@ def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved
         if evaluating:
             with meter.paused(), progress.timed("evaluation", wait_jax_async_dispatch=False):
                 results = evaluate(state)
-    return state, results
+    return results
 
 
 class _Meter:

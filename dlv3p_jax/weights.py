@@ -39,14 +39,11 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
     config.update_from_flattened_dict(changes or {})
     configuration.check(config)
     if trained is not None:
-        configuration.warn_of_another_model(config, trained, path)
+        configuration.check_model(config, trained, path)
     model = build_model(config)
-    variables = checkpoints.read_variables(path, "ema")
-    averaged = variables is not None
-    variables, _ = checkpoints.fit_variables(
-        variables if averaged else checkpoints.read_variables(path), _shapes(model), allow_new_head=False
-    )
-    logging.info("Loaded %s, step %d%s", path, checkpoints.read_step(path), " (ema)" if averaged else "")
+    variables, averaged = checkpoints.read_model(path)
+    variables, _ = checkpoints.fit_variables(variables, _shapes(model), allow_new_head=False, source=path)
+    logging.info("Loaded %s, step %d%s", path, checkpoints.read_meta(path)["step"], " (ema)" if averaged else "")
     return ml_collections.FrozenConfigDict(config), model, variables
 
 
@@ -84,7 +81,7 @@ def load_pretrained(source: epath.PathLike, model: DeepLabV3Plus, fresh: steps.V
 
     Args:
         source: a name of `pretrained` (which is downloaded unless it is in the cache), a `.pdparams` file or an archive
-            with one, a workdir or a checkpoint's folder.
+            with one, a workdir or a checkpoint's folder, of which the averaged variables are taken where there are any.
         model: what `build_model` returned.
         fresh: freshly initialised variables of `model`; the classifier keeps them where `source` has another number of
             classes, and everything but the backbone where it holds nothing else.
@@ -92,6 +89,7 @@ def load_pretrained(source: epath.PathLike, model: DeepLabV3Plus, fresh: steps.V
     Raises:
         ValueError, OSError: `source` is none of these, cannot be had, or is of another network; the message says which.
     """
+    averaged = False
     if pretrained.is_name(str(source)):
         path = pretrained.fetch(str(source))
         loaded = load_paddle(path, model, allow_new_head=True)
@@ -100,12 +98,13 @@ def load_pretrained(source: epath.PathLike, model: DeepLabV3Plus, fresh: steps.V
         loaded = load_paddle(path, model, allow_new_head=True)
     else:
         path = checkpoints.find(source)
-        loaded = checkpoints.read_variables(path)
-    variables, new = checkpoints.fit_variables(loaded, fresh, allow_new_head=True)
+        loaded, averaged = checkpoints.read_model(path)
+    variables, new = checkpoints.fit_variables(loaded, fresh, allow_new_head=True, source=path)
     total = len(jax.tree.leaves(fresh))
     logging.info(
-        "Loaded %d of %d arrays from %s%s",
-        *(total - len(new), total, path, f"; initialised afresh: {_shortened(new)}" if new else ""),
+        "Loaded %d of %d arrays from %s%s%s",
+        *(total - len(new), total, path, ", the averaged ones" if averaged else ""),
+        f"; initialised afresh: {_shortened(new)}" if new else "",
     )
     return variables
 

@@ -65,7 +65,7 @@ def test_relative_workdirs_are_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(tmp_path.relative_to(tmp_path) / "runs" / "a", make_state(2))
     assert checkpoints.find("runs/a") == tmp_path / "runs/a/checkpoints/latest/2"
-    assert checkpoints.read_step("runs/a/checkpoints/latest/2") == 2
+    assert checkpoints.read_meta("runs/a/checkpoints/latest/2") == {"step": 2}
     assert checkpoints.read_variables("runs/a/checkpoints/latest/2")["params"]["backbone"]["kernel"].shape == (16, 8)
 
 
@@ -81,18 +81,18 @@ def test_the_latest_few_are_kept_and_saving_a_step_twice_is_no_error(tmp_path):
 def test_the_best_stays_until_a_better_one_comes(tmp_path, reopened):
     best = tmp_path / "checkpoints" / "best"
     saved = Checkpoints(tmp_path, keep=1)
-    assert saved.best_mIoU == -1
+    assert saved.best_metrics == {} and saved.best_path is None
     assert saved.save_best(make_state(2), 0.5)
     for step in range(3, 8):
         saved.save(make_state(step))
     if reopened:
         saved.close()
         saved = Checkpoints(tmp_path, keep=1)
-    assert saved.best_mIoU == 0.5
+    assert saved.best_metrics["mIoU"] == 0.5
     for step, mean_iou in ((8, 0.4), (9, 0.5), (10, float("nan"))):
         assert not saved.save_best(make_state(step), mean_iou)
-    assert saved.best_mIoU == 0.5
-    assert saved.save_best(make_state(11), 0.6) and saved.best_mIoU == 0.6
+    assert saved.best_metrics["mIoU"] == 0.5
+    assert saved.save_best(make_state(11), 0.6) and saved.best_metrics["mIoU"] == 0.6
     saved.close()
     assert steps_in(best) == [11]
     assert checkpoints.find(tmp_path) == best / "11"
@@ -108,7 +108,7 @@ def test_a_better_one_replaces_a_best_of_the_same_or_a_later_step(tmp_path, step
         assert not saved.save_best(make_state(step, seed=3), 0.4)
         assert saved.save_best(make_state(step, seed=4), 0.6)
     with Checkpoints(tmp_path) as saved:
-        assert saved.best_mIoU == 0.6
+        assert saved.best_metrics["mIoU"] == 0.6
     assert_equal_trees(checkpoints.read_variables(checkpoints.find(tmp_path)), make_state(step, seed=4).variables)
 
 
@@ -172,7 +172,7 @@ def test_the_step_is_read_from_inside_and_the_config_from_above(tmp_path):
     assert checkpoints.find_config(folder) == tmp_path / "config.json"
     moved = tmp_path / "elsewhere" / "final"
     shutil.copytree(folder, moved)
-    assert checkpoints.find(moved) == moved and checkpoints.read_step(moved) == 6
+    assert checkpoints.find(moved) == moved and checkpoints.read_meta(moved)["step"] == 6
     (moved / "config.json").write_text("{}")
     assert checkpoints.find_config(moved) == moved / "config.json"
 
@@ -204,7 +204,7 @@ def test_a_checkpoint_that_lacks_files_is_named(tmp_path):
         checkpoints.read_variables(tmp_path / "nowhere")
     shutil.rmtree(damaged / "meta")
     with pytest.raises(CheckpointError, match=f"{damaged}/meta is damaged"):
-        checkpoints.read_step(damaged)
+        checkpoints.read_meta(damaged)
 
     for part in ("optimizer", "variables"):
         shutil.rmtree(whole / part)

@@ -112,7 +112,7 @@ def test_written_as_strict_json_with_tuples_as_lists(tmp_path):
     assert read["crop_size"] == [512, 1024] and read["eval_size"] == [64, 96] and read["eval"]["scales"] == [0.75, 1.0]
     assert read["clip_grad_norm"] is None and read["num_classes"] == 5
     assert ml_collections.ConfigDict(read).keys() == config.keys()
-    configuration.check_resume(read, config, tmp_path)
+    configuration.check_resume(configuration.read(path), config, tmp_path)
 
 
 def test_differences_are_dotted_and_an_absent_key_is_none():
@@ -129,7 +129,7 @@ def test_differences_are_dotted_and_an_absent_key_is_none():
 
 
 def test_what_is_trained_may_not_change_and_how_it_is_looked_at_may():
-    old = configuration.to_dict(make_config())
+    old = make_config()
     changed = {"crop_size": (512, 512), "loss.top_k": 0.2, "model.backbone": "resnet18_vd", "num_train_steps": 90_000}
     with pytest.raises(ConfigError, match="workdir/a holds a run with another configuration") as caught:
         configuration.check_resume(old, make_config(changed), "workdir/a")

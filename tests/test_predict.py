@@ -279,9 +279,11 @@ def test_averaged_variables_are_preferred_and_another_network_is_told(workdir, t
     assert read.eval.scales == (0.5,) and read.num_classes == 19 and read.crop_size == (32, 32)
     jax.tree.map(np.testing.assert_array_equal, loaded, averaged)
 
-    with pytest.raises(checkpoints.CheckpointError, match="of another model"):
+    message = 'another network:\n  model.aspp_channels: 32 then, 16 now; give --config.model.aspp_channels="32"'
+    with pytest.raises(configuration.ConfigError, match=message):
         weights.load_checkpoint(make_config({"model.aspp_channels": 16}), tmp_path)
-    assert "config.model.aspp_channels is 16 here" in caplog.text
+    weights.load_checkpoint(make_config({"model.dtype": "bfloat16"}), tmp_path)
+    assert "config.model.dtype is 'bfloat16' here" in caplog.text
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match="give --config=FILE"):
         weights.load_checkpoint(None, tmp_path)
@@ -289,8 +291,11 @@ def test_averaged_variables_are_preferred_and_another_network_is_told(workdir, t
 
 def test_classes_are_named_by_the_data_set_or_known_or_numbered(data_dir):
     config = make_config({"dataset": "image_folder", "data_dir": str(data_dir)}, num_classes=3)
-    assert predictor.classes_of(config)[0] == ["floor", "wall", "lamp"]
-    names, palette = predictor.classes_of(make_config({"data_dir": "nowhere"}))
+    assert predictor.classes_of(config, {})[0] == ["floor", "wall", "lamp"]
+    meta = checkpoints.describe_classes(["cat", "dog", "mouse"], [[1, 2, 3], [4, 5, 6], [7, 8, 9]], 255)
+    names, palette = predictor.classes_of(config, meta)  # whatever lies in data_dir today
+    assert names == ["cat", "dog", "mouse"] and palette[2].tolist() == [7, 8, 9] and palette.dtype == np.uint8
+    names, palette = predictor.classes_of(make_config({"data_dir": "nowhere"}), {})
     assert names[0] == "road" and palette[0].tolist() == [128, 64, 128]
-    names, palette = predictor.classes_of(make_config({"data_dir": "nowhere"}, num_classes=5))
+    names, palette = predictor.classes_of(make_config({"data_dir": "nowhere"}, num_classes=5), {})
     assert names[4] == "class 4" and np.array_equal(palette, viz.palette(5))
