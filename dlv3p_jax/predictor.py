@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from PIL import Image, UnidentifiedImageError
 
 from dlv3p_jax import evaluate, preprocess, sharding, steps, viz
-from dlv3p_jax.data import cityscapes_labels, records
+from dlv3p_jax.data import cityscapes_labels, records, voc2012
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pairs import EXTENSIONS
 from dlv3p_jax.data.pictures import Problem, read_image
@@ -103,6 +103,8 @@ def classes_of(config, meta: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
     names, palette = [f"class {index}" for index in range(config.num_classes)], viz.palette(config.num_classes)
     if config.dataset == "cityscapes":
         names, palette = cityscapes_labels.CLASS_NAMES, cityscapes_labels.PALETTE
+    if config.dataset == "voc2012":
+        names, palette = voc2012.CLASS_NAMES, viz.palette(len(voc2012.CLASS_NAMES))
     if "class_names" in meta:
         names, palette = meta["class_names"], meta["palette"]
     else:

@@ -297,5 +297,7 @@ def test_classes_are_named_by_the_data_set_or_known_or_numbered(data_dir):
     assert names == ["cat", "dog", "mouse"] and palette[2].tolist() == [7, 8, 9] and palette.dtype == np.uint8
     names, palette = predictor.classes_of(make_config({"data_dir": "nowhere"}), {})
     assert names[0] == "road" and palette[0].tolist() == [128, 64, 128]
+    config = make_config({"data_dir": "nowhere", "dataset": "voc2012"}, num_classes=21)
+    assert predictor.classes_of(config, {})[0][:3] == ["background", "aeroplane", "bicycle"]
     names, palette = predictor.classes_of(make_config({"data_dir": "nowhere"}, num_classes=5), {})
     assert names[4] == "class 4" and np.array_equal(palette, viz.palette(5))
