@@ -12,9 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
-
-# An entry that Paddle adds to every file: names of the parameters in the program that wrote it.
-PADDLE_NAMES_ENTRY = "StructuredToParameterName@@"
+from dlv3p_jax.pdparams import NAME_TABLE
 
 # Leaves of a convolution with its BatchNorm, in PaddleSeg's order. A layer without one of them skips it.
 _CONV_BN_LEAVES = (
@@ -87,23 +85,33 @@ def convert_backbone(state: Mapping[str, np.ndarray], model: DeepLabV3Plus) -> t
 
 
 def _convert(state: Mapping[str, np.ndarray], expected: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict:
-    state = {name: value for name, value in state.items() if name != PADDLE_NAMES_ENTRY}
-    missing = [f"  {name} {shape}" for name, (_, shape) in expected.items() if name not in state]
-    unexpected = [f"  {name} {np.shape(value)}" for name, value in state.items() if name not in expected]
-    misshaped = [
-        f"  {name} has {np.shape(state[name])}, the model {shape}"
-        for name, (_, shape) in expected.items()
-        if name in state and np.shape(state[name]) != shape
-    ]
-    found = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped))
-    problems = [f"{len(lines)} {kind}:\n" + "\n".join(lines) for kind, lines in found if lines]
-    if problems:
-        raise ConversionError(
-            "these parameters are not those of the model; compare model.backbone, num_classes and model.aspp_rates. "
-            + "\n".join(problems)
-        )
+    state = {name: value for name, value in state.items() if name != NAME_TABLE}
+    shapes = {name: shape for name, (_, shape) in expected.items()}
+    check_arrays(state, shapes, "the model; compare model.backbone, num_classes and model.aspp_rates")
     leaves = {path: jnp.array(_to_ours(state[name]), jnp.float32) for name, (path, _) in expected.items()}
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def check_arrays(state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raises ConversionError, which lists all of them, if names, shapes or types in `state` are not those of `what`."""
+    shared = [name for name in shapes if name in state]
+    problems = {
+        "missing": [f"{name} {shape}" for name, shape in shapes.items() if name not in state],
+        "unexpected": [f"{name} {np.shape(value)}" for name, value in state.items() if name not in shapes],
+        "mis-shaped": [
+            f"{name} has {np.shape(state[name])}, the model {shapes[name]}"
+            for name in shared
+            if np.shape(state[name]) != shapes[name]
+        ],
+        "not of floating-point numbers": [
+            f"{name} {dtype}"
+            for name in shared
+            if not jnp.issubdtype(dtype := jnp.result_type(state[name]), np.floating)
+        ],
+    }
+    if any(problems.values()):
+        lists = ["\n  ".join([f"{len(lines)} {kind}:", *lines]) for kind, lines in problems.items() if lines]
+        raise ConversionError("\n".join([f"these parameters are not those of {what}", *lists]))
 
 
 def revert(variables: Mapping, model: DeepLabV3Plus) -> dict[str, np.ndarray]:

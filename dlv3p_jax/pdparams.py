@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 # Paddle's own entries beside the parameters: names within the program, and how arrays of over 2^30 bytes were cut up.
-_NAME_TABLE = "StructuredToParameterName@@"
+NAME_TABLE = "StructuredToParameterName@@"
 _SLICES = "UnpackBigParamInfor@@"
 
 # The largest published model takes 183 MB and 27,000 operations, an ImageNet archive about 100 MB and a few members.
@@ -122,7 +122,7 @@ def save_pdparams(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> N
     """
     path = pathlib.Path(os.path.expanduser(path))
     for name, value in state.items():
-        if not isinstance(name, str) or name in (_NAME_TABLE, _SLICES):
+        if not isinstance(name, str) or name in (NAME_TABLE, _SLICES):
             raise PdparamsError(f"{path}: {_shown(name)} cannot be the name of a parameter")
         if not isinstance(value, np.ndarray):
             raise PdparamsError(f"{path}: {name} is no NumPy array but {_kind(value)}")
@@ -265,7 +265,7 @@ def _to_state(data: bytes) -> dict[str, np.ndarray]:
         raise PdparamsError(f"is damaged or only a part of a file ({_shown(str(error))}): fetch it again") from error
     if not isinstance(loaded, dict):
         raise PdparamsError(f"holds {_kind(loaded)} instead of a dict of arrays")
-    loaded.pop(_NAME_TABLE, None)
+    loaded.pop(NAME_TABLE, None)
     slices = loaded.pop(_SLICES, {})
     # Paddle 2.1 and later pickle a tensor among other values as (its name within the program, array).
     values = {

@@ -28,7 +28,7 @@ import numpy as np
 import safetensors.numpy
 
 from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS, ResNet
-from dlv3p_jax.paddle_weights import ConversionError
+from dlv3p_jax.paddle_weights import ConversionError, check_arrays
 
 BACKBONES = tuple(name for name in BLOCKS if name not in BASIC_BLOCKS)
 _WHAT_CONVERTS = "what converts are timm's resnet50d, resnet101d and resnet152d"
@@ -129,22 +129,7 @@ def convert(state: Mapping[str, np.ndarray], backbone: str) -> tuple[dict, list[
         if name not in dropped and not name.endswith(".num_batches_tracked")  # a counter that nothing reads
     }
     expected = _expected(backbone)
-    shared = [name for name in expected if name in state]
-    problems = {
-        "missing": [f"{name} {shape}" for name, (_, shape) in expected.items() if name not in state],
-        "unexpected": [f"{name} {value.shape}" for name, value in state.items() if name not in expected],
-        "mis-shaped": [
-            f"{name} has {state[name].shape}, {backbone} {expected[name][1]}"
-            for name in shared
-            if state[name].shape != expected[name][1]
-        ],
-        "not of floating-point numbers": [
-            f"{name} {state[name].dtype}" for name in shared if not jnp.issubdtype(state[name].dtype, jnp.floating)
-        ],
-    }
-    if any(problems.values()):
-        lists = ["\n  ".join([f"{len(lines)} {kind}:", *lines]) for kind, lines in problems.items() if lines]
-        raise ConversionError("\n".join([f"these parameters are not those of {backbone} ({_WHAT_CONVERTS})", *lists]))
+    check_arrays(state, {name: shape for name, (_, shape) in expected.items()}, f"{backbone} ({_WHAT_CONVERTS})")
     leaves = {path: _to_ours(state[name]) for name, (path, _) in expected.items()}
     return flax.traverse_util.unflatten_dict(leaves, sep="/"), dropped
 

@@ -203,7 +203,7 @@ def test_every_wrong_name_is_listed_at_once(state):
         "1 unexpected:",
         "  layer1.0.se.fc1.weight (4, 5)",
         "1 mis-shaped:",
-        "  conv1.0.weight has (24, 3, 3, 3), resnet50_vd (32, 3, 3, 3)",
+        "  conv1.0.weight has (24, 3, 3, 3), the model (32, 3, 3, 3)",
         "1 not of floating-point numbers:",
         "  layer3.5.conv3.weight int8",
     ]
