@@ -32,8 +32,8 @@ def main(argv: list[str]) -> None:
         _run(argv)
     except KeyboardInterrupt:
         training = "; the same command goes on from the newest checkpoint" if _MODE.value == "train" else ""
-        print(f"\nmain: interrupted{training}", file=sys.stderr)
-        sys.exit(130)  # as a shell counts SIGINT
+        print(f"\nmain: interrupted{training}", file=sys.stderr, flush=True)
+        os._exit(130)  # as a shell counts SIGINT; sys.exit would wait for threads of a save that will never end
 
 
 def _run(argv: list[str]) -> None:

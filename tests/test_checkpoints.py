@@ -112,6 +112,50 @@ def test_a_better_one_replaces_a_best_of_the_same_or_a_later_step(tmp_path, step
     assert_equal_trees(checkpoints.read_variables(checkpoints.find(tmp_path)), make_state(step, seed=4).variables)
 
 
+def test_what_was_measured_otherwise_is_not_compared_with(tmp_path):
+    with Checkpoints(tmp_path) as saved:
+        saved.save_best(make_state(4), 0.8, "plain")
+        assert not saved.save_best(make_state(6), 0.7, "plain")
+        assert not saved.save_best(make_state(6), float("nan"), "flip")
+        assert saved.save_best(make_state(6), 0.6, "flip") and not saved.save_best(make_state(8), 0.5, "flip")
+    with Checkpoints(tmp_path) as saved:
+        assert saved.best_metrics == {"mIoU": 0.6, "views": "flip"}
+    assert steps_in(tmp_path / "checkpoints" / "best") == [6]
+
+
+def test_checkpoints_tell_what_their_classes_are(tmp_path):
+    meta = checkpoints.describe_classes(("floor", "wall"), np.uint8([[0, 0, 0], [9, 9, 9]]), 255)
+    with Checkpoints(tmp_path, meta=meta) as saved:
+        saved.save(make_state(3))
+        saved.save_best(make_state(3), 0.5)
+    for folder in ("latest", "best"):
+        read = checkpoints.read_meta(tmp_path / "checkpoints" / folder / "3")
+        assert read == {
+            "step": 3,
+            "class_names": ["floor", "wall"],
+            "palette": [[0, 0, 0], [9, 9, 9]],
+            "ignore_label": 255,
+        }
+    assert checkpoints.other_classes(read, ["floor", "wall"]) == checkpoints.other_classes({"step": 1}, ["x"]) == ""
+    assert checkpoints.other_classes(read, ["floor", "road"]) == "\n  class 1: 'wall' then, 'road' now"
+    many = [f"name {number}" for number in range(30)]
+    lines = checkpoints.other_classes({"class_names": many}, many[1:] + many[:1]).splitlines()
+    assert len(lines) == 22 and lines[-1] == "  …"
+
+
+def test_a_run_goes_on_only_with_classes_of_the_same_names(tmp_path):
+    save(tmp_path, make_state(2))  # as older versions did, without names
+    named = [checkpoints.describe_classes(names, np.zeros((2, 3)), 255) for names in (["a", "b"], ["a", "c"])]
+    with Checkpoints(tmp_path, meta=named[0]) as saved:
+        saved.restore(make_state(0))
+        saved.save(make_state(3))
+    with Checkpoints(tmp_path, meta=named[0]) as saved:
+        assert_equal_trees(saved.restore(make_state(0)), make_state(3))
+    message = "latest/3 was trained with .*\n  class 1: 'b' then, 'c' now\n"
+    with Checkpoints(tmp_path, meta=named[1]) as saved, pytest.raises(CheckpointError, match=message):
+        saved.restore(make_state(0))
+
+
 def test_donating_the_state_right_after_saving_changes_nothing_that_is_saved(tmp_path):
     update = jax.jit(lambda state: jax.tree.map(lambda x: x * 2 + 1, state), donate_argnums=0)
     state = make_state(3, ema=True)
@@ -264,6 +308,8 @@ def test_every_difference_is_listed_up_to_twenty():
         checkpoints.fit_variables(loaded, expected, allow_new_head=True)
     first, *lines = str(caught.value).splitlines()
     assert first == "the checkpoint is of another model (3 differences):"
+    with pytest.raises(CheckpointError, match="^workdir/a is of another model"):
+        checkpoints.fit_variables(loaded, expected, allow_new_head=True, source="workdir/a")
     assert [line.strip() for line in lines] == [
         "missing: params/c",
         "params/a is (2,) there and (3,) in this model",

@@ -158,6 +158,30 @@ def test_what_is_trained_may_not_change_and_how_it_is_looked_at_may():
     configuration.check_resume(old, make_config(allowed), "workdir/a")
 
 
+def test_a_key_that_came_later_counts_as_its_default(tmp_path):
+    """A config.json of an older version goes on, unless what it did not know is set to something else."""
+    old = make_config({"seed": 3})
+    del old.ema_decay, old.loss.top_k, old.loss.rmi
+    configuration.check_resume(old, make_config({"seed": 3}), tmp_path, common.get_config())
+    with pytest.raises(ConfigError) as caught:
+        configuration.check_resume(old, make_config({"loss.top_k": 0.2}), tmp_path, common.get_config())
+    assert str(caught.value).splitlines()[1:-1] == ["  loss.top_k: 1.0 then, 0.2 now", "  seed: 3 then, 0 now"]
+
+
+def test_a_checkpoint_is_not_used_with_another_network(tmp_path, caplog):
+    trained = make_config({"model.dtype": "float32", "model.aspp_rates": (1, 6)})
+    configuration.check_model(trained, trained, tmp_path)
+    with pytest.raises(ConfigError, match=r'model.aspp_rates: \[1, 6\] then, .*--config.model.aspp_rates="\(1, 6\)"'):
+        configuration.check_model(make_config(), trained, tmp_path)
+    assert caplog.text == ""
+    changes = {"model.dtype": "bfloat16", "model.output_stride": 16, "model.dropout": 0.0}
+    configuration.check_model(make_config({"model.aspp_rates": (1, 6)} | changes), trained, tmp_path)
+    for key in changes:
+        assert f"config.{key} is" in caplog.text
+    del trained.model.align_corners  # written by a version that had no such key
+    configuration.check_model(make_config({"model.aspp_rates": (1, 6)}), trained, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [

@@ -210,6 +210,7 @@ def test_ema_is_evaluated_and_saved_beside_the_plain_weights(data_dir, tmp_path)
         (["--config=configs/quickstart.py", "--config.data_dir=/nowhere"], "python -m dlv3p_jax.prepare"),
         (["--config=configs/quickstart.py", "extra"], "extra"),
         (["--config=configs/quickstart.py", "--checkpoint=x"], "--mode=eval"),
+        (["--config=configs/quickstart.py", "--workdir=README.md/x"], "--workdir=README.md/x: README.md is a file"),
         ([], "--config"),
     ],
 )

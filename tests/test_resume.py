@@ -1,0 +1,195 @@
+"""Runs that were killed at awkward moments, or go on with something changed; with a tiny network and set scores."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from dlv3p_jax import checkpoints, train, weights
+from dlv3p_jax.checkpoints import CheckpointError
+from dlv3p_jax.configuration import ConfigError
+from dlv3p_jax.data import records
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+
+class Killed(BaseException):
+    """Ends a run as a signal would."""
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    """The mIoU of each evaluated step, to be filled in; None kills the run while it evaluates this step."""
+    table, make = {}, train.make_evaluator
+
+    def make_evaluator(*arguments):
+        run = make(*arguments)
+
+        def scored(variables, step, suffix):
+            if table[step] is None:
+                raise Killed
+            result = run(variables, step, suffix)
+            return dataclasses.replace(result, summary=result.summary | {"mIoU": table[step]})
+
+        return scored
+
+    monkeypatch.setattr(train, "build_model", tiny.build_model)
+    monkeypatch.setattr(train, "make_evaluator", make_evaluator)
+    return table
+
+
+MAIN = """
+import tiny
+from absl import app
+from dlv3p_jax import commands, main, train
+train.build_model = tiny.build_model
+app.run(main.main, flags_parser=commands.make_flags_parser("main"))
+"""
+
+
+def test_an_interrupted_run_says_how_to_go_on(data_dir, tmp_path):
+    settings = tiny.SETTINGS | {"data_dir": data_dir, "num_train_steps": 10**6, "eval_every_steps": 10**6}
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "--config=configs/common.py", f"--workdir={tmp_path}", *flags],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": f"{REPOSITORY / 'tests'}:{REPOSITORY}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 100
+    while not any((tmp_path / "checkpoints" / "latest").glob("[0-9]")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)  # Ctrl-C, most likely while another checkpoint is being written
+    try:
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert output.endswith("\nmain: interrupted; the same command goes on from the newest checkpoint\n")
+    assert "Traceback" not in output
+    assert checkpoints.read_meta(checkpoints.find(tmp_path))["step"] >= 2
+
+
+def best(workdir):
+    """(step, mIoU) of the best checkpoint."""
+    with checkpoints.Checkpoints(workdir) as saved:
+        return int(saved.best_path.name), saved.best_metrics["mIoU"]
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(data_dir, tmp_path, scores, caplog):
+    changes = {"checkpoint_every_steps": 100}
+    scores |= {2: 0.9, 4: None}
+    with pytest.raises(Killed):
+        train.train_and_evaluate(tiny.make_config(data_dir, **changes), tmp_path)
+    assert best(tmp_path) == (2, 0.9)
+    with pytest.raises(ConfigError, match="learning_rate: 0.01 then, 0.1 now"):
+        train.train_and_evaluate(tiny.make_config(data_dir, learning_rate=0.1, **changes), tmp_path)
+    assert best(tmp_path) == (2, 0.9)
+    scores |= {2: 0.1, 4: 0.3, 6: 0.2}
+    with caplog.at_level("INFO"):
+        train.train_and_evaluate(tiny.make_config(data_dir, **changes), tmp_path)
+    assert f"begins anew, so {tmp_path}/checkpoints/best/2 goes" in caplog.text
+    assert best(tmp_path) == (4, 0.3)
+
+
+def test_a_best_without_the_checkpoints_that_it_came_from_is_not_deleted(data_dir, tmp_path, scores):
+    scores |= {2: 0.1, 4: 0.3, 6: 0.2}
+    train.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "latest")
+    with pytest.raises(CheckpointError, match=f"{tmp_path} holds .*best/4, but no checkpoint in checkpoints/latest"):
+        train.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+    assert best(tmp_path) == (4, 0.3)
+
+
+def test_an_evaluation_that_was_killed_is_made_up_for(data_dir, tmp_path, scores):
+    """Step 4 is saved before it is evaluated; the network of this step is the best of the run."""
+    scores |= {2: 0.1, 4: None}
+    with pytest.raises(Killed):
+        train.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+    assert checkpoints.find(tmp_path / "checkpoints" / "latest").name == "4"
+    assert not (tmp_path / "eval" / "4.json").exists()
+    scores |= {4: 0.9, 6: 0.5}
+    train.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+    assert (tmp_path / "eval" / "4.json").exists() and best(tmp_path) == (4, 0.9)
+
+
+def test_the_best_is_looked_for_anew_where_evaluation_changed_and_kept_where_training_is_done(
+    data_dir, tmp_path, scores, caplog
+):
+    scores |= {2: 0.9, 4: None}
+    with pytest.raises(Killed):
+        train.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+    scores |= {4: 0.4, 6: 0.3}
+    with caplog.at_level("INFO"):
+        train.train_and_evaluate(tiny.make_config(data_dir, **{"eval.flip": True}), tmp_path)
+    assert "found with plain, and this evaluates flip: the comparison begins anew" in caplog.text
+    assert best(tmp_path) == (4, 0.4)
+    scores[6] = 0.99
+    with caplog.at_level("INFO"):
+        train.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+    assert "found with flip, and this evaluates plain: it stays" in caplog.text
+    assert best(tmp_path) == (4, 0.4)
+
+
+def test_data_whose_classes_have_other_names_is_refused(data_dir, tmp_path, scores):
+    scores |= {2: 0.1, 4: None}
+    workdir, other = tmp_path / "run", tmp_path / "data"
+    with pytest.raises(Killed):
+        train.train_and_evaluate(tiny.make_config(data_dir), workdir)
+    dataset = records.open_dataset("image_folder", data_dir)
+    assert checkpoints.read_meta(workdir / "checkpoints" / "latest" / "4") == {
+        "step": 4,
+        "class_names": ["floor", "wall", "lamp"],
+        "palette": dataset.palette,
+        "ignore_label": 255,
+    }
+    shutil.copytree(data_dir, other)
+    (file,) = other.glob("image_folder/*/metadata.json")
+    metadata = json.loads(file.read_text())
+    file.write_text(json.dumps(metadata | {"class_names": ["floor", "dog", "mouse"]}))
+    with pytest.raises(CheckpointError, match="latest/4 was trained with other classes") as caught:
+        train.train_and_evaluate(tiny.make_config(other), workdir)
+    assert str(caught.value).splitlines()[1:-1] == [
+        "  class 1: 'wall' then, 'dog' now",
+        "  class 2: 'lamp' then, 'mouse' now",
+    ]
+
+
+def test_a_damaged_config_is_named(data_dir, tmp_path, scores):
+    scores |= {2: 0.1, 4: None}
+    with pytest.raises(Killed):
+        train.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text()[:40])
+    with pytest.raises(ConfigError, match=f"{file} is no configuration that this program wrote"):
+        train.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+
+
+def test_the_averaged_weights_are_started_from_and_a_wrong_source_is_named(data_dir, tmp_path, scores, caplog):
+    scores |= {2: 0.1}
+    config = tiny.make_config(data_dir, ema_decay=0.5, num_train_steps=2)
+    train.train_and_evaluate(config, tmp_path)
+    path = checkpoints.find(tmp_path)
+    averaged = checkpoints.read_variables(path, "ema")
+    model = tiny.Tiny(3)
+    fresh = jax.tree.map(np.zeros_like, averaged)
+    with caplog.at_level("INFO"):
+        loaded = weights.load_pretrained(str(tmp_path), model, fresh)
+    jax.tree.map(np.testing.assert_array_equal, loaded, averaged)
+    assert f"arrays from {path}, the averaged ones" in caplog.text
+    fresh["params"]["norm"]["scale"] = np.zeros(5, np.float32)
+    with pytest.raises(CheckpointError, match=f"^{path} is of another model"):
+        weights.load_pretrained(str(tmp_path), model, fresh)
