@@ -119,13 +119,8 @@ def reproduce(
       ValueError, OSError: data set, weights or mesh cannot be used; the message names what.
     """
     from dlv3p_jax import evaluator
-    from dlv3p_jax.data import records
 
-    configuration.check(config)
-    dataset = records.open_dataset(config.dataset, config.data_dir)
-    config = configuration.resolve(config, len(dataset.class_names), dataset.metadata["ignore_label"])
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
-    logging.info("Devices: %s", sharding.describe(mesh))
+    config, dataset, mesh = evaluator.prepare_run(config)
     model = build_model(config)
     variables = weights.load_paddle(file, model, allow_new_head=False)
     if "decoder" not in variables["params"]:
@@ -152,7 +147,7 @@ def reproduce(
         if measured is None:
             changed = ml_collections.ConfigDict(config)
             changed.eval.update(scales=column.scales, flip=column.flip, average=column.average)
-            run = evaluator.make_evaluator(changed, dataset, mesh, model, output, absent_class="one")
+            run = evaluator.make_evaluator(changed, dataset, mesh, model, output, absent_class="one", checkpoint=file)
             measured = 100 * run(variables, 0).summary["mIoU"]
         report["columns"].append(entry | {"measured": measured})
         _write(output, report)

@@ -80,7 +80,7 @@ def test_a_stopped_run_goes_on_with_the_next_column_and_other_settings_begin_ane
 ):
     evaluated = []
 
-    def make_evaluator(config, *_, absent_class):
+    def make_evaluator(config, *_, absent_class, checkpoint):
         def run(variables, step):
             if len(evaluated) == 2:
                 raise KeyboardInterrupt
