@@ -205,6 +205,9 @@ def evaluate_checkpoint(
     lines = checkpoints.other_classes(meta, dataset.class_names)
     if lines:
         logging.warning("%s was trained with other classes than %s has:%s", path, dataset.title, lines)
+    (epath.Path(workdir) / "eval").mkdir(
+        parents=True, exist_ok=True
+    )  # a folder that is read-only is told before the work
     model = build_model(config)
     expected = jax.eval_shape(lambda: init_variables(config, model))
     run = make_evaluator(config, dataset, mesh, model, epath.Path(workdir), absent_class, path)
