@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# One run on a SLURM cluster, a process a GPU. From the repository, whose .venv has '.[gpu]' and which all nodes see:
+#     sbatch launch/slurm.sh --config=configs/cityscapes_r50.py --config.data_dir=/shared/data --workdir=/shared/run
+# Options of sbatch before the script change what is below: sbatch --nodes=2 --partition=NAME launch/slurm.sh …
+# PYTHON=FILE sbatch … takes another Python. With --dry_run first, it prints what it would run. See docs/launch.md.
+#SBATCH --job-name=dlv3p_jax
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --output=slurm-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=TERM@300
+# The last one: SIGTERM goes to the processes, not to this script, five minutes before the time is over.
+set -euo pipefail
+
+readonly RESTART=75 # "preempted, saved, start me again", of dlv3p_jax.main
+
+fail() {
+    echo "launch/slurm.sh: $*" >&2
+    exit 1
+}
+
+dry_run=false
+if [[ ${1:-} == --dry_run ]]; then
+    dry_run=true
+    shift
+fi
+[[ -n ${SLURM_JOB_ID:-} ]] || fail "is to be started by SLURM: sbatch launch/slurm.sh --config=… --workdir=…"
+cd "${SLURM_SUBMIT_DIR:-.}" # SLURM runs a copy of this file, from a folder of its own
+[[ -f dlv3p_jax/main.py ]] || fail "$PWD is not the repository: run sbatch there, or give it --chdir"
+python=${PYTHON:-.venv/bin/python}
+command -v "$python" >/dev/null || fail "there is no $python: make it (docs/launch.md), or set PYTHON"
+tasks=${SLURM_NTASKS_PER_NODE:-unset} gpus=${SLURM_GPUS_ON_NODE:-none}
+[[ $tasks == "$gpus" ]] ||
+    fail "--ntasks-per-node is $tasks, but this node gives $gpus GPUs: --ntasks-per-node and --gpus-per-node have to agree"
+
+# Every process has to see all GPUs of its node: JAX takes the one of its SLURM_LOCALID, so nothing may bind GPUs to
+# tasks. One process that ends must not kill those that still save (--kill-on-bad-exit=0); what hangs is ended (--wait).
+command=(srun --gpu-bind=none --kill-on-bad-exit=0 --wait=300 --label)
+[[ -z ${SLURM_CPUS_PER_TASK:-} ]] || command+=("--cpus-per-task=$SLURM_CPUS_PER_TASK") # srun does not inherit it
+command+=("$python" -m dlv3p_jax.main "$@")
+
+if $dry_run; then
+    printf '%q ' "${command[@]}"
+    echo
+    exit
+fi
+echo "launch/slurm.sh: job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on ${SLURM_JOB_NODELIST:-?}"
+trap : TERM # so that this script outlives the processes that a SIGTERM tells to save
+code=0
+"${command[@]}" || code=$?
+if ((code == RESTART)); then
+    echo "launch/slurm.sh: exit code $code: preempted and saved; requeue job $SLURM_JOB_ID"
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# What launch/tpu_vm.sh runs on every worker of a TPU pod, in a checkout of this repository:
+#     launch/tpu_worker.sh install           Python 3.11, the tested versions and libtpu, in .venv
+#     launch/tpu_worker.sh start ARGUMENTS   dlv3p_jax.main in the background, started again whenever it exits with 75
+#     launch/tpu_worker.sh status            "running", "ended CODE", "interrupted" (a reboot or a kill) or "none"
+#     launch/tpu_worker.sh logs              follow its output
+#     launch/tpu_worker.sh stop              SIGTERM, and wait
+set -euo pipefail
+shopt -s inherit_errexit
+
+readonly RESTART=75 # "preempted, saved, start me again", of dlv3p_jax.main
+cd "$(dirname "$0")/.."
+readonly STATE=.run # of the latest run: its arguments, the process that watches over it, its output, its exit code
+
+fail() {
+    echo "launch/tpu_worker.sh: $(hostname): $*" >&2
+    exit 1
+}
+
+alive() {
+    [[ -f $STATE/pid ]] && grep -aqs watch_over "/proc/$(<$STATE/pid)/cmdline" # after a reboot, the number is another's
+}
+
+install() {
+    # The images have Python 3.10, so uv brings its own.
+    python3 -m pip install --quiet --user uv
+    export PATH="$HOME/.local/bin:$PATH"
+    uv venv --quiet --allow-existing --python 3.11 .venv
+    uv pip install --quiet --python .venv/bin/python --requirement requirements.txt
+    uv pip install --quiet --python .venv/bin/python --editable '.[tpu]'
+}
+
+start() {
+    local arguments
+    arguments=$(printf '%q ' "$@")
+    if alive; then
+        [[ $arguments == "$(<$STATE/arguments)" ]] ||
+            fail "another run lives here: $(<$STATE/arguments)(stop it first)"
+        echo "$(hostname): it runs already"
+        return
+    fi
+    mkdir -p $STATE
+    rm -f $STATE/code
+    echo "$arguments" >$STATE/arguments
+    nohup setsid bash launch/tpu_worker.sh watch_over "$@" </dev/null >>$STATE/log 2>&1 &
+    echo $! >$STATE/pid
+    echo "$(hostname): started as process $!"
+}
+
+watch_over() {
+    local code child='' signalled=false stopping=false
+    trap 'signalled=true; stopping=true; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM
+    while true; do
+        .venv/bin/python -m dlv3p_jax.main "$@" &
+        child=$!
+        ! $stopping || kill -TERM "$child"
+        while true; do # a signal ends our waiting, but not the run
+            signalled=false code=0
+            wait "$child" || code=$?
+            $signalled || break
+        done
+        if ((code != RESTART)) || $stopping; then break; fi
+        echo "launch/tpu_worker.sh: exit code $code: preempted and saved; starting again"
+    done
+    echo "launch/tpu_worker.sh: the run ended with exit code $code"
+    echo "$code" >$STATE/code
+}
+
+status() {
+    local now=none
+    if alive; then
+        now=running
+    elif [[ -f $STATE/code ]]; then
+        now="ended $(<$STATE/code)"
+    elif [[ -f $STATE/pid ]]; then
+        now=interrupted
+    fi
+    echo "$(hostname): $now"
+}
+
+stop() {
+    alive || return 0
+    kill -TERM "$(<$STATE/pid)"
+    while alive; do sleep 0.2; done
+    status
+}
+
+case ${1:-} in
+install | start | status | stop | watch_over) "$@" ;;
+logs) exec tail -n 100 -F $STATE/log ;;
+*) fail "unknown command '${1:-}': install, start, status, logs or stop" ;;
+esac
