@@ -29,11 +29,12 @@ class EvaluationError(RuntimeError):
 class Result:
     """One evaluation: what `metrics.summarize` gave, and a contact sheet of some pictures, labels and predictions.
 
-    `title` says what was evaluated and how, and `path` is that of its files, without .json and .png.
+    `title` says what was evaluated and how, and `path` is that of its files, without .json and .png. Of several
+    processes, only process 0 has a sheet, of pictures that it read.
     """
 
     summary: dict[str, Any]
-    sheet: PIL.Image.Image
+    sheet: PIL.Image.Image | None
     num_pictures: int
     seconds: float
     title: str
@@ -115,6 +116,7 @@ def make_evaluator(
         out_shardings=(sharding.replicated(mesh), sharding.batched(mesh)),
     )
     views = views_name(config)
+    our_rows = sharding.local_rows(mesh, batch_size)
 
     def run(variables: steps.Variables, step: int, suffix: str = "") -> Result:
         logging.info(
@@ -122,17 +124,18 @@ def make_evaluator(
             *(len(sizes), dataset.title, config.eval_split, views, batch_size, len(plan.sizes)),
         )
         start = time.monotonic()
-        samples, seen = [], 0
+        samples, seen, num_batches = [], 0, 0
 
         def look_at(batch, predictions):
-            nonlocal seen
-            filled = [row for row, picture_id in enumerate(batch["id"]) if picture_id]
+            nonlocal seen, num_batches
+            filled = [place for place, picture_id in enumerate(batch["id"]) if picture_id]
             seen += len(filled)
-            if len(samples) < NUM_SAMPLES:
-                local = np.asarray(predictions)
-                for row in filled:
-                    height, width = batch["host_size"][row]
-                    triple = (batch["host_image"][row], batch["host_label"][row], local[row])
+            num_batches += 1
+            if num_batches <= NUM_SAMPLES:  # all processes together; every batch has at least one picture
+                everything = sharding.whole(predictions)
+                for place in filled:
+                    height, width = batch["host_size"][place]
+                    triple = (batch["host_image"][place], batch["host_label"][place], everything[our_rows[place]])
                     samples.append([array[:height, :width] for array in triple])
 
         batches = _on_devices(config, dataset, mesh)
@@ -142,11 +145,12 @@ def make_evaluator(
             raise EvaluationError(f"{seen} pictures were evaluated instead of {len(sizes)}")
         _check_pixels(matrix, dataset, config.eval_split)
         summary = metrics.summarize(matrix, absent_class)
-        sheet = viz.contact_sheet(
-            *zip(*samples[:NUM_SAMPLES], strict=True), dataset.class_names, dataset.palette, config.ignore_label
-        )
+        sheet = None
         name = f"{step}.{suffix}" if suffix else str(step)
         if jax.process_index() == 0:
+            sheet = viz.contact_sheet(
+                *zip(*samples[:NUM_SAMPLES], strict=True), dataset.class_names, dataset.palette, config.ignore_label
+            )
             report = metrics.to_json(summary) | {
                 "checkpoint": str(checkpoint),
                 "step": step,
@@ -216,7 +220,7 @@ def evaluate_checkpoint(
         if variables is None:
             continue
         variables, _ = checkpoints.fit_variables(variables, expected, allow_new_head=False, source=path)
-        result = run(jax.device_put(variables, sharding.replicated(mesh)), meta["step"], suffix)
+        result = run(sharding.replicate(mesh, variables), meta["step"], suffix)
         print_result(result, dataset)
     return result.summary
 
@@ -253,7 +257,9 @@ def _checkpoint_in(report: epath.Path) -> str | None:
 
 
 def print_result(result: Result, dataset: records.Dataset) -> None:
-    """Prints what was evaluated and how, the per-class table, and where the report and the pictures lie."""
+    """Process 0 prints what was evaluated and how, the per-class table, and where the report and the pictures lie."""
+    if jax.process_index() > 0:
+        return
     table = metrics.table(result.summary, dataset.class_names)
     print(f"\n{result.title}\n{table}\nreport: {result.path}.json\npictures: {result.path}.png", flush=True)
 
@@ -266,8 +272,7 @@ def _on_devices(config, dataset, mesh):
         batch_size=config.eval.batch_size,
         ignore_label=config.ignore_label,
         eval_size=config.eval_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=sharding.local_rows(mesh, config.eval.batch_size),
     )
     for batch in batches:
         arrays = sharding.put_batch(mesh, {name: batch[name] for name in evaluate.STEP_INPUTS})

@@ -8,7 +8,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs import common
-from dlv3p_jax import commands, configuration, pretrained
+from dlv3p_jax import commands, configuration, distributed, pretrained
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
 _WORKDIR = flags.DEFINE_string(
@@ -29,7 +29,8 @@ _ABSENT_CLASS = flags.DEFINE_enum(
 
 def main(argv: list[str]) -> None:
     try:
-        _run(argv)
+        with distributed.ending_together():
+            _run(argv)
     except KeyboardInterrupt:
         training = "; the same command goes on from the newest checkpoint" if _MODE.value == "train" else ""
         print(f"\nmain: interrupted{training}", file=sys.stderr, flush=True)
@@ -58,6 +59,9 @@ def _run(argv: list[str]) -> None:
     from dlv3p_jax import evaluator, train
 
     try:
+        distributed.initialize()
+        if workdir is not None:
+            distributed.check_shared(workdir)
         if _MODE.value == "eval":
             evaluator.evaluate_checkpoint(config, workdir, _CHECKPOINT.value, _ABSENT_CLASS.value)
         else:

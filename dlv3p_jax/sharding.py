@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 DATA = "data"
@@ -51,6 +52,19 @@ def rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
+def replicate(mesh: Mesh, tree):
+    """A tree of arrays that every process has alike -> the same on every device, without any communication.
+
+    (`jax.device_put` compares each leaf between the processes.)
+    """
+
+    def put(value):
+        value = np.asarray(value)
+        return jax.make_array_from_callback(value.shape, replicated(mesh), lambda index: value[index])
+
+    return jax.tree.map(put, tree)
+
+
 def check_batch(mesh: Mesh, batch_size: int, height: int, name: str) -> None:
     """Raises ValueError, naming the key `name`, where such a batch cannot be split over the mesh."""
     if batch_size % mesh.shape[DATA]:
@@ -65,13 +79,42 @@ def check_batch(mesh: Mesh, batch_size: int, height: int, name: str) -> None:
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows of a batch -> global arrays on the mesh, without waiting for the transfer.
 
-    Images and labels are laid out as `batched` says, arrays of one or two dimensions as `rows` says.
+    The rows are those of `local_rows`, whole pictures in this order. Images and labels are laid out as `batched` says,
+    arrays of one or two dimensions as `rows` says.
     """
-    pictures, others = batched(mesh), rows(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(pictures if array.ndim > 2 else others, array)
-        for name, array in batch.items()
-    }
+    return {name: _put(batched(mesh) if array.ndim > 2 else rows(mesh), array) for name, array in batch.items()}
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
+    """The rows of a global batch that this process's devices hold, and so the pictures that it has to read.
+
+    Processes that lie along `data` have rows of their own; those that share pictures over `space` have the same.
+    """
+    placed = rows(mesh).addressable_devices_indices_map((batch_size,))
+    return tuple(sorted({row for (index,) in placed.values() for row in range(*index.indices(batch_size))}))
+
+
+def _put(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
+    mesh = sharding.mesh
+    batch_size = len(array) * mesh.shape[DATA] // _local_size(mesh)
+    place = {row: index for index, row in enumerate(local_rows(mesh, batch_size))}
+
+    def shard(index):
+        first, last, _ = index[0].indices(batch_size)
+        start = place[first] if last > first else 0
+        return array[(slice(start, start + last - first), *index[1:])]
+
+    return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, shard)
+
+
+def _local_size(mesh: Mesh) -> int:
+    """How many of the places along `data` are, at least in part, on devices of this process."""
+    return len(local_rows(mesh, mesh.shape[DATA]))
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """All of a global array, on every process; all processes have to call this together."""
+    return multihost_utils.process_allgather(array, tiled=True) if jax.process_count() > 1 else np.asarray(array)
 
 
 def describe(mesh: Mesh) -> str:

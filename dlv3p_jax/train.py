@@ -103,7 +103,8 @@ def _write_evaluation(writer, step: int, prefix: str, result: Result, dataset: r
     }
     scalars["pictures_per_second"] = result.num_pictures / result.seconds
     writer.write_scalars(step, {f"{prefix}/{name}": value for name, value in scalars.items()})
-    writer.write_images(step, {f"{prefix}/picture_label_prediction": np.asarray(result.sheet)[None]})
+    if result.sheet is not None:
+        writer.write_images(step, {f"{prefix}/picture_label_prediction": np.asarray(result.sheet)[None]})
 
 
 def first_state(
@@ -128,7 +129,7 @@ def first_state(
     variables = jax.jit(lambda: init_variables(config, model))()
     if config.pretrained is not None and saved.latest_step is None:
         variables = weights.load_pretrained(config.pretrained, model, variables)
-    state = jax.device_put(steps.create_train_state(config, model, variables), sharding.replicated(mesh))
+    state = sharding.replicate(mesh, steps.create_train_state(config, model, variables))
     if saved.latest_step is not None:
         state = saved.restore(state)
         logging.info("Resumed from %s", saved.latest_path)
@@ -138,8 +139,8 @@ def first_state(
 def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved, writer, evaluate):
     """Takes the remaining steps; returns the results of the last state's evaluation."""
     first_step, last_step = int(state.step), config.num_train_steps
-    batches = _prefetch(mesh, _train_batches(config, dataset, first_step))
-    rng = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
+    batches = _prefetch(mesh, _train_batches(config, dataset, mesh, first_step))
+    rng = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
     train_step = _compile_step(config, mesh, model, state, rng)
 
     progress = periodic_actions.ReportProgress(
@@ -162,6 +163,7 @@ def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved
     for step in range(first_step + 1, last_step + 1):
         with meter.waiting_for_input(), progress.timed("input", wait_jax_async_dispatch=False):
             batch, picture_ids = next(batches)
+        logging.debug("Step %d, read here: %s", step, b" ".join(picture_ids).decode())
         state, scalars = train_step(state, batch, rng)
         if previous is not None:  # one step behind, so that the devices never wait for the host
             _check_finite(*previous, saved)
@@ -217,7 +219,7 @@ class _Meter:
         return values
 
 
-def _train_batches(config, dataset: records.Dataset, first_step: int):
+def _train_batches(config, dataset: records.Dataset, mesh, first_step: int):
     return pipeline.train_batches(
         dataset,
         config.train_split,
@@ -232,8 +234,7 @@ def _train_batches(config, dataset: records.Dataset, first_step: int):
         flip=config.augment.flip,
         ignore_label=config.ignore_label,
         cache=config.cache_pictures,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=sharding.local_rows(mesh, config.batch_size),
     )
 
 

@@ -47,27 +47,26 @@ def train_batches(
     flip: bool,
     ignore_label: int,
     cache: bool = False,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """This process's rows of the global batches of steps first_step … num_steps - 1.
 
     Args:
       dataset, split: what to read.
-      batch_size: of the global batch; `process_count` divides it.
+      batch_size: of the global batch.
       first_step: where to begin, in O(1): nothing before it is read.
       num_steps: where the run ends.
       seed: decides order and augmentation, together with the position.
       crop_size, min_scale, max_scale, scale_step, flip, ignore_label: see `augment.random_crop`.
       cache: keep every picture that was decoded in memory, `cache_bytes` in the end; the batches are the same.
-      process_index, process_count: which rows of the batch are ours.
+      rows: which rows of the batch are ours (`sharding.local_rows`); None: all.
 
     Yields:
       {'image': uint8 `[b, *crop_size, 3]`, 'label': uint8 `[b, *crop_size]`, 'id': bytes `[b]`}.
     """
     dataset.require_labels(split)
     source, num_pictures = dataset.source(split), dataset.num_pictures(split)
-    rows = batch_size // process_count
+    rows = range(batch_size) if rows is None else rows
 
     def read(position):
         return _read(source, picture_of(position, num_pictures, seed))
@@ -102,12 +101,11 @@ def train_batches(
         return {"image": image, "label": label, "id": picture_id}
 
     def positions_of(step):
-        first = step * batch_size + process_index * rows
-        return tf.data.Dataset.range(first, first + rows)
+        return tf.data.Dataset.from_tensor_slices(step * batch_size + tf.constant(list(rows), tf.int64))
 
     steps = tf.data.Dataset.range(first_step, num_steps).flat_map(positions_of)
     examples = steps.map(make_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return examples.batch(rows, drop_remainder=True).prefetch(2).as_numpy_iterator()
+    return examples.batch(len(rows), drop_remainder=True).prefetch(2).as_numpy_iterator()
 
 
 def cache_bytes(dataset: records.Dataset, split: str) -> int:
@@ -156,10 +154,9 @@ def eval_batches(
     batch_size: int,
     ignore_label: int,
     eval_size: Sequence[int] | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """This process's rows of the batches of `plan_evaluation`: every picture of the split exactly once.
+    """The `rows` (None: all) of the batches of `plan_evaluation`: every picture of the split exactly once.
 
     Pictures smaller than `eval_size` lie at the top left of it, and their label is ignored beyond them. A batch that is
     not full is filled with pictures of no size, whose id is empty.
@@ -173,24 +170,24 @@ def eval_batches(
     """
     dataset.require_labels(split)
     source, plan = dataset.source(split), plan_evaluation(dataset.sizes(split), batch_size, eval_size)
-    rows = batch_size // process_count
-    ours = [batch[process_index * rows : (process_index + 1) * rows] for batch in plan.batches]
+    rows = range(batch_size) if rows is None else rows
+    ours = [{place: batch[row] for place, row in enumerate(rows) if row < len(batch)} for batch in plan.batches]
     own_sizes = dataset.sizes(split)
     batch_shapes = [padded_size(own_sizes[batch[0]], eval_size) for batch in plan.batches]
-    indices = np.array([index for batch in ours for index in batch], np.int64)
+    indices = np.array([index for batch in ours for index in batch.values()], np.int64)
 
     def make_example(index):
         return _decode(*_read_record(lambda i: _read(source, int(i)), index))
 
     examples = tf.data.Dataset.from_tensor_slices(indices)
     examples = examples.map(make_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    examples = examples.prefetch(2 * rows).as_numpy_iterator()
+    examples = examples.prefetch(2 * len(rows)).as_numpy_iterator()
     for batch, shape in zip(ours, batch_shapes, strict=True):
-        images = np.zeros((rows, *shape, 3), np.uint8)
-        labels = np.full((rows, *shape), ignore_label, np.uint8)
-        sizes = np.zeros((rows, 2), np.int32)
-        ids = np.full(rows, b"", object)
-        for row in range(len(batch)):
+        images = np.zeros((len(rows), *shape, 3), np.uint8)
+        labels = np.full((len(rows), *shape), ignore_label, np.uint8)
+        sizes = np.zeros((len(rows), 2), np.int32)
+        ids = np.full(len(rows), b"", object)
+        for row in batch:
             ids[row], image, label = next(examples)
             height, width = sizes[row] = label.shape
             images[row, :height, :width], labels[row, :height, :width] = image, label
