@@ -103,7 +103,7 @@ setup() {
 
 data() {
     need from
-    on_workers all "mkdir -p data && gcloud storage rsync --recursive $(quoted "$from") data"
+    on_workers all "mkdir -p data && gcloud storage rsync $(quoted "$from") data --recursive"
 }
 
 run() {
@@ -173,10 +173,10 @@ fetch() {
     need output
     if [[ $workdir == gs://* ]]; then
         do_ mkdir -p "$output"
-        do_ gcloud storage rsync --recursive '--exclude=^checkpoints/latest/.*' "$workdir" "$output"
+        do_ gcloud storage rsync "$workdir" "$output" '--exclude=^checkpoints/latest/.*' --recursive
     else # of the first worker, as scp cannot leave a folder out
         [[ $workdir == /* ]] || workdir=$HOME_FOLDER/$workdir
-        do_ gcloud compute tpus tpu-vm scp --recurse "$name:$workdir" "$output" "${where[@]}" --worker=0
+        do_ gcloud compute tpus tpu-vm scp "$name:$workdir" "$output" "${where[@]}" --worker=0 --recurse
     fi
 }
 

@@ -8,7 +8,7 @@
     fetch   --workdir=gs://… --output=FOLDER               copy config, reports, events and best checkpoint here
     delete                                                 end it
 
---dry_run prints the commands, one a line, and runs none of them. kubectl and gcloud have to be logged in: docs/launch.md.
+--dry_run prints the commands, one a line, and runs none of them. From nothing to a finished run: docs/launch.md.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def manifest(values: argparse.Namespace, arguments: list[str]) -> dict:
         pod["nodeSelector"]["cloud.google.com/gke-spot"] = "true"
     if not values.data.startswith("gs://"):
         raise ValueError(f"--data={values.data}: give a folder of a bucket, gs://BUCKET/FOLDER")
-    pod["initContainers"][0]["args"] = [values.data, "/data"]
+    pod["initContainers"][0]["args"][0] = values.data
     container = pod["containers"][0]
     container["image"] = values.image
     container["args"] = ["--config.data_dir=/data", *arguments]
@@ -98,13 +98,16 @@ def commands(values: argparse.Namespace) -> list[list[str]]:
     pods = f"--selector=jobset.sigs.k8s.io/jobset-name={values.name}"
     host = f"{pods},batch.kubernetes.io/job-completion-index={values.host}"
     build = ["docker", "build", "--platform=linux/amd64", f"--file={HERE / 'Dockerfile'}"]
-    copy = ["gcloud", "storage", "rsync", "--recursive", "--exclude=^checkpoints/latest/.*"]
+    copied = ["--exclude=^checkpoints/latest/.*", "--recursive"]
     return {
         "image": [[*build, f"--tag={values.image}", str(REPOSITORY)], ["docker", "push", values.image]],
         "run": [[*kubectl, "apply", "--filename=-"]],
         "status": [[*kubectl, "get", f"jobset/{values.name}"], [*kubectl, "get", "pods", "--output=wide", pods]],
         "logs": [[*kubectl, "logs", "--follow", "--container=main", "--tail=100", host]],
-        "fetch": [["mkdir", "-p", values.output], [*copy, values.workdir, values.output]],
+        "fetch": [
+            ["mkdir", "-p", values.output],
+            ["gcloud", "storage", "rsync", values.workdir, values.output, *copied],
+        ],
         "delete": [[*kubectl, "delete", f"jobset/{values.name}"]],
     }[values.command]
 
