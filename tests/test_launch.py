@@ -266,7 +266,7 @@ def test_watch_gets_another_tpu_after_a_preemption_and_ends_as_the_run_does(tmp_
 
 
 def test_watch_starts_a_worker_again_that_was_restarted_and_ends_with_the_worst_code(tmp_path):
-    statuses = [r"w-0: running\nw-1: interrupted", r"w-0: running\nw-1: running", r"w-0: ended 1\nw-1: ended 134"]
+    statuses = [r"w-0: running\nw-1: interrupted", r"w-0: running\nw-1: running", r"w-0: ended 134\nw-1: ended 1"]
     arguments = ["watch", *POD, "--type=v4-32", "--", *MAIN]
     found, called = tpu(tmp_path, ["ACTIVE"] * 3, statuses, *arguments)
     assert found.returncode == 134, found.stderr
@@ -320,7 +320,9 @@ def test_a_worker_lets_the_run_save_when_it_is_stopped(worker):
     same, other = worker("start", *MAIN), worker("start", "--config=another")
     assert (same.returncode, "runs already" in same.stdout) == (0, True)
     assert (other.returncode, "another run lives here: --config=configs/voc_r50.py" in other.stderr) == (1, True)
-    while "ready" not in (worker.folder / ".run/log").read_text():
+    deadline = time.monotonic() + 30
+    while "ready" not in (log := (worker.folder / ".run/log").read_text()):
+        assert time.monotonic() < deadline, log
         time.sleep(0.05)
     assert worker("stop").stdout.strip().endswith("ended 75")  # saved, and not started again
     assert (worker.folder / ".run/log").read_text().count("saved") == 1
