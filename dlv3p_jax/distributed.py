@@ -162,7 +162,8 @@ def ending_together() -> Iterator[None]:
         raise
     except BaseException as error:
         code = error.code if isinstance(error, SystemExit) else "".join(traceback.format_exception(error))
-        if code in (None, 0) or not jax.distributed.is_initialized() or jax.process_count() == 1:
+        together = code is None or isinstance(code, int)  # done, or preempted and saved, which all are at once
+        if together or not jax.distributed.is_initialized() or jax.process_count() == 1:
             raise
         _end(error.__context__ or error, code)
 
@@ -184,12 +185,11 @@ def _remind(met: threading.Event) -> None:
         _exit(
             f"main: {who} waited {_TIMEOUT.value} s for the coordinator {state.coordinator_address} and the other "
             f"processes: start all {state.num_processes}, let them reach this address, or give more "
-            "--coordinator_timeout",
-            1,
+            "--coordinator_timeout"
         )
 
 
-def _end(error: BaseException, code: int | str) -> None:
+def _end(error: BaseException, message: str) -> None:
     me = f"process {jax.process_index()} of {jax.process_count()}"
     if _lost_connection(error):
         seconds = _HEARTBEAT.value
@@ -199,9 +199,7 @@ def _end(error: BaseException, code: int | str) -> None:
             flush=True,
         )
         time.sleep(seconds + 10)  # JAX ends us with its message as soon as it is known
-    if isinstance(code, str):
-        print(code, file=sys.stderr)
-    _exit(f"main: {me} failed, which ends the others", 1 if isinstance(code, str) else code)
+    _exit(f"{message}\nmain: {me} failed, which ends the others")
 
 
 def _lost_connection(error: BaseException) -> bool:
@@ -209,7 +207,7 @@ def _lost_connection(error: BaseException) -> bool:
     return any(word in text for word in ("Gloo", "NCCL", "UNAVAILABLE", "Connection closed by peer", "Socket closed"))
 
 
-def _exit(message: str, code: int) -> None:
+def _exit(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(code)
+    os._exit(1)
