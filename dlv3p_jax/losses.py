@@ -1,6 +1,7 @@
 """Losses of semantic segmentation, over the pixels of the global batch."""
 
 import functools
+import numbers
 from collections.abc import Callable, Sequence
 
 import jax
@@ -229,6 +230,8 @@ def _check_shapes(logits, labels):
 def _check(num_classes, class_weights, top_k):
     if class_weights is not None and len(class_weights) != num_classes:
         raise ValueError(f"{len(class_weights)} class_weights for {num_classes} classes: give one for each")
+    if isinstance(class_weights, tuple) and not all(isinstance(weight, numbers.Real) for weight in class_weights):
+        raise ValueError(f"class_weights = {class_weights}: they are numbers")
     if isinstance(class_weights, tuple) and (min(class_weights) < 0 or max(class_weights) == 0):
         raise ValueError(f"class_weights = {class_weights}: they are at least 0, and one is above it")
     if not 0 < top_k <= 1:

@@ -65,7 +65,8 @@ def _predict(paths: list[str], output: pathlib.Path) -> list[Problem]:
     names, palette = predictor.classes_of(config, checkpoints.read_meta(checkpoints.find(_CHECKPOINT.value)))
     values = _values(config.num_classes)
     value_palette = _ID_PALETTE if _LABEL_IDS.value else palette
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
+    # The mesh is of the machine: that of the checkpoint's config.json is of the one that trained.
+    mesh = sharding.make_mesh() if _CONFIG.value is None else sharding.make_mesh(config.mesh.data, config.mesh.space)
 
     pixels, done = np.zeros(config.num_classes, np.int64), 0
     for result in predictor.predict_pictures(config, model, variables, pictures, mesh):

@@ -75,7 +75,7 @@ def find_pictures(
             problems.append(Problem(str(path), f"{path}: no such file or folder"))
     if not files:
         return [], problems
-    root = os.path.commonpath([path if path.is_dir() else path.parent for path in paths])
+    root = os.path.commonpath([path if path.is_dir() else path.parent for path in paths if path.exists()])
     relative = {path: path.relative_to(root) for path in files}
     stems = collections.Counter(name.with_suffix("") for name in relative.values())
     pictures = [

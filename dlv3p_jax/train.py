@@ -14,7 +14,7 @@ from clu import metric_writers, periodic_actions
 from etils import epath
 
 from dlv3p_jax import checkpoints, configuration, losses, sharding, steps, weights
-from dlv3p_jax.data import pipeline, records
+from dlv3p_jax.data import augment, pipeline, records
 from dlv3p_jax.evaluator import Result, init_variables, make_evaluator, prepare_run, print_result, views_name
 from dlv3p_jax.models import build_model
 
@@ -220,6 +220,8 @@ class _Meter:
 
 
 def _train_batches(config, dataset: records.Dataset, mesh, first_step: int):
+    # Raises here what TensorFlow's tracing would wrap in pages.
+    augment.scale_steps(config.augment.min_scale, config.augment.max_scale, config.augment.scale_step)
     return pipeline.train_batches(
         dataset,
         config.train_split,

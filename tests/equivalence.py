@@ -360,7 +360,7 @@ TRAINED_VIEWS = {
 }
 TRAINED_CONFIG = [
     *("--config=configs/image_folder.py", "--config.model.backbone=resnet18_vd", "--config.model.multi_grid=(1, 1)"),
-    *("--config.num_classes=11", "--config.eval.batch_size=2"),
+    *("--config.num_classes=11", "--config.eval.batch_size=2", "--config.mesh.data=1"),
 ]
 CAMVID_CLASSES = "sky building pole road pavement tree sign fence car pedestrian bicyclist"
 

@@ -328,6 +328,7 @@ def test_half_rmi_is_what_is_recorded_from_paddleseg(shared):
         ({"lovasz": -0.5}, "loss.lovasz = -0.5"),
         ({"rmi": -0.5}, "loss.rmi = -0.5"),
         ({"class_weights": (1.0, 2.0)}, "2 class_weights for 5 classes"),
+        ({"class_weights": ("a", "b", "c", "d", "e")}, "class_weights = .* they are numbers"),
         ({"class_weights": (0.0,) * NUM_CLASSES}, "one is above"),
         ({"top_k": 0.0}, "top_k = 0"),
         ({"top_k": 1.5}, "top_k = 1.5"),

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -164,15 +165,15 @@ def test_every_picture_that_can_be_read_is_predicted_and_the_others_are_listed(w
     assert shares and abs(sum(shares) - 100) < 0.1
 
     names = [path.relative_to(output / "labels").as_posix() for path in sorted((output / "labels").rglob("*.png"))]
-    assert names == [f"in put/{name}.png" for name in ("a/1", "b/1", "b/weed (27)", "cmyk", "turned")]
+    assert names == [f"{name}.png" for name in ("a/1", "b/1", "b/weed (27)", "cmyk", "turned")]
     views = {"scales": (0.5, 1.0), "flip": True}
     for name, pixels in (("a/1", image), ("b/1", image[:, ::-1])):
-        label = np.asarray(Image.open(output / "labels" / "in put" / f"{name}.png"))
+        label = np.asarray(Image.open(output / "labels" / f"{name}.png"))
         np.testing.assert_array_equal(label, expected_label(workdir, pixels, **views))
-        overlay = np.asarray(Image.open(output / "overlays" / "in put" / f"{name}.jpg"), float)
+        overlay = np.asarray(Image.open(output / "overlays" / f"{name}.jpg"), float)
         expected = viz.overlay(pixels, label, cityscapes_labels.PALETTE)
         assert np.abs(overlay - expected).mean() < 12 < np.abs(overlay - pixels).mean()
-    assert Image.open(output / "labels" / "in put" / "turned.png").size == (32, 48)
+    assert Image.open(output / "labels" / "turned.png").size == (32, 48)
 
 
 def test_voc_submission(workdir, tmp_path):
@@ -245,8 +246,20 @@ def test_names_mirror_folders_and_every_picture_is_found_once(tmp_path):
         "c/2": "b/c/2.PNG",
     }
     assert set(names(".")) == {"a/1", "b/1", "b/2.jpg", "b/2.png", "b/c/2"}
+    pictures, problems = predictor.find_pictures([tmp_path / "a/1.jpg", "/no/such/2.jpg"])
+    assert [picture.name for picture in pictures] == ["1"] and len(problems) == 1  # which changes no name
     pictures, problems = predictor.find_pictures([tmp_path / "out", tmp_path / "none.png"], tmp_path / "out")
     assert not pictures and ["no pictures in this folder" in p.message for p in problems] == [True, False]
+
+
+def test_the_devices_are_those_of_this_machine_not_of_the_one_that_trained(workdir, tmp_path):
+    trained = tmp_path / "trained"
+    shutil.copytree(workdir, trained)
+    configuration.write(make_config({"mesh.data": 64}), trained / "config.json")
+    write(tmp_path / "picture.png", draw(np.random.default_rng(0), 32, 48))
+    process = run(f"--checkpoint={trained}", f"--output={tmp_path / 'out'}", tmp_path / "picture.png")
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "out" / "labels" / "picture.png").exists()
 
 
 def test_batches_over_devices_change_nothing(workdir, tmp_path, caplog):

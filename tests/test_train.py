@@ -201,6 +201,13 @@ def test_ema_is_evaluated_and_saved_beside_the_plain_weights(data_dir, tmp_path)
     )
 
 
+def test_scales_that_do_not_fit_are_refused_in_one_line_before_anything_is_compiled(data_dir, tmp_path, caplog):
+    with pytest.raises(ValueError) as stopped, caplog.at_level("INFO"):
+        train.train_and_evaluate(make_config(data_dir, **{"augment.scale_step": 0.4}), tmp_path)
+    assert str(stopped.value).startswith("augment.scale_step=0.4 does not divide the range")
+    assert "Compiling" not in caplog.text and "\n" not in str(stopped.value)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
