@@ -66,7 +66,7 @@ def make_flags_parser(command: str) -> Callable[[list[str]], list[str]]:
         to_none = {f"--config.{key}=None": key for key in _KEYS_THAT_CAN_BE_NONE}
         keys = [to_none[arg] for arg in argv if arg in to_none]
         sys.argv = [arg for arg in argv if arg not in to_none]
-        given = collections.Counter(match[1] for arg in argv if (match := re.match(r"--?(config\.[\w.]+)=", arg)))
+        given = collections.Counter(match[1] for arg in argv if (match := re.match(r"--?(config\.[\w.]+)(?:=|$)", arg)))
         if twice := [key for key, count in given.items() if count > 1]:  # it would join the two where they are tuples
             sys.exit(f"{command}: --{twice[0]} is given twice: leave one")
         try:

@@ -36,6 +36,7 @@ def test_none_unsets_every_key_that_is_none_by_default(parse):
         (["--config.batch_size=None"], "command: flag --config.batch_size=None"),
         (["--config.batchsize=4"], "command: the config has no key"),
         (["--config.eval.scales=(1.0,)", "--config.eval.scales=(0.5,)"], "--config.eval.scales is given twice"),
+        (["--config.eval.scales", "(1.0,)", "--config.eval.scales=(0.5,)"], "--config.eval.scales is given twice"),
     ],
 )
 def test_wrong_keys_end_in_a_line(parse, arguments, message):

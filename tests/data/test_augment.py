@@ -1,6 +1,7 @@
 """Geometry on the host against what PaddleSeg recorded and against OpenCV."""
 
 import cv2
+import equivalence
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -26,6 +27,10 @@ def nearly_equal(ours, theirs):
 def recorded(shared):
     with np.load(shared / "parity" / "transforms.npz") as arrays:
         return dict(arrays)
+
+
+def test_geometry_and_the_padding_of_evaluation_are_those_recorded_from_paddleseg(shared):
+    equivalence.hold(equivalence.geometry(shared))
 
 
 def test_scaled_pictures_are_paddlesegs(recorded):
