@@ -61,10 +61,7 @@ def _check_split(dataset: Dataset, split: str, workers: int, progress: tqdm) -> 
 def _read_items(dataset: Dataset, split: str) -> Iterator[tuple[str, bytes, bytes]]:
     source = dataset.source(split)
     for index in range(dataset.num_pictures(split)):
-        try:
-            record = source[index]
-        except (OSError, RuntimeError, IndexError, ValueError) as error:
-            raise DatasetError(f"{split}: record {index} cannot be read ({error}); prepare the data again") from error
+        record = source[index]
         yield f"{split}: {record['id'].decode()}", record["image"], record["label"]
 
 

@@ -9,7 +9,9 @@ import collections
 import dataclasses
 import functools
 import io
-from collections.abc import Iterator, Sequence
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -105,7 +107,13 @@ def train_batches(
 
     steps = tf.data.Dataset.range(first_step, num_steps).flat_map(positions_of)
     examples = steps.map(make_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return examples.batch(len(rows), drop_remainder=True).prefetch(2).as_numpy_iterator()
+    batches = examples.batch(len(rows), drop_remainder=True).prefetch(2).as_numpy_iterator()
+
+    def pictures_of(count):
+        first = (first_step + count) * batch_size
+        return [picture_of(first + row, num_pictures, seed) for row in rows]
+
+    return _naming_damage(batches, pictures_of, dataset, split, source)
 
 
 def cache_bytes(dataset: records.Dataset, split: str) -> int:
@@ -182,16 +190,59 @@ def eval_batches(
     examples = tf.data.Dataset.from_tensor_slices(indices)
     examples = examples.map(make_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     examples = examples.prefetch(2 * len(rows)).as_numpy_iterator()
+    examples = _naming_damage(examples, lambda count: [int(indices[count])], dataset, split, source)
     for batch, shape in zip(ours, batch_shapes, strict=True):
         images = np.zeros((len(rows), *shape, 3), np.uint8)
         labels = np.full((len(rows), *shape), ignore_label, np.uint8)
         sizes = np.zeros((len(rows), 2), np.int32)
         ids = np.full(len(rows), b"", object)
-        for row in batch:
+        for row, index in batch.items():
             ids[row], image, label = next(examples)
+            _check_sizes(dataset, split, index, ids[row], image, label)
             height, width = sizes[row] = label.shape
             images[row, :height, :width], labels[row, :height, :width] = image, label
         yield {"image": images, "label": labels, "size": sizes, "id": ids}
+
+
+def _naming_damage(iterator, pictures_of: Callable[[int], Sequence[int]], dataset, split: str, source) -> Iterator:
+    """What a tf.data iterator gives; its error becomes one that names the record.
+
+    TensorFlow's own is the text of a traceback, and that of a decoder does not know which picture it had. So the
+    pictures of the element that failed, `pictures_of(how many came before it)`, are read and decoded once more.
+    """
+    for count in itertools.count():
+        try:
+            element = next(iterator)
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            indices = pictures_of(count)
+            for index in indices:
+                picture_id, *parts = _read(source, index)
+                try:
+                    _, image, label = _decode(picture_id, *parts)
+                except tf.errors.OpError as error:
+                    raise dataset.damaged(split, index, _first_line(error), picture_id) from error
+                _check_sizes(dataset, split, index, picture_id, image, label)
+            raise records.DatasetError(
+                f"{split}: one of the records {', '.join(map(str, indices))} of {dataset.folder} could not be read "
+                f"({_first_line(error)}), but can be now: start again, and look at the disk or network they are on"
+            ) from error
+        yield element
+
+
+def _check_sizes(dataset: records.Dataset, split: str, index: int, picture_id: bytes, image, label) -> None:
+    sizes = tuple(image.shape[:2]), tuple(label.shape), dataset.sizes(split)[index]
+    if not sizes[0] == sizes[1] == sizes[2]:
+        reason = f"the picture is {sizes[0]} (height, width), its label {sizes[1]}, {sizes[2]} in metadata.json"
+        raise dataset.damaged(split, index, reason, picture_id)
+
+
+def _first_line(error: tf.errors.OpError) -> str:
+    """TensorFlow's message without the nodes and data sets that it passed, and without the traceback."""
+    return re.sub(
+        r"^.*}} |Error in user-defined function .*Iterator::\S+ | \[Op:.*$", "", error.message.splitlines()[0]
+    )
 
 
 def _read(source, index: int) -> tuple[bytes, bytes, bytes]:

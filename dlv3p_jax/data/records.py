@@ -5,6 +5,7 @@ In a split without labels, such as the test pictures of a benchmark, every `labe
 metadata.json beside the records holds, under the names of `METADATA`, what training needs to know before it reads any.
 """
 
+import bisect
 import dataclasses
 import itertools
 import os
@@ -101,20 +102,52 @@ class Dataset:
             DatasetError: no such split, or its files are damaged.
         """
         lengths = self.builder.info.splits[self._known(split)].shard_lengths
-        decoders = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
-        source = self.builder.as_data_source(split, decoders=decoders)
-        try:
-            # Files are opened when they are first read; one that lost its end cannot be opened.
-            for end in itertools.accumulate(lengths):
-                _ = source[max(end - 1, 0)]
-        except (OSError, RuntimeError, IndexError, ValueError) as error:
-            raise DatasetError(_damaged(self.name, self.folder, f"{split}: {error}")) from error
+        source = _Source(self, split)
+        # Files are opened when they are first read, and stay open: one that is removed from now on is still read.
+        for end in itertools.accumulate(lengths):
+            _ = source[max(end - 1, 0)]
         return source
+
+    def damaged(self, split: str, index: int, reason: str, picture_id: bytes = b"") -> DatasetError:
+        """The error of a record that cannot be used: which it is, in which file, why, and what to do."""
+        split_info = self.builder.info.splits[split]
+        ends = list(itertools.accumulate(split_info.shard_lengths))
+        shard = bisect.bisect_right(ends, index)
+        number = index - (ends[shard - 1] if shard else 0)
+        picture = f", picture {picture_id.decode()}," if picture_id else ""
+        return DatasetError(
+            f"{split}: record {index}{picture} cannot be read: number {number} in {split_info.filepaths[shard]} is "
+            f"damaged or gone ({reason}); {_mend(self.name, self.folder)}"
+        )
 
     def _known(self, split: str) -> str:
         if split not in self.splits:
             raise DatasetError(f'data set {self.name} has no split "{split}"; it has {", ".join(self.splits)}')
         return split
+
+
+class _Source(Sequence):
+    """A split's records; what array_record, protobuf and TFDS say to one that is damaged becomes a DatasetError."""
+
+    def __init__(self, dataset: Dataset, split: str):
+        decoders = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
+        self._records = dataset.builder.as_data_source(split, decoders=decoders)
+        self._dataset, self._split = dataset, split
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, bytes]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        try:
+            record = self._records[index]
+        except Exception as error:  # they raise whatever their parsers do
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise self._dataset.damaged(self._split, index, reason) from error
+        if not record["id"] or not record["image"] or record["label"] is None:  # of a file that lost its end
+            raise self._dataset.damaged(self._split, index, "it is empty")
+        return record
 
 
 def open_dataset(dataset: str, data_dir: str | os.PathLike) -> Dataset:
@@ -143,7 +176,12 @@ def open_dataset(dataset: str, data_dir: str | os.PathLike) -> Dataset:
     missing = [path for path in files if not os.path.isfile(path)]
     if missing or not files:
         raise DatasetError(_damaged(dataset, folder, f"{missing[0].name if missing else 'its records'} missing"))
-    return Dataset(dataset, folder, metadata, builder)
+    opened = Dataset(dataset, folder, metadata, builder)
+    for split in opened.splits:
+        stored, listed = sum(builder.info.splits[split].shard_lengths), opened.num_pictures(split)
+        if stored != listed:
+            raise DatasetError(_damaged(dataset, folder, f"{split}: {stored} records, {listed} in metadata.json"))
+    return opened
 
 
 def prepare_command(dataset: str, data_dir: str | os.PathLike) -> str:
@@ -157,10 +195,11 @@ def _how_to_get(dataset: str) -> str:
 
 
 def _damaged(dataset: str, folder: pathlib.Path, reason: str) -> str:
-    command = prepare_command(dataset, folder.parent.parent)
-    return (
-        f"{folder} is unfinished, damaged or not of this program ({reason}); prepare it again:\n  {command} --overwrite"
-    )
+    return f"{folder} is unfinished, damaged or not of this program ({reason}); {_mend(dataset, folder)}"
+
+
+def _mend(dataset: str, folder: pathlib.Path) -> str:
+    return f"prepare it again:\n  {prepare_command(dataset, folder.parent.parent)} --overwrite"
 
 
 def _prepared(root: pathlib.Path) -> list[str]:
