@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     config.crop_size = (512, 1024)
     config.eval_size = config_dict.placeholder(tuple)  # pad pictures to this; None: their own size
     config.batch_size = 8  # global, over all devices
+    config.accumulate_steps = 1  # micro-batches of a batch, computed one after the other, which takes less memory
     config.cache_pictures = False  # keep decoded training pictures in memory, of 4 bytes a pixel
     config.augment = ConfigDict()
     config.augment.min_scale = 0.5

@@ -7,9 +7,12 @@ from typing import Any
 import ml_collections
 from absl import logging
 from etils import epath
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-# These may change when a run is resumed: they decide where, how often and how it is looked at, not what is trained.
+from configs import common
+
+# These may change when a run is resumed, and all below them: they decide where and on what, how often and how it is
+# looked at, not what is trained.
 MAY_CHANGE = (
     "cache_pictures",
     "checkpoint_every_steps",
@@ -21,12 +24,17 @@ MAY_CHANGE = (
     "keep_checkpoints",
     "log_every_steps",
     "mesh",
+    "model.remat",
     "pretrained",
     "profile_steps",
 )
 
 # These keys of the network may differ from those it was trained with: they change its speed and precision, or training.
 MODEL_MAY_DIFFER = ("dropout", "dtype", "output_stride", "remat")
+
+
+# With fewer pictures in BatchNorm's statistics, scores are known to drop; no published recipe has fewer.
+FEW_PICTURES = 8
 
 
 class ConfigError(ValueError):
@@ -71,6 +79,12 @@ def check(config) -> None:
         require(valid, key, 'give (height, width) in pixels, on the command line as "(512, 1024)"')
     # The image pooling branch normalises one value per picture and channel, which needs at least two pictures.
     require(config.batch_size >= 2, "batch_size", "BatchNorm needs a global batch of at least 2 pictures")
+    require(config.accumulate_steps >= 1, "accumulate_steps", "must be at least 1")
+    require(
+        config.batch_size % config.accumulate_steps == 0 and config.batch_size >= 2 * config.accumulate_steps,
+        "accumulate_steps",
+        f"config.batch_size={config.batch_size} must divide into so many micro-batches, of at least 2 pictures",
+    )
     require(config.eval.batch_size >= 1, "eval.batch_size", "must be at least 1")
     for key in ("num_train_steps", "log_every_steps", "eval_every_steps", "checkpoint_every_steps", "keep_checkpoints"):
         require(config[key] >= 1, key, "must be at least 1")
@@ -85,6 +99,20 @@ def check(config) -> None:
     for key in ("brightness", "contrast", "saturation"):
         require(0 <= config.augment[key] <= 1, f"augment.{key}", "a factor is uniform in 1 ± this; 0 to 1")
     require(0 <= config.augment.hue <= 128, "augment.hue", "0 to 128, of a hue circle of 256")
+
+
+def warn_of_few_pictures(config) -> None:
+    """One line in the log where BatchNorm's statistics in training are of fewer than FEW_PICTURES pictures."""
+    pictures = config.batch_size // config.accumulate_steps
+    if pictures >= FEW_PICTURES:
+        return
+    parts = f" / config.accumulate_steps={config.accumulate_steps}" if config.accumulate_steps > 1 else ""
+    frozen = "" if config.freeze_backbone else ", or train with --config.pretrained and --config.freeze_backbone=True"
+    logging.warning(
+        "BatchNorm's statistics are of %d pictures (config.batch_size=%d%s); below %d, scores are known to drop: take "
+        "more if memory allows%s",
+        *(pictures, config.batch_size, parts, FEW_PICTURES, frozen),
+    )
 
 
 def to_dict(config) -> dict[str, Any]:
@@ -102,6 +130,8 @@ def write(config, path: epath.Path) -> None:
 def read(path: epath.PathLike) -> ml_collections.ConfigDict:
     """A configuration that `write` wrote; JSON's lists become tuples.
 
+    Keys that it lacks, since an older version wrote it, are as in `configs/common.py`.
+
     Raises:
       ConfigError: the file holds something else.
     """
@@ -112,7 +142,11 @@ def read(path: epath.PathLike) -> ml_collections.ConfigDict:
         return tuple(map(restore, value)) if isinstance(value, list) else value
 
     try:
-        return ml_collections.ConfigDict(restore(json.loads(epath.Path(path).read_text())))
+        written = restore(json.loads(epath.Path(path).read_text()))
+        if not isinstance(written, dict):
+            raise TypeError(f"it holds a {type(written).__name__}")
+        values = flatten_dict(common.get_config().to_dict(), sep=".") | flatten_dict(written, sep=".")
+        return ml_collections.ConfigDict(unflatten_dict(values, sep="."))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path} is no configuration that this program wrote ({error})") from error
 
@@ -153,7 +187,7 @@ def check_resume(old, config, workdir: epath.PathLike, defaults=None) -> None:
     lines = "\n".join(
         f"  {key}: {before!r} then, {after!r} now"
         for key, (before, after) in differences(then, to_dict(config)).items()
-        if key.split(".")[0] not in MAY_CHANGE
+        if not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
     )
     if lines:
         raise ConfigError(

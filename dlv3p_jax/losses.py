@@ -20,6 +20,7 @@ def cross_entropy(
     class_weights: Sequence[float] | Array | None = None,
     top_k: float = 1.0,
     ignore_label: int = 255,
+    normalizer: Array | None = None,
 ) -> Array:
     """Cross-entropy of a softmax, as PaddleSeg's `CrossEntropyLoss` computes it.
 
@@ -37,6 +38,9 @@ def cross_entropy(
         class_weights: `[C]`, or None for equal weights.
         top_k: the share of all pixels to keep, in (0, 1].
         ignore_label: the label that is left out.
+        normalizer: the `mean_weight` of a larger batch of which this is one of several parts of equal size; the mean of
+            their losses is then the loss of the larger batch, however its valid pixels are spread. None: this batch is
+            the whole. `top_k` below 1 chooses, and divides, within each part: then it is not read.
 
     Returns:
         A float32 scalar; 0, with gradients of 0, if no pixel is valid.
@@ -49,11 +53,7 @@ def cross_entropy(
     _check(num_classes, class_weights, top_k)
 
     labels = labels.astype(jnp.int32)
-    valid = (labels != ignore_label) & (labels >= 0) & (labels < num_classes)
-    if class_weights is None:
-        weights = valid.astype(jnp.float32)
-    else:
-        weights = jnp.where(valid, _select(jnp.asarray(class_weights, jnp.float32), labels), 0)
+    valid, weights = _pixel_weights(labels, num_classes, class_weights, ignore_label)
     pixel_losses = jnp.where(valid, _softmax_cross_entropy(logits, labels) * weights, 0)
 
     if top_k < 1:
@@ -62,7 +62,22 @@ def cross_entropy(
         numerator = jnp.sum(pixel_losses * share) / count
         denominator = jnp.sum(weights * share) / count if class_weights is not None else 1.0
         return numerator / (denominator + EPSILON)
-    return jnp.mean(pixel_losses) / (jnp.mean(weights) + EPSILON)
+    return jnp.mean(pixel_losses) / ((jnp.mean(weights) if normalizer is None else normalizer) + EPSILON)
+
+
+def mean_weight(
+    labels: Array, num_classes: int, class_weights: Sequence[float] | Array | None = None, ignore_label: int = 255
+) -> Array:
+    """The mean over all pixels of w[y_p], 0 where one is not valid: what `cross_entropy` divides the mean of l_p by.
+
+    Args:
+        labels: integers `[B, H, W]`.
+        num_classes, class_weights, ignore_label: see `cross_entropy`.
+
+    Returns:
+        A float32 scalar; without class weights, the share of pixels that are valid.
+    """
+    return jnp.mean(_pixel_weights(labels.astype(jnp.int32), num_classes, class_weights, ignore_label)[1])
 
 
 def dice(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
@@ -133,7 +148,8 @@ def weighted(config) -> Callable[[Array, Array], tuple[Array, dict[str, Array]]]
 
     Returns:
         A function of logits `[B, H, W, C]` and labels `[B, H, W]` that gives the float32 sum of weight x part, and the
-        parts by name, before their weights. RMI, and with it the sum, may be negative.
+        parts by name, before their weights. RMI, and with it the sum, may be negative. A third argument is the
+        `normalizer` of the cross-entropy.
 
     Raises:
         ValueError: see `check_weights`; or the class weights are not `num_classes` numbers of at least 0, or `top_k` is
@@ -151,8 +167,11 @@ def weighted(config) -> Callable[[Array, Array], tuple[Array, dict[str, Array]]]
     }
     weights = {name: settings[name] for name in functions if settings[name] > 0}
 
-    def loss(logits, labels):
-        values = {name: functions[name](logits, labels, ignore_label=ignore_label) for name in weights}
+    def loss(logits, labels, normalizer=None):
+        values = {}
+        for name in weights:
+            options = {"normalizer": normalizer} if name == "cross_entropy" else {}
+            values[name] = functions[name](logits, labels, ignore_label=ignore_label, **options)
         return sum(weight * values[name] for name, weight in weights.items()), values
 
     return loss
@@ -165,6 +184,14 @@ def check_weights(settings) -> None:
             raise ValueError(f"config.loss.{name} = {settings[name]}: the weight of a loss is at least 0")
     if all(settings[name] == 0 for name in PARTS):
         raise ValueError("every weight under config.loss is 0: nothing would be trained; set loss.cross_entropy=1.0")
+
+
+def _pixel_weights(labels, num_classes, class_weights, ignore_label):
+    """Which pixels are valid, and the weights of their classes as float32, 0 where they are not: `[B, H, W]`."""
+    valid = (labels != ignore_label) & (labels >= 0) & (labels < num_classes)
+    if class_weights is None:
+        return valid, valid.astype(jnp.float32)
+    return valid, jnp.where(valid, _select(jnp.asarray(class_weights, jnp.float32), labels), 0)
 
 
 def _softmax_and_labels(logits, labels, ignore_label):

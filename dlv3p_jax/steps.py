@@ -65,12 +65,62 @@ def make_train_step(config, model) -> Callable[[TrainState, Batch, jax.Array], t
     `rng` is the run's key: the step folds its own number into it, so that a resumed run draws what it would have drawn.
     The loss is the mean over all valid pixels of the global batch, and BatchNorm's statistics are over the global
     batch. `scalars` holds float32 'loss', its parts by name, 'learning_rate' and 'grad_norm'.
+
+    With `config.accumulate_steps` = k above 1, the batch is cut into k micro-batches of B / k pictures, of which the
+    activations of one at a time are in memory. The step is taken once, with their mean gradient:
+
+    - Colours are those that the pictures have without accumulation. Dropout has a key for each micro-batch.
+    - The cross-entropy of a micro-batch is divided by the valid pixels (or class weights) of the whole batch, so that
+      the mean is that of the large batch, exactly. So it is for RMI, a mean over the pictures. Dice, Lovász and `top_k`
+      are those of each micro-batch, averaged, which is another loss than that of the large batch.
+    - BatchNorm normalises by the statistics of each micro-batch, and the running statistics are updated k times in a
+      step. So the gradient is the large batch's only where statistics are frozen; a network with BatchNorm learns as
+      with batches of B / k pictures in this respect.
+
+    Raises:
+      ValueError: while it is traced, if a batch does not divide into `accumulate_steps`.
     """
     optimizer = optim.make_optimizer(config)
     schedule = optim.make_schedule(config)
     loss_function = losses.weighted(config)
     augment = config.augment
     ema_decay = config.ema_decay
+    count = config.accumulate_steps
+
+    def compute_loss(params, batch_stats, images, labels, dropout_rng, normalizer=None):
+        if images.dtype == jnp.uint8:
+            images = preprocess.normalize(images)
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            rngs={"dropout": dropout_rng},
+            mutable=["batch_stats"],
+        )
+        loss, parts = loss_function(logits, labels, normalizer)
+        return loss, (parts, updates["batch_stats"])
+
+    differentiate = jax.value_and_grad(compute_loss, has_aux=True)
+
+    def accumulate(params, batch_stats, images, labels, dropout_rng):
+        """What `differentiate` returns, of the micro-batches one after the other."""
+        normalizer = losses.mean_weight(labels, config.num_classes, config.loss.class_weights, config.ignore_label)
+
+        def add(carry, micro_batch):
+            batch_stats, total = carry
+            images, labels, index = micro_batch
+            rng = jax.random.fold_in(dropout_rng, index)
+            (loss, (parts, batch_stats)), gradients = differentiate(
+                params, batch_stats, images, labels, rng, normalizer
+            )
+            return (batch_stats, jax.tree.map(jnp.add, total, gradients)), (loss, parts)
+
+        micro_batches = (_cut(images, count), _cut(labels, count), jnp.arange(count))
+        (batch_stats, total), values = jax.lax.scan(
+            add, (batch_stats, jax.tree.map(jnp.zeros_like, params)), micro_batches
+        )
+        loss, parts = jax.tree.map(jnp.mean, values)
+        return (loss, (parts, batch_stats)), jax.tree.map(lambda gradient: gradient / count, total)
 
     def train_step(state: TrainState, batch: Batch, rng: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         distort_rng, dropout_rng = jax.random.split(jax.random.fold_in(rng, state.step))
@@ -84,20 +134,10 @@ def make_train_step(config, model) -> Callable[[TrainState, Batch, jax.Array], t
                 saturation=augment.saturation,
                 hue=augment.hue,
             )
-            images = preprocess.normalize(images)
-
-        def compute_loss(params):
-            logits, updates = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                rngs={"dropout": dropout_rng},
-                mutable=["batch_stats"],
-            )
-            loss, parts = loss_function(logits, batch["label"])
-            return loss, (parts, updates["batch_stats"])
-
-        (loss, (parts, batch_stats)), gradients = jax.value_and_grad(compute_loss, has_aux=True)(state.params)
+        compute = differentiate if count == 1 else accumulate
+        (loss, (parts, batch_stats)), gradients = compute(
+            state.params, state.batch_stats, images, batch["label"], dropout_rng
+        )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -113,3 +153,10 @@ def make_train_step(config, model) -> Callable[[TrainState, Batch, jax.Array], t
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), scalars
 
     return train_step
+
+
+def _cut(x: jax.Array, count: int) -> jax.Array:
+    """[B, …] -> [count, B / count, …]; every count-th picture, so that each part lies over a mesh as the whole does."""
+    if x.shape[0] % count:
+        raise ValueError(f"a batch of {x.shape[0]} pictures does not divide into config.accumulate_steps={count}")
+    return jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)

@@ -29,6 +29,7 @@ DATA = {  # data set, splits and classes
 # What all six have in common. Not here: how often to log, evaluate and save, and evaluation's batch.
 COMMON = {
     "ignore_label": 255,
+    "accumulate_steps": 1,
     "augment.min_scale": 0.5,
     "augment.max_scale": 2.0,
     "augment.scale_step": 0.25,
@@ -80,7 +81,7 @@ def height_width(size):
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_a_recipe_has_every_hyper_parameter_of_the_table(name):
+def test_a_recipe_has_every_hyper_parameter_of_the_table(name, caplog):
     backbone, crop, steps, batch, cross_entropy, rmi, align_corners, padded = TABLE[name]
     dataset, train_split, eval_split, num_classes = DATA[name.split("_")[0]]
     expected = COMMON | {
@@ -99,6 +100,8 @@ def test_a_recipe_has_every_hyper_parameter_of_the_table(name):
     config = load(name)
     assert {key: value_of(config, key) for key in expected} == expected
     configuration.check(config)
+    configuration.warn_of_few_pictures(config)
+    assert not caplog.records
     model = build_model(configuration.resolve(config, num_classes, 255))
     assert model.num_classes == num_classes and model.align_corners is align_corners
 

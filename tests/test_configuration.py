@@ -48,6 +48,9 @@ def test_the_defaults_with_a_data_set_pass_also_when_resolved():
         ("eval_size", (None,), "in pixels"),  # what --config.eval_size=None becomes
         ("eval_size", (64, -1), "in pixels"),
         ("batch_size", 1, "BatchNorm needs a global batch of at least 2"),
+        ("accumulate_steps", 0, "at least 1"),
+        ("accumulate_steps", 3, "config.batch_size=8 must divide into so many micro-batches"),
+        ("accumulate_steps", 8, "of at least 2 pictures"),
         ("eval.batch_size", 0, "at least 1"),
         ("num_train_steps", 0, "at least 1"),
         ("log_every_steps", 0, "at least 1"),
@@ -130,10 +133,12 @@ def test_differences_are_dotted_and_an_absent_key_is_none():
 
 def test_what_is_trained_may_not_change_and_how_it_is_looked_at_may():
     old = make_config()
-    changed = {"crop_size": (512, 512), "loss.top_k": 0.2, "model.backbone": "resnet18_vd", "num_train_steps": 90_000}
+    changed = {"accumulate_steps": 2, "crop_size": (512, 512), "loss.top_k": 0.2, "model.backbone": "resnet18_vd"}
+    changed["num_train_steps"] = 90_000
     with pytest.raises(ConfigError, match="workdir/a holds a run with another configuration") as caught:
         configuration.check_resume(old, make_config(changed), "workdir/a")
     assert str(caught.value).splitlines()[1:-1] == [
+        "  accumulate_steps: 1 then, 2 now",
         "  crop_size: [512, 1024] then, [512, 512] now",
         "  loss.top_k: 1.0 then, 0.2 now",
         "  model.backbone: 'resnet50_vd' then, 'resnet18_vd' now",
@@ -154,8 +159,12 @@ def test_what_is_trained_may_not_change_and_how_it_is_looked_at_may():
         "pretrained": "workdir/b",
         "profile_steps": 7,
     }
-    assert {key.split(".")[0] for key in allowed} == set(configuration.MAY_CHANGE)
-    configuration.check_resume(old, make_config(allowed), "workdir/a")
+    changed = make_config(allowed)
+    with changed.unlocked():
+        changed.model.remat = True
+    keys = set(configuration.MAY_CHANGE)
+    assert {key if key in keys else key.split(".")[0] for key in (*allowed, "model.remat")} == keys
+    configuration.check_resume(old, changed, "workdir/a")
 
 
 def test_a_key_that_came_later_counts_as_its_default(tmp_path):
@@ -166,6 +175,40 @@ def test_a_key_that_came_later_counts_as_its_default(tmp_path):
     with pytest.raises(ConfigError) as caught:
         configuration.check_resume(old, make_config({"loss.top_k": 0.2}), tmp_path, common.get_config())
     assert str(caught.value).splitlines()[1:-1] == ["  loss.top_k: 1.0 then, 0.2 now", "  seed: 3 then, 0 now"]
+
+
+def test_what_an_older_version_did_not_write_is_read_as_its_default(tmp_path):
+    old = configuration.to_dict(make_config({"seed": 3, "model.aspp_rates": (1, 6), "eval.flip": True}))
+    for key in ("accumulate_steps", "mesh"):
+        del old[key]
+    del old["model"]["align_corners"], old["loss"]["dice"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    read = configuration.read(tmp_path / "config.json")
+    assert read == make_config({"seed": 3, "model.aspp_rates": (1, 6), "eval.flip": True})
+    configuration.check(read)
+    for text in ("[]", "3", "{"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ConfigError, match="config.json is no configuration that this program wrote"):
+            configuration.read(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate_steps", "told"),
+    [
+        (8, 1, None),
+        (16, 2, None),
+        (4, 1, "of 4 pictures (config.batch_size=4);"),
+        (16, 4, "of 4 pictures (config.batch_size=16 / config.accumulate_steps=4);"),
+    ],
+)
+def test_few_pictures_in_the_statistics_are_told_in_one_line(caplog, batch_size, accumulate_steps, told):
+    changes = {"batch_size": batch_size, "accumulate_steps": accumulate_steps}
+    configuration.warn_of_few_pictures(make_config(changes))
+    assert len(caplog.records) == (told is not None) and (told or "") in caplog.text
+    assert ("freeze_backbone=True" in caplog.text) == (told is not None)
+    caplog.clear()
+    configuration.warn_of_few_pictures(make_config(changes | {"freeze_backbone": True}))
+    assert (told or "") in caplog.text and "freeze_backbone" not in caplog.text
 
 
 def test_a_checkpoint_is_not_used_with_another_network(tmp_path, caplog):

@@ -64,6 +64,22 @@ def test_means_against_numpy(batch):
     )
 
 
+@pytest.mark.parametrize("weights", [None, (0.5, 1, 2, 0, 3)])
+def test_the_mean_of_the_parts_of_a_batch_is_its_loss(batch, weights):
+    """By the mean weight of the whole, however many pixels of a part are valid: of the first, less than half."""
+    logits, labels = batch
+    mean_weight = losses.mean_weight(labels, NUM_CLASSES, weights)
+    pixel_weights = np.array((1,) * NUM_CLASSES if weights is None else weights)[labels % 255] * (labels != 255)
+    np.testing.assert_allclose(mean_weight, pixel_weights.mean(), rtol=1e-6)
+    whole = losses.cross_entropy(logits, labels, weights)
+    parts = [losses.cross_entropy(logits[i : i + 1], labels[i : i + 1], weights) for i in (0, 1)]
+    assert abs(np.mean(parts) - whole) > 1e-3
+    parts = [
+        losses.cross_entropy(logits[i : i + 1], labels[i : i + 1], weights, normalizer=mean_weight) for i in (0, 1)
+    ]
+    np.testing.assert_allclose(np.mean(parts), whole, rtol=1e-6)
+
+
 def test_hand_written_gradient_is_the_automatic_one(batch):
     logits, labels = batch
 
