@@ -41,7 +41,10 @@ def train_and_evaluate(config, workdir: epath.PathLike, defaults=None) -> dict[s
     workdir = epath.Path(workdir)
     config, dataset, mesh = prepare_run(config)
     losses.check_weights(config.loss)
-    sharding.check_batch(mesh, config.batch_size, config.crop_size[0], "config.batch_size")
+    parts = config.accumulate_steps
+    name = "config.batch_size" if parts == 1 else "(config.batch_size / config.accumulate_steps)"
+    sharding.check_batch(mesh, config.batch_size // parts, config.crop_size[0], name)
+    configuration.warn_of_few_pictures(config)
     num_pictures = dataset.num_pictures(config.train_split)
     logging.info(
         "Data: %s in %s, %d classes, ignored label %d; %d pictures in %s, %d in %s; an epoch has %.1f steps",
