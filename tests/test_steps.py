@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import linen as nn
 
 from configs import common
-from dlv3p_jax import preprocess, sharding, steps
+from dlv3p_jax import preprocess, sharding, steps, train
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.models.layers import Conv, ConvBN
 
@@ -103,9 +104,11 @@ def test_uint8_pictures_are_only_normalised_where_nothing_is_to_be_distorted():
     assert_close(after, expected)
 
 
-@pytest.mark.parametrize(("dropout", "dtype"), [(0.5, np.float32), (0.0, np.uint8)])
-def test_draws_follow_from_the_key_and_the_number_of_the_step(dropout, dtype):
-    config, model, batch = make_config(), TinyNet(dropout), make_batch(dtype)
+@pytest.mark.parametrize(
+    ("dropout", "dtype", "accumulate_steps"), [(0.5, np.float32, 1), (0.0, np.uint8, 1), (0.5, np.float32, 2)]
+)
+def test_draws_follow_from_the_key_and_the_number_of_the_step(dropout, dtype, accumulate_steps):
+    config, model, batch = make_config({"accumulate_steps": accumulate_steps}), TinyNet(dropout), make_batch(dtype)
     train_step, state = jax.jit(steps.make_train_step(config, model)), make_state(config, model)
 
     def draw(step, seed):
@@ -268,6 +271,15 @@ def test_micro_batches_lie_over_the_mesh_as_the_batch_does_and_take_its_memory_a
 def test_a_batch_that_does_not_divide_is_told():
     with pytest.raises(ValueError, match="a batch of 8 pictures does not divide into config.accumulate_steps=3"):
         take_steps(make_config({"accumulate_steps": 3}), make_uneven_batch())
+
+
+def test_micro_batches_that_do_not_divide_over_the_devices_are_told_before_anything_is_compiled(data_dir, tmp_path):
+    config = tiny.make_config(data_dir, batch_size=8, accumulate_steps=2, **{"mesh.data": 8})
+    with pytest.raises(
+        ValueError, match=r"\(config.batch_size / config.accumulate_steps\)=4 .* over mesh.data=8 devices"
+    ):
+        train.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # What does: the real network, as small as it gets, cut off after the second stage.
