@@ -25,6 +25,9 @@ _ABSENT_CLASS = flags.DEFINE_enum(
     "With --mode=eval: a class in neither labels nor predictions is left out of the means, or counts as an IoU of 1, "
     "as PaddleSeg counts it.",
 )
+_DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic", False, "The same bits in every run on GPUs too, as on CPUs; it is slower there."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -47,6 +50,8 @@ def _run(argv: list[str]) -> None:
     if _ABSENT_CLASS.value != "nan" and _MODE.value != "eval":
         raise app.UsageError("--absent_class goes with --mode=eval")
     commands.configure_logging()
+    if _DETERMINISTIC.value:
+        commands.make_deterministic()
     try:
         config = _CONFIG.value
         configuration.check(config)  # before TensorFlow is imported, so that a slip is told at once
