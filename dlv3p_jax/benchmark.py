@@ -1,0 +1,103 @@
+"""How fast this machine trains, predicts, evaluates and reads pictures:
+
+    python -m dlv3p_jax.benchmark --kind=train --config=configs/cityscapes_r50.py [--config.KEY=VALUE] [--json=FILE]
+
+on made batches, so that no data is needed; nor is TensorFlow, but for --kind=input. The comparison with other
+programs is in benchmarks/.
+"""
+
+import json
+import logging as stdlib_logging
+import os
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from dlv3p_jax import commands, configuration, speed
+
+_INPUT_SIZE = (1024, 2048)  # of Cityscapes
+
+
+def define_flags() -> None:
+    """Defines the command's flags; not at import, since tests import this module beside others."""
+    config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
+    flags.DEFINE_enum(
+        "kind",
+        "train",
+        speed.KINDS,
+        "A training step; a forward pass; evaluation plain, with flip and with flip + scales, with counts; or the "
+        "training pipeline from prepared PNG records to crops, with decoding and with decoded pictures kept.",
+    )
+    flags.DEFINE_list(
+        "size",
+        None,
+        "HEIGHT,WIDTH of the pictures of predict and evaluate (config.crop_size by default) or of the made pictures "
+        "that input reads (1024,2048 by default). Train takes config.crop_size.",
+    )
+    flags.DEFINE_integer("repeats", 5, "How many times each is measured.", lower_bound=1)
+    flags.DEFINE_bool("compile_twice", True, "Measure compiling with JAX's persistent cache empty and filled.")
+    flags.DEFINE_bool("use_data", False, "With --kind=input: read config.dataset in config.data_dir.")
+    flags.DEFINE_string("json", None, "A file that the report goes to as JSON.")
+
+
+def main(argv: list[str]) -> None:
+    values = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
+    if values.config is None:
+        raise app.UsageError("give --config=FILE, such as --config=configs/cityscapes_r50.py")
+    if values.size is not None and (values.kind == "train" or values.use_data):
+        what = "--kind=train takes crops of --config.crop_size" if values.kind == "train" else "--use_data has its own"
+        raise app.UsageError(f"--size={','.join(values.size)}: {what}")
+    if values.use_data and values.kind != "input":
+        raise app.UsageError("--use_data goes with --kind=input; the others measure made batches")
+    commands.configure_logging()
+    stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)  # it tells of every change of its cache
+    try:
+        report = _measure(values)
+        if values.json is not None:
+            path = pathlib.Path(values.json).expanduser()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(report, indent=2) + "\n")
+    except (ValueError, OSError) as error:
+        logging.debug("The traceback of the error below", exc_info=True)
+        sys.exit(f"benchmark: {error}")
+    print(speed.to_text(report), flush=True)
+
+
+def _measure(values):
+    size = _size(values.size) or (_INPUT_SIZE if values.kind == "input" else tuple(values.config.crop_size))
+    config = values.config
+    if config.dataset is None:
+        config.dataset = "made"
+    configuration.check(config)
+    if values.kind != "input":
+        return speed.report(values.kind, config, size, values.repeats, values.compile_twice)
+    try:
+        from dlv3p_jax.data import throughput
+    except ImportError as error:
+        raise ValueError(
+            f"--kind=input needs TensorFlow and tensorflow_datasets ({error}): pip install tensorflow-cpu "
+            "tensorflow-datasets"
+        ) from error
+    return throughput.report(config, None if values.use_data else size, values.repeats)
+
+
+def _size(words: list[str] | None) -> tuple[int, int] | None:
+    if words is None:
+        return None
+    try:
+        height, width = map(int, words)
+        if min(height, width) < 1:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"--size={','.join(words)}: give HEIGHT,WIDTH in pixels, with a comma and no blanks") from None
+    return height, width
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    define_flags()
+    app.run(main, flags_parser=commands.make_flags_parser("benchmark"))

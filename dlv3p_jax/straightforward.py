@@ -1,0 +1,187 @@
+"""DeepLabV3+ said straight: strided, dilated and grouped convolutions as in the paper, whatever the backend is good at.
+
+    model = straightforward.build(config)    # takes the variables of `build_model(config)` and gives its logits
+
+It is what the fast network is held against: the compiler counts its operations for `benchmark`, compilers estimate its
+time, and tests compare its logits. Nothing trains or predicts with it.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS
+
+
+def build(config) -> nn.Module:
+    """The plain form of `build_model(config)`, which has checked the configuration; called in the same way."""
+    return _Network(config)
+
+
+class _Network(nn.Module):
+    config: object
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """float32 [B, H, W, 3], normalised -> float32 logits [B, H, W, num_classes]."""
+        model = self.config.model
+        dtype = jnp.dtype(model.dtype)
+        frozen = self.config.freeze_backbone
+        fine, coarse = _Backbone(model, dtype, name="backbone")(images.astype(dtype), train and not frozen)
+        if frozen:
+            fine, coarse = jax.lax.stop_gradient((fine, coarse))
+        coarse = _ASPP(model, dtype, name="aspp")(coarse, train)
+        logits = _Decoder(self.config.num_classes, model.align_corners, dtype, name="decoder")(coarse, fine, train)
+        return _resize(logits.astype(jnp.float32), images.shape[1:3], model.align_corners)
+
+
+class _ConvBN(nn.Module):
+    features: int
+    dtype: jnp.dtype
+    size: int = 1
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    use_bias: bool = False
+    relu: bool = True
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(
+            self.features,
+            (self.size, self.size),
+            self.stride,
+            padding=self.size // 2 * self.dilation,
+            kernel_dilation=self.dilation,
+            feature_group_count=self.groups,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            precision=_precision(self.dtype),
+            name="conv",
+        )(x)
+        x = nn.BatchNorm(
+            not train,
+            momentum=0.9,
+            dtype=self.dtype,
+            use_fast_variance=x.shape[1:3] != (1, 1),  # one value a picture, as in the pooled branch, would cancel
+            name="batch_norm",
+        )(x)
+        return nn.relu(x) if self.relu else x
+
+
+class _SeparableConvBN(nn.Module):
+    features: int
+    dtype: jnp.dtype
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x, train):
+        channels = x.shape[-1]
+        spatial = dict(size=3, dilation=self.dilation, groups=channels, use_bias=True, relu=False)
+        x = _ConvBN(channels, self.dtype, **spatial, name="depthwise")(x, train)
+        return _ConvBN(self.features, self.dtype, use_bias=True, name="pointwise")(x, train)
+
+
+class _Block(nn.Module):
+    width: int
+    bottleneck: bool
+    first: bool
+    stride: int
+    dilation: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, train):
+        spatial = dict(size=3, stride=self.stride, dilation=self.dilation)
+        if self.bottleneck:
+            y = _ConvBN(self.width, self.dtype, name="conv1")(x, train)
+            y = _ConvBN(self.width, self.dtype, **spatial, name="conv2")(y, train)
+            y = _ConvBN(4 * self.width, self.dtype, relu=False, name="conv3")(y, train)
+        else:
+            y = _ConvBN(self.width, self.dtype, **spatial, name="conv1")(x, train)
+            y = _ConvBN(self.width, self.dtype, 3, dilation=self.dilation, relu=False, name="conv2")(y, train)
+        if self.first:
+            if self.stride == 2:  # "SAME" pads at the end only, and the padding does not count
+                x = nn.avg_pool(x, (2, 2), (2, 2), "SAME", count_include_pad=False)
+            x = _ConvBN(y.shape[-1], self.dtype, relu=False, name="shortcut")(x, train)
+        return nn.relu(x + y)
+
+
+class _Backbone(nn.Module):
+    model: object
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, train):
+        for index, (features, stride) in enumerate(((32, 2), (32, 1), (64, 1)), start=1):
+            x = _ConvBN(features, self.dtype, 3, stride, name=f"stem_conv{index}")(x, train)
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        backbone, output_stride = self.model.backbone, self.model.output_stride
+        strides, dilations = ((1, 2, 1, 1), (1, 1, 2, 4)) if output_stride == 8 else ((1, 2, 2, 1), (1, 1, 1, 2))
+        fine = None
+        for stage, count in enumerate(BLOCKS[backbone], start=1):
+            for index in range(count):
+                x = _Block(
+                    width=32 * 2**stage,
+                    bottleneck=backbone not in BASIC_BLOCKS,
+                    first=index == 0,
+                    stride=strides[stage - 1] if index == 0 else 1,
+                    dilation=dilations[stage - 1] * (self.model.multi_grid[index] if stage == 4 else 1),
+                    dtype=self.dtype,
+                    name=f"stage{stage}_block{index + 1}",
+                )(x, train)
+            fine = x if stage == 1 else fine
+        return fine, x
+
+
+class _ASPP(nn.Module):
+    model: object
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, train):
+        channels = self.model.aspp_channels
+        branches = []
+        for index, rate in enumerate(self.model.aspp_rates, start=1):
+            if rate == 1:
+                branch = _ConvBN(channels, self.dtype, use_bias=True, name=f"branch{index}")
+            else:
+                branch = _SeparableConvBN(channels, self.dtype, rate, name=f"branch{index}")
+            branches.append(branch(x, train))
+        pooled = x.mean((1, 2), keepdims=True, dtype=jnp.float32)
+        pooled = _ConvBN(channels, self.dtype, name="image_pooling")(pooled, train)
+        branches.append(jnp.broadcast_to(pooled, branches[0].shape))
+        x = _ConvBN(channels, self.dtype, use_bias=True, name="projection")(jnp.concatenate(branches, -1), train)
+        return nn.Dropout(self.model.dropout, deterministic=not train)(x)
+
+
+class _Decoder(nn.Module):
+    num_classes: int
+    align_corners: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, coarse, fine, train):
+        fine = _ConvBN(48, self.dtype, use_bias=True, name="low_level_projection")(fine, train)
+        x = jnp.concatenate([_resize(coarse, fine.shape[1:3], self.align_corners), fine], -1)
+        x = _SeparableConvBN(256, self.dtype, name="fuse1")(x, train)
+        x = _SeparableConvBN(256, self.dtype, name="fuse2")(x, train)
+        precision = _precision(self.dtype)
+        return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, precision=precision, name="classifier")(x)
+
+
+def _precision(dtype) -> jax.lax.Precision:
+    return jax.lax.Precision.DEFAULT if dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+
+
+def _resize(x, size, align_corners):
+    """Bilinear, without antialiasing: half-pixel centres, or corners aligned."""
+    scale, translation = [], []
+    for source, target in zip(x.shape[1:3], size, strict=True):
+        aligned = align_corners and min(source, target) > 1
+        scale.append((target - 1) / (source - 1) if aligned else target / source)
+        translation.append((1 - scale[-1]) / 2 if aligned else 0.0)
+    shape = (x.shape[0], *size, x.shape[3])
+    return jax.image.scale_and_translate(
+        x, shape, (1, 2), jnp.array(scale), jnp.array(translation), "linear", antialias=False
+    )
