@@ -11,6 +11,7 @@ import time
 
 from absl import app, flags, logging
 
+from dlv3p_jax import commands
 from dlv3p_jax.data.errors import DatasetError
 
 _DATASET = flags.DEFINE_string(
@@ -209,12 +210,5 @@ def _warn(*warnings: str) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(f"prepare: {error} (--help lists the flags)")
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=commands.make_flags_parser("prepare"))
