@@ -1,7 +1,6 @@
 """Train (with evaluation) or evaluate: python -m dlv3p_jax.main --config=configs/quickstart.py [--workdir=…]"""
 
 import os
-import pathlib
 import sys
 
 from absl import app, flags, logging
@@ -59,7 +58,7 @@ def _run(argv: list[str]) -> None:
         sys.exit(f"main: {error}")
     name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))[0]
     workdir = _WORKDIR.value or (os.path.join("workdir", name) if _CHECKPOINT.value is None else None)
-    _check_folder(workdir)
+    commands.check_folder("main", "workdir", workdir or ".")
 
     from dlv3p_jax import evaluator, train
 
@@ -76,14 +75,6 @@ def _run(argv: list[str]) -> None:
     except (ValueError, OSError, train.TrainingError, evaluator.EvaluationError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
         sys.exit(f"main: {error}")
-
-
-def _check_folder(workdir: str | None) -> None:
-    """Ends the program if the workdir cannot be a folder, because it or a part of its path is a file."""
-    path = pathlib.Path(workdir or ".")
-    found = next((part for part in (path, *path.parents) if part.exists()), path)
-    if found.exists() and not found.is_dir():
-        sys.exit(f"main: --workdir={workdir}: {found} is a file, not a folder")
 
 
 if __name__ == "__main__":
