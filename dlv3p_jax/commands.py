@@ -3,6 +3,7 @@
 import collections
 import logging as stdlib_logging
 import os
+import pathlib
 import re
 import sys
 from collections.abc import Callable
@@ -50,6 +51,13 @@ def make_deterministic() -> None:
     flag = "--xla_gpu_deterministic_ops=true"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     logging.info("Deterministic: XLA_FLAGS has %s, for the same bits in every run on the same GPUs; it is slower", flag)
+
+
+def check_folder(command: str, flag: str, path: str | os.PathLike) -> None:
+    """Ends the program in one line if `path`, the value of `flag`, or a part of it is a file, so no folder can be."""
+    found = next((part for part in (pathlib.Path(path), *pathlib.Path(path).parents) if part.exists()), None)
+    if found is not None and not found.is_dir():
+        sys.exit(f"{command}: --{flag}={path}: {found} is a file, not a folder")
 
 
 def _is_ours(record) -> bool:

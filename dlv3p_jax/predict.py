@@ -45,8 +45,10 @@ def main(argv: list[str]) -> None:
     if _LABEL_IDS.value and _SUBMISSION.value:
         raise app.UsageError("--label_ids is for Cityscapes, and --submission=voc is not")
     commands.configure_logging()
+    output = pathlib.Path(_OUTPUT.value).expanduser()
+    commands.check_folder("predict", "output", output)
     try:
-        problems = _predict(argv[1:], pathlib.Path(_OUTPUT.value).expanduser())
+        problems = _predict(argv[1:], output)
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
         sys.exit(f"predict: {error}")
