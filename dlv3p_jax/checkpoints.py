@@ -49,6 +49,11 @@ class Checkpoints:
         self._latest.close()
         self._best.close()
 
+    def wait(self) -> None:
+        """Waits for what is being written."""
+        self._latest.wait_until_finished()
+        self._best.wait_until_finished()
+
     @property
     def latest_step(self) -> int | None:
         """The newest step that can be resumed, None if there is none."""
@@ -149,9 +154,20 @@ class Checkpoints:
         return items
 
 
+class _Manager(ocp.CheckpointManager):
+    """Leaves it to the training loop to ask for preemption.
+
+    Orbax asks too, with the number of a step, in a background thread when this step is long past, which takes JAX's
+    count back: processes would not agree on where to leave, and wait for each other.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 def _manager(directory: epath.Path, **options) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, **options)
-    return ocp.CheckpointManager(directory, options=options)
+    return _Manager(directory, options=options)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

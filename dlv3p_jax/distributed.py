@@ -149,6 +149,15 @@ def check_shared(workdir: epath.PathLike) -> None:
         )
 
 
+def meet(where: str, seconds: int = 3600) -> None:
+    """Waits until all processes have come to `where`, which one of them may long before another: after compiling.
+
+    Gloo, for one, gives the slowest 30 s at their first exchange.
+    """
+    if jax.process_count() > 1:
+        jax_distributed.global_state.client.wait_at_barrier(f"dlv3p_jax {where}", timeout_in_ms=1000 * seconds)
+
+
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
     """Lets an error in the body end this process at once, where it is one of several, and so soon the others.

@@ -88,13 +88,15 @@ def make_evaluator(
     workdir: epath.Path,
     absent_class: str = "nan",
     checkpoint: epath.PathLike | None = None,
+    between_batches: Callable[[], None] = lambda: None,
 ) -> Callable[[steps.Variables, int, str], Result]:
     """A function that evaluates variables and writes what it finds; the program is compiled once for each picture size.
 
     `run(variables, step, suffix) -> Result` writes, below WORKDIR/eval, STEP.json and STEP.png and the same once more
     with the views in the name, so that another evaluation of this step does not lose them. `suffix` ('' or 'ema') tells
     two models of one step apart. `absent_class` is how `metrics.summarize` counts a class that occurs nowhere.
-    `checkpoint` is where the variables are from, for the reports; None: from the run of `workdir`.
+    `checkpoint` is where the variables are from, for the reports; None: from the run of `workdir`. `between_batches` is
+    called after each batch, and what it raises ends the evaluation.
 
     Raises:
       ValueError: the split or the mesh cannot be used.
@@ -137,6 +139,7 @@ def make_evaluator(
                     height, width = batch["host_size"][place]
                     triple = (batch["host_image"][place], batch["host_label"][place], everything[our_rows[place]])
                     samples.append([array[:height, :width] for array in triple])
+            between_batches()
 
         batches = _on_devices(config, dataset, mesh)
         matrix = evaluate.evaluate(eval_step, variables, batches, config.num_classes, look_at)

@@ -3,11 +3,12 @@
 import os
 import sys
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs import common
-from dlv3p_jax import commands, configuration, distributed, pretrained
+from dlv3p_jax import commands, configuration, distributed, preemption, pretrained
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
 _WORKDIR = flags.DEFINE_string(
@@ -30,6 +31,7 @@ _DETERMINISTIC = flags.DEFINE_bool(
 
 
 def main(argv: list[str]) -> None:
+    # Exit codes: 0 done, 1 an error, 75 preempted and saved (see preemption.py), 130 Ctrl-C.
     try:
         with distributed.ending_together():
             _run(argv)
@@ -60,6 +62,11 @@ def _run(argv: list[str]) -> None:
     workdir = _WORKDIR.value or (os.path.join("workdir", name) if _CHECKPOINT.value is None else None)
     commands.check_folder("main", "workdir", workdir or ".")
 
+    told = preemption.Preemption()
+    told.install()
+    if _MODE.value == "eval":  # has nothing to save: whoever is told leaves at once
+        jax.config.update("jax_enable_preemption_service", False)
+
     from dlv3p_jax import evaluator, train
 
     try:
@@ -71,7 +78,11 @@ def _run(argv: list[str]) -> None:
         else:
             for note in pretrained.recipe_notes(name, config):
                 logging.info("%s", note)
-            train.train_and_evaluate(config, workdir, common.get_config())
+            train.train_and_evaluate(config, workdir, common.get_config(), told.reached)
+    except preemption.Preempted as error:
+        if jax.process_index() == 0:
+            print(f"main: {error}", file=sys.stderr, flush=True)
+        sys.exit(preemption.EXIT_CODE)
     except (ValueError, OSError, train.TrainingError, evaluator.EvaluationError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
         sys.exit(f"main: {error}")

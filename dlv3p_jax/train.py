@@ -4,7 +4,8 @@ import collections
 import contextlib
 import math
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +14,28 @@ from absl import logging
 from clu import metric_writers, periodic_actions
 from etils import epath
 
-from dlv3p_jax import checkpoints, configuration, losses, sharding, steps, weights
+from dlv3p_jax import checkpoints, configuration, distributed, losses, sharding, steps, weights
 from dlv3p_jax.data import augment, pipeline, records
 from dlv3p_jax.evaluator import Result, init_variables, make_evaluator, prepare_run, print_result, views_name
 from dlv3p_jax.models import build_model
+from dlv3p_jax.preemption import Preempted
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step, and what is saved."""
 
 
-def train_and_evaluate(config, workdir: epath.PathLike, defaults=None) -> dict[str, Any]:
+def train_and_evaluate(
+    config, workdir: epath.PathLike, defaults=None, preempted: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
     """Trains from the newest checkpoint in `workdir`, or from the start, to `num_train_steps`, and evaluates.
 
     Args:
       config: a configuration (`configs/common.py`).
       workdir: gets config.json, checkpoints/, TensorBoard events and eval/.
       defaults: what a key counts as that the config.json of an older version lacks; None: as a difference.
+      preempted: is asked before each step and after each batch of an evaluation whether to save and leave now
+        (`preemption.Preemption.reached`).
 
     Returns:
       What `metrics.summarize` says of the last step; of the averaged model where `ema_decay` is set.
@@ -37,6 +43,7 @@ def train_and_evaluate(config, workdir: epath.PathLike, defaults=None) -> dict[s
     Raises:
       ValueError: configuration, data set, mesh or checkpoint cannot be used; subclasses name what.
       TrainingError: the loss is no longer finite.
+      Preempted: `preempted` said so, and all is saved.
     """
     workdir = epath.Path(workdir)
     config, dataset, mesh = prepare_run(config)
@@ -57,11 +64,16 @@ def train_and_evaluate(config, workdir: epath.PathLike, defaults=None) -> dict[s
         logging.info("Decoded pictures are kept in memory: %.1f GB when all have been seen", gigabytes)
 
     model = build_model(config)
-    run_evaluation = make_evaluator(config, dataset, mesh, model, workdir)
+
+    def leave_if_preempted() -> None:
+        if preempted():
+            raise Preempted
+
+    run_evaluation = make_evaluator(config, dataset, mesh, model, workdir, between_batches=leave_if_preempted)
     workdir.mkdir(parents=True, exist_ok=True)
-    writer = metric_writers.create_default_writer(str(workdir), just_logging=jax.process_index() > 0)
     meta = checkpoints.describe_classes(dataset.class_names, dataset.palette, dataset.ignore_label)
     views = views_name(config)
+    writer = metric_writers.create_default_writer(str(workdir), just_logging=jax.process_index() > 0)
     with (
         checkpoints.Checkpoints(workdir, config.keep_checkpoints, meta) as saved,
         metric_writers.ensure_flushes(writer),
@@ -79,7 +91,10 @@ def train_and_evaluate(config, workdir: epath.PathLike, defaults=None) -> dict[s
         def evaluate(state: steps.TrainState) -> dict[str, Result]:
             step = int(state.step)
             variants = {"": state.variables} | ({"ema": state.ema} if state.ema is not None else {})
-            results = {suffix: run_evaluation(variables, step, suffix) for suffix, variables in variants.items()}
+            try:
+                results = {suffix: run_evaluation(variables, step, suffix) for suffix, variables in variants.items()}
+            except Preempted:
+                _save_and_leave(state, saved)
             for suffix, result in results.items():
                 _write_evaluation(writer, step, f"eval_{suffix}" if suffix else "eval", result, dataset)
             mean_iou = results[max(results)].summary["mIoU"]  # the averaged model's, where there is one
@@ -91,7 +106,7 @@ def train_and_evaluate(config, workdir: epath.PathLike, defaults=None) -> dict[s
             logging.info("All %d steps were done before; evaluating the last", config.num_train_steps)
             results = evaluate(state)
         else:
-            results = _train(config, dataset, mesh, model, state, workdir, saved, writer, evaluate)
+            results = _train(config, dataset, mesh, model, state, workdir, saved, writer, evaluate, preempted)
     for result in results.values():
         print_result(result, dataset)
     return result.summary
@@ -139,12 +154,13 @@ def first_state(
     return state
 
 
-def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved, writer, evaluate):
+def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved, writer, evaluate, preempted):
     """Takes the remaining steps; returns the results of the last state's evaluation."""
     first_step, last_step = int(state.step), config.num_train_steps
     batches = _prefetch(mesh, _train_batches(config, dataset, mesh, first_step))
     rng = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
     train_step = _compile_step(config, mesh, model, state, rng)
+    distributed.meet("compiled")
 
     progress = periodic_actions.ReportProgress(
         num_train_steps=last_step, every_steps=config.log_every_steps, every_secs=None
@@ -164,6 +180,10 @@ def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved
         evaluate(state)  # once more, for the run may have been killed while it evaluated this step or saved the best
     previous, meter = None, _Meter(config.batch_size)
     for step in range(first_step + 1, last_step + 1):
+        if preempted():
+            if previous is not None:
+                _check_finite(*previous, saved)
+            _save_and_leave(state, saved)
         with meter.waiting_for_input(), progress.timed("input", wait_jax_async_dispatch=False):
             batch, picture_ids = next(batches)
         logging.debug("Step %d, read here: %s", step, b" ".join(picture_ids).decode())
@@ -188,6 +208,15 @@ def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved
             with meter.paused(), progress.timed("evaluation", wait_jax_async_dispatch=False):
                 results = evaluate(state)
     return results
+
+
+def _save_and_leave(state: steps.TrainState, saved: checkpoints.Checkpoints) -> NoReturn:
+    step = int(state.step)
+    if step == 0:
+        raise Preempted("told to leave before the first step; the same command begins")
+    saved.save(state)
+    saved.wait()
+    raise Preempted(f"told to leave; step {step} is saved in {saved.latest_path}, and the same command goes on from it")
 
 
 class _Meter:

@@ -4,7 +4,8 @@
 
 What follows `--` goes to each `python -m dlv3p_jax.main`; lines of output begin with the process that wrote them. When
 one process dies, the others are ended and a message says which it was. SIGINT, SIGTERM and SIGHUP are passed on to all;
-a second one kills. The exit code is that of the first process to fail (128 + the number of the signal that killed it).
+a second one kills. The exit code is that of the first process to fail (128 + the number of the signal that killed it);
+where it is 75, "preempted, saved, start me again", and no signal was for us, all are started again.
 """
 
 import os
@@ -25,19 +26,29 @@ _GRACE = flags.DEFINE_float(
     "grace", 10, "Seconds that the other processes have, after one died, between SIGTERM and SIGKILL.", lower_bound=0
 )
 _POLL_SECONDS = 0.1
+_RESTART = 75  # of dlv3p_jax.main
 _OWN_END_SECONDS = 2  # an error that all processes make is told by all of them, which takes a moment
 
 
 def main(argv: list[str]) -> None:
+    processes, received = [], []
+    _pass_signals_on(processes, received)
+    while (code := _run(argv[1:], processes)) == _RESTART and not received:
+        _say(f"exit code {code}: preempted and saved; starting again")
+    sys.exit(code)
+
+
+def _run(arguments: list[str], processes: list[subprocess.Popen]) -> int:
+    """Starts all processes, which it leaves in `processes`, and waits for their end; the exit code."""
     repository = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     port = _free_port()
-    processes = []
+    processes.clear()
     for index in range(_PROCESSES.value):
         environment = os.environ | environment_of(index, _PROCESSES.value, port, _DEVICES.value, os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [repository, os.environ.get("PYTHONPATH")]))
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", "dlv3p_jax.main", *argv[1:]],
+                [sys.executable, "-m", "dlv3p_jax.main", *arguments],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -48,12 +59,11 @@ def main(argv: list[str]) -> None:
     threads = [threading.Thread(target=_copy_lines, args=pair, daemon=True) for pair in enumerate(processes)]
     for thread in threads:
         thread.start()
-    _pass_signals_on(processes)
     _say(f"{len(processes)} processes, {', '.join(str(process.pid) for process in processes)}, meet at port {port}")
     code = _watch(processes)
     for thread in threads:
         thread.join(timeout=5)
-    sys.exit(code)
+    return code
 
 
 def environment_of(index: int, count: int, port: int, devices: int | None, environment) -> dict[str, str]:
@@ -88,9 +98,7 @@ def _copy_lines(index: int, process: subprocess.Popen) -> None:
         sys.stdout.flush()
 
 
-def _pass_signals_on(processes: list[subprocess.Popen]) -> None:
-    received = []
-
+def _pass_signals_on(processes: list[subprocess.Popen], received: list[int]) -> None:
     def pass_on(number, _):
         received.append(number)
         for process in processes:

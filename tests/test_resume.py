@@ -32,8 +32,8 @@ def scores(monkeypatch):
     """The mIoU of each evaluated step, to be filled in; None kills the run while it evaluates this step."""
     table, make = {}, train.make_evaluator
 
-    def make_evaluator(*arguments):
-        run = make(*arguments)
+    def make_evaluator(*arguments, **options):
+        run = make(*arguments, **options)
 
         def scored(variables, step, suffix):
             if table[step] is None:
@@ -48,20 +48,11 @@ def scores(monkeypatch):
     return table
 
 
-MAIN = """
-import tiny
-from absl import app
-from dlv3p_jax import commands, main, train
-train.build_model = tiny.build_model
-app.run(main.main, flags_parser=commands.make_flags_parser("main"))
-"""
-
-
 def test_an_interrupted_run_says_how_to_go_on(data_dir, tmp_path):
     settings = tiny.SETTINGS | {"data_dir": data_dir, "num_train_steps": 10**6, "eval_every_steps": 10**6}
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     process = subprocess.Popen(
-        [sys.executable, "-c", MAIN, "--config=configs/common.py", f"--workdir={tmp_path}", *flags],
+        [sys.executable, "-c", tiny.MAIN, "--config=configs/common.py", f"--workdir={tmp_path}", *flags],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": f"{REPOSITORY / 'tests'}:{REPOSITORY}"},
         stdout=subprocess.PIPE,

@@ -16,6 +16,15 @@ SETTINGS = {
     "mesh.data": 1,
 }
 
+# What to run with `python -c` in place of dlv3p_jax.main.
+MAIN = """
+import tiny
+from absl import app
+from dlv3p_jax import commands, main, train
+train.build_model = tiny.build_model
+app.run(main.main, flags_parser=commands.make_flags_parser("main"))
+"""
+
 
 class Tiny(nn.Module):
     """Takes and gives what the real network does."""
