@@ -14,7 +14,7 @@ from absl import logging
 from clu import metric_writers, periodic_actions
 from etils import epath
 
-from dlv3p_jax import checkpoints, configuration, distributed, losses, sharding, steps, weights
+from dlv3p_jax import checkpoints, configuration, distributed, losses, sharding, steps, weights, workdir_lock
 from dlv3p_jax.data import augment, pipeline, records
 from dlv3p_jax.evaluator import Result, init_variables, make_evaluator, prepare_run, print_result, views_name
 from dlv3p_jax.models import build_model
@@ -43,6 +43,7 @@ def train_and_evaluate(
     Raises:
       ValueError: configuration, data set, mesh or checkpoint cannot be used; subclasses name what.
       TrainingError: the loss is no longer finite.
+      WorkdirInUse: another run lives in `workdir`.
       Preempted: `preempted` said so, and all is saved.
     """
     workdir = epath.Path(workdir)
@@ -73,11 +74,11 @@ def train_and_evaluate(
     workdir.mkdir(parents=True, exist_ok=True)
     meta = checkpoints.describe_classes(dataset.class_names, dataset.palette, dataset.ignore_label)
     views = views_name(config)
-    writer = metric_writers.create_default_writer(str(workdir), just_logging=jax.process_index() > 0)
-    with (
-        checkpoints.Checkpoints(workdir, config.keep_checkpoints, meta) as saved,
-        metric_writers.ensure_flushes(writer),
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(workdir_lock.hold(workdir))
+        saved = stack.enter_context(checkpoints.Checkpoints(workdir, config.keep_checkpoints, meta))
+        writer = metric_writers.create_default_writer(str(workdir), just_logging=jax.process_index() > 0)
+        stack.enter_context(metric_writers.ensure_flushes(writer))
         state = first_state(config, model, mesh, saved, workdir, defaults)
         if jax.process_index() == 0:
             configuration.write(config, workdir / "config.json")
