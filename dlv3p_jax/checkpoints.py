@@ -6,6 +6,7 @@ the newest. A checkpoint appears under its name only when it is whole.
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,18 +16,21 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dlv3p_jax import configuration, steps
+from dlv3p_jax import checkpoint_files, configuration, disk_errors, steps
+from dlv3p_jax.checkpoint_files import CheckpointError
+
+_LOOKS = itertools.count()  # barriers have names of their own
 
 
-class CheckpointError(ValueError):
-    """A checkpoint is not there, or is not one of this model."""
+class SaveError(CheckpointError):
+    """A checkpoint could not be written; the message says why, what to do, and what is saved."""
 
 
 class Checkpoints:
     """The checkpoints of one workdir; saving is asynchronous, so close them (or use `with`) to be sure of the last."""
 
     def __init__(self, workdir: epath.PathLike, keep: int = 3, meta: Mapping[str, Any] | None = None):
-        """Opens, and makes where needed, WORKDIR/checkpoints.
+        """Opens, and makes where needed, WORKDIR/checkpoints. A best checkpoint that is damaged is set aside.
 
         Args:
           workdir: of the run.
@@ -35,6 +39,9 @@ class Checkpoints:
         """
         root = absolute(workdir) / "checkpoints"
         self._meta = dict(meta or {})
+        with _first_process_only("best") as ours:
+            if ours:
+                checkpoint_files.set_damaged_aside(root / "best", ("variables", "meta", "metrics"), all_may_go=True)
         self._latest = _manager(root / "latest", max_to_keep=keep)
         self._best = _manager(root / "best", max_to_keep=1, best_fn=lambda metrics: metrics["mIoU"], best_mode="max")
 
@@ -45,14 +52,27 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._latest.close()
-        self._best.close()
+        """Waits for what is being written.
+
+        Raises:
+          SaveError: it could not be.
+        """
+        with self._writing():
+            self._latest.close()
+            self._best.close()
 
     def wait(self) -> None:
-        """Waits for what is being written."""
-        self._latest.wait_until_finished()
-        self._best.wait_until_finished()
+        """Waits for what is being written; raises as `close`."""
+        with self._writing():
+            self._latest.wait_until_finished()
+            self._best.wait_until_finished()
+
+    def check(self) -> None:
+        """Raises SaveError if what was being written has failed; waits for nothing."""
+        with self._writing():
+            for manager in (self._latest, self._best):
+                if not manager.is_saving_in_progress():
+                    manager.wait_until_finished()  # Orbax's own check_for_errors knows only half of them
 
     @property
     def latest_step(self) -> int | None:
@@ -67,7 +87,8 @@ class Checkpoints:
     @property
     def best_path(self) -> epath.Path | None:
         """The folder of the best checkpoint so far; None if there is none."""
-        self._best.wait_until_finished()
+        with self._writing():
+            self._best.wait_until_finished()
         step = self._best.best_step()
         return None if step is None else self._best.directory / str(step)
 
@@ -83,12 +104,17 @@ class Checkpoints:
             self._best.delete(step)
 
     def save(self, state: steps.TrainState) -> None:
-        """Saves everything that training goes on from, unless this step is saved already."""
+        """Saves everything that training goes on from, unless this step is saved already.
+
+        Raises:
+          SaveError: this or the save before it failed.
+        """
         step = int(state.step)
         if step in self._latest.all_steps():
             return
         items = self._model_items(state) | {"optimizer": ocp.args.StandardSave({"opt_state": state.opt_state})}
-        self._latest.save(step, args=ocp.args.Composite(**items))
+        with self._writing():
+            self._latest.save(step, args=ocp.args.Composite(**items))
 
     def save_best(self, state: steps.TrainState, mean_iou: float, views: str = "plain") -> bool:
         """Saves the model if `mean_iou` (a fraction) is better than every one before; says whether it was.
@@ -107,16 +133,24 @@ class Checkpoints:
             if other == step or not comparable:
                 self._best.delete(other)
         metrics = {"mIoU": float(mean_iou), "views": views}
-        self._best.save(step, args=ocp.args.Composite(**self._model_items(state)), metrics=metrics, force=True)
+        with self._writing():
+            self._best.save(step, args=ocp.args.Composite(**self._model_items(state)), metrics=metrics, force=True)
         return True
 
     def restore(self, state: steps.TrainState) -> steps.TrainState:
-        """The newest checkpoint, laid out as `state` is (its shapes, dtypes and shardings; its values are not used).
+        """The newest whole checkpoint, laid out as `state` is (shapes, dtypes and shardings; its values are not used).
+
+        Newer ones that are damaged are renamed STEP.damaged, with a warning.
 
         Raises:
-          CheckpointError: there is none, it cannot be read into such a state, or its classes have other names than the
-            `meta` of this opening.
+          CheckpointError: there is none, none is whole, it is of another model, or its classes have other names
+            than the `meta` of this opening.
         """
+        required = ("variables", "optimizer", "meta") + (("ema",) if state.ema is not None else ())
+        with _first_process_only("latest") as ours:
+            if ours:
+                checkpoint_files.set_damaged_aside(self._latest.directory, required)
+        self._latest.reload()
         path = self.latest_path
         if path is None:
             raise CheckpointError(f"no checkpoint in {self._latest.directory}")
@@ -128,8 +162,13 @@ class Checkpoints:
         }
         if state.ema is not None:
             items["ema"] = ocp.args.StandardRestore(abstract.ema)
-        with _naming(path, "; without this folder, the run goes on from the checkpoint before it"):
+        try:
             restored = self._latest.restore(self.latest_step, args=ocp.args.Composite(**items))
+        except Exception as error:  # its files are whole
+            fit_variables(read_variables(path), abstract.variables, allow_new_head=False, source=path)
+            raise CheckpointError(
+                f"{path} cannot be read into this model's state: {checkpoint_files.first_line(error)}"
+            ) from error
         lines = other_classes(restored["meta"], self._meta.get("class_names", ()))
         if lines:
             raise CheckpointError(
@@ -144,6 +183,21 @@ class Checkpoints:
             ema=restored["ema"] if state.ema is not None else None,
         )
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            folder = self._latest.directory.parent
+            reason = disk_errors.reason(error) or checkpoint_files.first_line(error)
+            saved = [path for name in ("latest", "best") for path in checkpoint_files.steps_in(folder / name)[-1:]]
+            whole = (
+                f"what was saved before is whole ({', '.join(map(str, saved))})" if saved else "none was saved before"
+            )
+            raise SaveError(
+                f"a checkpoint could not be written in {folder}: {reason}; {whole}, and the same command goes on"
+            ) from error
+
     def _model_items(self, state: steps.TrainState) -> dict[str, Any]:
         items = {
             "variables": ocp.args.StandardSave(state.variables),
@@ -152,6 +206,13 @@ class Checkpoints:
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
         return items
+
+
+@contextlib.contextmanager
+def _first_process_only(what: str) -> Iterator[bool]:
+    """Whether this is the process to look through folders and rename in them; the others go on when it has."""
+    yield jax.process_index() == 0
+    ocp.multihost.sync_global_processes(f"dlv3p_jax looked through {what} {next(_LOOKS)}", timeout=3600)
 
 
 class _Manager(ocp.CheckpointManager):
@@ -174,16 +235,6 @@ def absolute(path: epath.PathLike) -> epath.Path:
     """Orbax takes no relative paths."""
     path = epath.Path(path)
     return path if "://" in str(path) else path.absolute()
-
-
-@contextlib.contextmanager
-def _naming(path: epath.Path, advice: str = "") -> Iterator[None]:
-    """Turns whatever Orbax raises for damaged files (bare Exceptions, pages of text) into one line with `path`."""
-    try:
-        yield
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} is damaged, or of another model: {reason[:300]}{advice}") from error
 
 
 def _is_backbone(name: str) -> bool:
@@ -257,9 +308,9 @@ def read_meta(checkpoint: epath.PathLike) -> dict[str, Any]:
     Raises:
       CheckpointError: the folder holds no whole checkpoint.
     """
-    path = absolute(checkpoint) / "meta"
-    with _naming(path), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        meta = checkpointer.restore(path)
+    path = absolute(checkpoint)
+    with checkpoint_files.naming(path, "meta"):
+        meta = checkpoint_files.read_json(path, "meta")
         return meta | {"step": int(meta["step"])}
 
 
@@ -291,16 +342,11 @@ def read_variables(checkpoint: epath.PathLike, item: str = "variables") -> steps
     Raises:
       CheckpointError: the folder holds no whole checkpoint.
     """
-    path = absolute(checkpoint) / item
-    if item == "ema" and not path.is_dir():
+    path = absolute(checkpoint)
+    if item == "ema" and not (path / item).is_dir():
         return None
-    with _naming(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        metadata = checkpointer.metadata(path).item_metadata
-        if metadata is None:
-            raise FileNotFoundError("some of its files are missing or cut short")
-        # As NumPy arrays; left to itself, Orbax looks for the devices that wrote them.
-        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
-        return checkpointer.restore(path, restore_args=restore_args)
+    with checkpoint_files.naming(path, item):
+        return checkpoint_files.read_arrays(path, item)
 
 
 def fit_variables(

@@ -63,6 +63,8 @@ def check_folder(command: str, flag: str, path: str | os.PathLike) -> None:
 def _is_ours(record) -> bool:
     if "_CHECKPOINT_METADATA" in record.getMessage():  # Orbax misses a file beside items that are read one by one
         return False
+    if record.exc_info and any(name in record.pathname for name in ("orbax", "asynclib")):
+        return False  # the traceback of an error in a background thread, which comes to us as well
     return record.levelno > stdlib_logging.INFO or not any(
         name in record.pathname for name in ("orbax", "tensorflow_", "xla_bridge")
     )

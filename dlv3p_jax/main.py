@@ -8,7 +8,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs import common
-from dlv3p_jax import commands, configuration, distributed, preemption, pretrained
+from dlv3p_jax import checkpoints, commands, configuration, disk_errors, distributed, preemption, pretrained
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
 _WORKDIR = flags.DEFINE_string(
@@ -83,9 +83,24 @@ def _run(argv: list[str]) -> None:
         if jax.process_index() == 0:
             print(f"main: {error}", file=sys.stderr, flush=True)
         sys.exit(preemption.EXIT_CODE)
-    except (ValueError, OSError, train.TrainingError, evaluator.EvaluationError) as error:
+    except Exception as error:
+        message, known = _message(error, workdir), (train.TrainingError, evaluator.EvaluationError)
+        if message is None and not isinstance(error, (ValueError, OSError, *known)):
+            raise
         logging.debug("The traceback of the error below", exc_info=True)
-        sys.exit(f"main: {error}")
+        sys.exit(f"main: {message or error}")
+
+
+def _message(error: Exception, workdir: str | None) -> str | None:
+    """What to say of a disk that is full or read-only, whichever part of the program ran into it; None if it is not."""
+    for link in disk_errors.chain(error):
+        if isinstance(link, checkpoints.SaveError):
+            return str(link)
+    reason = disk_errors.reason(error)
+    if reason is None:
+        return None
+    path = next((link.filename for link in disk_errors.chain(error) if getattr(link, "filename", None)), workdir)
+    return f"{path}: {reason}; what was saved before is whole, and the same command goes on"
 
 
 if __name__ == "__main__":

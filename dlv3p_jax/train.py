@@ -43,6 +43,7 @@ def train_and_evaluate(
     Raises:
       ValueError: configuration, data set, mesh or checkpoint cannot be used; subclasses name what.
       TrainingError: the loss is no longer finite.
+      SaveError: a checkpoint could not be written.
       WorkdirInUse: another run lives in `workdir`.
       Preempted: `preempted` said so, and all is saved.
     """
@@ -181,6 +182,7 @@ def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved
         evaluate(state)  # once more, for the run may have been killed while it evaluated this step or saved the best
     previous, meter = None, _Meter(config.batch_size)
     for step in range(first_step + 1, last_step + 1):
+        saved.check()
         if preempted():
             if previous is not None:
                 _check_finite(*previous, saved)
