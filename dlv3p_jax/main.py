@@ -29,9 +29,17 @@ _DETERMINISTIC = flags.DEFINE_bool(
     "deterministic", False, "The same bits in every run on GPUs too, as on CPUs; it is slower there."
 )
 
+_HANG_TIMEOUT = flags.DEFINE_float(
+    "hang_timeout",
+    1800,
+    "Seconds without a training step after which a process shows where it hangs and exits with 75, to be started "
+    "again; compiling, saving and a batch of an evaluation may take an hour. 0: never.",
+    lower_bound=0,
+)
+
 
 def main(argv: list[str]) -> None:
-    # Exit codes: 0 done, 1 an error, 75 preempted and saved (see preemption.py), 130 Ctrl-C.
+    # Exit codes: 0 done, 1 an error, 75 preempted or hung: start me again (preemption.py), 130 Ctrl-C.
     try:
         with distributed.ending_together():
             _run(argv)
@@ -78,7 +86,7 @@ def _run(argv: list[str]) -> None:
         else:
             for note in pretrained.recipe_notes(name, config):
                 logging.info("%s", note)
-            train.train_and_evaluate(config, workdir, common.get_config(), told.reached)
+            train.train_and_evaluate(config, workdir, common.get_config(), told.reached, _HANG_TIMEOUT.value)
     except preemption.Preempted as error:
         if jax.process_index() == 0:
             print(f"main: {error}", file=sys.stderr, flush=True)

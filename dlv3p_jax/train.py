@@ -19,6 +19,7 @@ from dlv3p_jax.data import augment, pipeline, records
 from dlv3p_jax.evaluator import Result, init_variables, make_evaluator, prepare_run, print_result, views_name
 from dlv3p_jax.models import build_model
 from dlv3p_jax.preemption import Preempted
+from dlv3p_jax.watchdog import Watchdog
 
 
 class TrainingError(RuntimeError):
@@ -26,7 +27,11 @@ class TrainingError(RuntimeError):
 
 
 def train_and_evaluate(
-    config, workdir: epath.PathLike, defaults=None, preempted: Callable[[], bool] = lambda: False
+    config,
+    workdir: epath.PathLike,
+    defaults=None,
+    preempted: Callable[[], bool] = lambda: False,
+    hang_timeout: float = 0,
 ) -> dict[str, Any]:
     """Trains from the newest checkpoint in `workdir`, or from the start, to `num_train_steps`, and evaluates.
 
@@ -36,6 +41,7 @@ def train_and_evaluate(
       defaults: what a key counts as that the config.json of an older version lacks; None: as a difference.
       preempted: is asked before each step and after each batch of an evaluation whether to save and leave now
         (`preemption.Preemption.reached`).
+      hang_timeout: seconds without a step that end the process (`watchdog.Watchdog`); 0: none do.
 
     Returns:
       What `metrics.summarize` says of the last step; of the averaged model where `ema_decay` is set.
@@ -67,15 +73,19 @@ def train_and_evaluate(
 
     model = build_model(config)
 
-    def leave_if_preempted() -> None:
+    watchdog = Watchdog(hang_timeout)
+
+    def between_batches() -> None:
+        watchdog.feed(slow=True)  # the next batch may be the first of its size, and is compiled then
         if preempted():
             raise Preempted
 
-    run_evaluation = make_evaluator(config, dataset, mesh, model, workdir, between_batches=leave_if_preempted)
+    run_evaluation = make_evaluator(config, dataset, mesh, model, workdir, between_batches=between_batches)
     workdir.mkdir(parents=True, exist_ok=True)
     meta = checkpoints.describe_classes(dataset.class_names, dataset.palette, dataset.ignore_label)
     views = views_name(config)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(watchdog)
         stack.enter_context(workdir_lock.hold(workdir))
         saved = stack.enter_context(checkpoints.Checkpoints(workdir, config.keep_checkpoints, meta))
         writer = metric_writers.create_default_writer(str(workdir), just_logging=jax.process_index() > 0)
@@ -91,6 +101,7 @@ def train_and_evaluate(
             logging.info("The best checkpoint was found with %s, and this evaluates %s: %s", best_views, views, what)
 
         def evaluate(state: steps.TrainState) -> dict[str, Result]:
+            watchdog.feed(slow=True)
             step = int(state.step)
             variants = {"": state.variables} | ({"ema": state.ema} if state.ema is not None else {})
             try:
@@ -108,7 +119,7 @@ def train_and_evaluate(
             logging.info("All %d steps were done before; evaluating the last", config.num_train_steps)
             results = evaluate(state)
         else:
-            results = _train(config, dataset, mesh, model, state, workdir, saved, writer, evaluate, preempted)
+            results = _train(config, dataset, mesh, model, state, workdir, saved, writer, evaluate, preempted, watchdog)
     for result in results.values():
         print_result(result, dataset)
     return result.summary
@@ -156,7 +167,9 @@ def first_state(
     return state
 
 
-def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved, writer, evaluate, preempted):
+def _train(
+    config, dataset, mesh, model, state: steps.TrainState, workdir, saved, writer, evaluate, preempted, watchdog
+):
     """Takes the remaining steps; returns the results of the last state's evaluation."""
     first_step, last_step = int(state.step), config.num_train_steps
     batches = _prefetch(mesh, _train_batches(config, dataset, mesh, first_step))
@@ -183,7 +196,9 @@ def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved
     previous, meter = None, _Meter(config.batch_size)
     for step in range(first_step + 1, last_step + 1):
         saved.check()
+        watchdog.feed(slow=step == first_step + 1)  # some backends load the program at its first step
         if preempted():
+            watchdog.feed(slow=True)
             if previous is not None:
                 _check_finite(*previous, saved)
             _save_and_leave(state, saved)
@@ -206,6 +221,7 @@ def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved
         for hook in hooks:
             hook(step)
         if saving:
+            watchdog.feed(slow=True)
             saved.save(state)
         if evaluating:
             with meter.paused(), progress.timed("evaluation", wait_jax_async_dispatch=False):
