@@ -1,0 +1,48 @@
+"""This project as a contestant of `benchmarks.compare`."""
+
+import importlib.metadata
+
+from benchmarks import worker
+
+
+def setup(specification: dict) -> worker.Contestant:
+    """Compiles the work that is asked for, with the weights that all contestants get."""
+    import jax
+    import numpy as np
+    from flax import traverse_util
+
+    from dlv3p_jax import configuration, sharding, workloads
+    from dlv3p_jax.models import build_model
+
+    config = configuration.read(specification["config"])
+    mesh = sharding.make_mesh(1, 1)
+    with np.load(specification["weights"]) as file:
+        variables = traverse_util.unflatten_dict(dict(file), sep="/")
+    size = (specification["height"], specification["width"])
+    if specification["work"] == "train":
+        work = workloads.train(config, mesh, variables, np.float32)
+    elif specification["work"] == "predict":
+        work = workloads.predict(config, mesh, variables, size)
+    else:
+        views = specification["scales"], specification["flip"]
+        work = workloads.evaluate_views(config, mesh, variables, size, "evaluate", *views)
+    program = work.jitted.lower(*work.arguments).compile()
+    arguments = work.arguments
+
+    def call():
+        nonlocal arguments
+        result = program(*arguments)
+        arguments = work.advance(arguments, result)
+        return result
+
+    def logits():
+        images = workloads.made_batch(config, specification["batch_size"], size, np.float32)["image"]
+        forward = jax.jit(lambda variables, images: build_model(config).apply(variables, images, train=False))
+        return np.asarray(forward(variables, images))
+
+    def peak_bytes():
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+    platform = jax.devices()[0].platform
+    version = f"jax {importlib.metadata.version('jax')}"
+    return worker.Contestant(call, jax.block_until_ready, platform, version, logits, peak_bytes)
