@@ -6,10 +6,9 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from absl import flags, logging
-from flax.traverse_util import flatten_dict
 
 from configs import (
     cityscapes_r50,
@@ -29,9 +28,17 @@ _PUBLISHED_CONFIGS = {
     "voc_r50": voc_r50.get_config,
     "voc_r101": voc_r101.get_config,
 }
-_KEYS_THAT_CAN_BE_NONE = [
-    key for key, value in flatten_dict(common.get_config().to_dict(), sep=".").items() if value is None
-]
+
+
+def _keys_that_can_be_none(config, prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():  # not flax's flatten_dict, which imports JAX: wrong flags do not wait for that
+        if hasattr(value, "items"):
+            yield from _keys_that_can_be_none(value, f"{prefix}{key}.")
+        elif value is None:
+            yield prefix + key
+
+
+_KEYS_THAT_CAN_BE_NONE = list(_keys_that_can_be_none(common.get_config()))
 
 
 def configure_logging() -> None:

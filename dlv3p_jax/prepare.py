@@ -26,7 +26,7 @@ _SOURCE = flags.DEFINE_string(
 _SBD = flags.DEFINE_string(
     "sbd", None, "voc2012: SBD's folder (benchmark_RELEASE), whose .mat files then are the augmented part."
 )
-_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where prepared data sets live.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where prepared data sets live: a folder, or gs://BUCKET/FOLDER.")
 _CLASS_NAMES = flags.DEFINE_string(
     "class_names", None, "image_folder: a file of class names, one a line; SOURCE/classes.txt by default."
 )
@@ -128,8 +128,6 @@ def _run(arguments: list[str]) -> None:
     else:
         if "source" in known and not _SOURCE.value:
             raise DatasetError(f"--source is missing: {flags.FLAGS['source'].help}")
-        if "://" in _DATA_DIR.value:
-            raise DatasetError(f"--data_dir={_DATA_DIR.value}: prepare on a local disk, then copy the folder there")
         _prepare(name, config)
 
 
@@ -137,20 +135,29 @@ def _run(arguments: list[str]) -> None:
 
 
 def _prepare(name: str, config: str) -> None:
-    from dlv3p_jax.data import builder, summary
+    from dlv3p_jax.data import builder, records, staging, summary
 
     def make_builder(data_dir):
         return BUILDERS[name][0](data_dir, _SKIP_BAD.value)
 
     start = time.perf_counter()
-    dataset, made_by = builder.prepare_dataset(name, make_builder, _DATA_DIR.value, _OVERWRITE.value)
+    data_dir, overwrite, remote = _DATA_DIR.value, _OVERWRITE.value, staging.is_remote(_DATA_DIR.value)
+    if remote:
+        commands.configure_logging()  # shows how far the copy is
+        if staging.is_there(name, records.VERSION, data_dir) and not overwrite:
+            raise DatasetError(f"{data_dir.rstrip('/')}/{name} is prepared already; add --overwrite to replace it")
+        data_dir, overwrite = staging.local_data_dir(data_dir), True  # what is here is a copy of what is there, or was
+    dataset, made_by = builder.prepare_dataset(name, make_builder, data_dir, overwrite)
+    if remote:
+        staging.upload(name, records.VERSION, _DATA_DIR.value)
     seconds = time.perf_counter() - start
     _warn(*made_by.remarks, *summary.warnings(dataset))
     if made_by.problems:
         print(f"Skipped (all are in skipped.txt): {builder.describe_problems(made_by.problems)}")
     print(summary.table(dataset))
     count = sum(map(dataset.num_pictures, dataset.splits))
-    print(f"Wrote {dataset.folder} in {seconds:.1f} s ({count / seconds:.0f} pictures/s). Train on it with")
+    where = f"{_DATA_DIR.value.rstrip('/')}/{name} and {dataset.folder}" if remote else dataset.folder
+    print(f"Wrote {where} in {seconds:.1f} s ({count / seconds:.0f} pictures/s). Train on it with")
     print(f"  python -m dlv3p_jax.main --config={config} --config.data_dir={_DATA_DIR.value}")
 
 
@@ -168,8 +175,10 @@ def _check_source(name: str) -> None:
 
 
 def _look_at_prepared(name: str, config: str) -> None:
-    from dlv3p_jax.data import builder, check, records, summary
+    from dlv3p_jax.data import builder, check, records, staging, summary
 
+    if staging.is_remote(_DATA_DIR.value):
+        commands.configure_logging()  # shows how far the copy is
     dataset = records.open_dataset(name, _DATA_DIR.value)
     if _CHECK.value:
         problems = check.check_records(dataset, _WORKERS.value)
@@ -177,9 +186,9 @@ def _look_at_prepared(name: str, config: str) -> None:
         print(summary.table(dataset))
         if problems:
             listed = builder.describe_problems(problems, most=len(problems))
-            raise DatasetError(
-                f"{listed}\nPrepare it again: {records.prepare_command(name, _DATA_DIR.value)} --overwrite"
-            )
+            if "--overwrite" not in listed:  # which a record that cannot be read comes with
+                listed += f"\nPrepare it again: {records.prepare_command(name, _DATA_DIR.value)} --overwrite"
+            raise DatasetError(listed)
         print(f"{dataset.folder} is whole: every record was decoded")
     if _PREVIEW.value is not None:
         from dlv3p_jax.data import preview

@@ -98,7 +98,10 @@ def test_bad_data_is_one_message_and_leaves_nothing(source, tmp_path):
         (["--dataset", "toy_streets", "extra"], '"extra" is no flag'),
         (["--datset=toy_streets"], "Unknown command line flag 'datset'"),
         (["--dataset=toy_streets", "--workers=0"], "--workers=0"),
-        (["--dataset=toy_streets", "--data_dir=gs://bucket/data"], "prepare on a local disk"),
+        (
+            ["--dataset=toy_streets", "--data_dir=s3://bucket/data"],
+            "s3://bucket/data cannot be read: ",
+        ),
     ],
 )
 def test_bad_flags_are_told_without_a_traceback(tmp_path, arguments, message):

@@ -15,7 +15,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from dlv3p_jax.data import downloads
+from dlv3p_jax.data import downloads, staging
 from dlv3p_jax.data.errors import DatasetError as DatasetError
 from dlv3p_jax.data.pictures import read_label as read_label
 
@@ -46,12 +46,13 @@ def features() -> tfds.features.FeaturesDict:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A prepared data set; `metadata` is described by `METADATA`."""
+    """A prepared data set; `metadata` is described by `METADATA`, `origin` the URL that it was copied from, if any."""
 
     name: str
     folder: pathlib.Path
     metadata: dict[str, Any]
     builder: tfds.core.DatasetBuilder = dataclasses.field(repr=False)
+    origin: str | None = None
 
     @property
     def title(self) -> str:
@@ -117,7 +118,7 @@ class Dataset:
         picture = f", picture {picture_id.decode()}," if picture_id else ""
         return DatasetError(
             f"{split}: record {index}{picture} cannot be read: number {number} in {split_info.filepaths[shard]} is "
-            f"damaged or gone ({reason}); {_mend(self.name, self.folder)}"
+            f"damaged or gone ({reason}); {_mend(self.name, self.folder, self.origin)}"
         )
 
     def _known(self, split: str) -> str:
@@ -153,34 +154,41 @@ class _Source(Sequence):
 def open_dataset(dataset: str, data_dir: str | os.PathLike) -> Dataset:
     """Opens the newest version of what `prepare` wrote below data_dir/dataset, without the code that wrote it.
 
+    If `data_dir` is a URL, such as gs://BUCKET/data, what is there is first copied to this host (`staging`).
+
     Raises:
-        DatasetError: not prepared (it says how to), unfinished or damaged.
+        DatasetError: not prepared (it says how to), unfinished or damaged, or it cannot be copied.
     """
-    root = pathlib.Path(data_dir).expanduser()
-    versions = _versions(root / dataset) if dataset else []
-    if not versions:
+    origin = os.fspath(data_dir) if staging.is_remote(data_dir) else None
+    folder = _newest(data_dir, dataset) if origin is None else staging.stage(dataset, origin)
+    if folder is None:
+        prepared = _prepared(data_dir) if origin is None else staging.names(origin)
         raise DatasetError(
-            f'data set "{dataset}" is not prepared in {root}; run\n  {prepare_command(dataset, data_dir)}\n'
-            f"Prepared there: {', '.join(_prepared(root)) or 'nothing'}{_how_to_get(dataset)}"
+            f'data set "{dataset}" is not prepared in {data_dir}; run\n  {prepare_command(dataset, data_dir)}\n'
+            f"Prepared there: {', '.join(prepared) or 'nothing'}{_how_to_get(dataset)}"
         )
-    folder = root / dataset / str(versions[-1])
+
+    def damaged(reason: str) -> DatasetError:
+        what = f"{folder} is unfinished, damaged or not of this program ({reason})"
+        return DatasetError(f"{what}; {_mend(dataset, folder, origin)}")
+
     try:
         builder = tfds.builder_from_directory(folder)
         metadata = dict(builder.info.metadata or {})
         files = [path for split in builder.info.splits.values() for path in split.filepaths]
     except Exception as error:  # TFDS raises whatever its parsers do
-        raise DatasetError(_damaged(dataset, folder, str(error) or type(error).__name__)) from error
+        raise damaged(str(error) or type(error).__name__) from error
     lacking = [key for key in METADATA if key not in metadata]
     if lacking:
-        raise DatasetError(_damaged(dataset, folder, f"its metadata lacks {', '.join(lacking)}"))
+        raise damaged(f"its metadata lacks {', '.join(lacking)}")
     missing = [path for path in files if not os.path.isfile(path)]
     if missing or not files:
-        raise DatasetError(_damaged(dataset, folder, f"{missing[0].name if missing else 'its records'} missing"))
-    opened = Dataset(dataset, folder, metadata, builder)
+        raise damaged(f"{missing[0].name if missing else 'its records'} missing")
+    opened = Dataset(dataset, folder, metadata, builder, origin)
     for split in opened.splits:
         stored, listed = sum(builder.info.splits[split].shard_lengths), opened.num_pictures(split)
         if stored != listed:
-            raise DatasetError(_damaged(dataset, folder, f"{split}: {stored} records, {listed} in metadata.json"))
+            raise damaged(f"{split}: {stored} records, {listed} in metadata.json")
     return opened
 
 
@@ -194,21 +202,21 @@ def _how_to_get(dataset: str) -> str:
     return f"\n{downloads.HOW_TO[dataset]}" if dataset in downloads.HOW_TO else ""
 
 
-def _damaged(dataset: str, folder: pathlib.Path, reason: str) -> str:
-    return f"{folder} is unfinished, damaged or not of this program ({reason}); {_mend(dataset, folder)}"
+def _mend(dataset: str, folder: pathlib.Path, origin: str | None) -> str:
+    again = f"prepare it again:\n  {prepare_command(dataset, origin or folder.parent.parent)} --overwrite"
+    return again if origin is None else f"remove this copy, which comes again from {origin}, or {again}"
 
 
-def _mend(dataset: str, folder: pathlib.Path) -> str:
-    return f"prepare it again:\n  {prepare_command(dataset, folder.parent.parent)} --overwrite"
+def _prepared(data_dir: str | os.PathLike) -> list[str]:
+    root = pathlib.Path(data_dir).expanduser()
+    return sorted(path.name for path in root.iterdir() if _newest(root, path.name)) if root.is_dir() else []
 
 
-def _prepared(root: pathlib.Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir() if _versions(path)) if root.is_dir() else []
-
-
-def _versions(folder: pathlib.Path) -> list[tfds.core.Version]:
-    """The versions that are in a data set's folder, ascending."""
-    if not folder.is_dir():
-        return []
+def _newest(data_dir: str | os.PathLike, dataset: str) -> pathlib.Path | None:
+    """The folder of a data set's highest version; None if there is none."""
+    folder = pathlib.Path(data_dir).expanduser() / dataset
+    if not dataset or not folder.is_dir():
+        return None
     names = [path.name for path in folder.iterdir() if path.is_dir()]
-    return sorted(tfds.core.Version(name) for name in names if tfds.core.Version.is_valid(name))
+    versions = sorted(tfds.core.Version(name) for name in names if tfds.core.Version.is_valid(name))
+    return folder / str(versions[-1]) if versions else None
