@@ -1,9 +1,12 @@
 """Runs that were killed at awkward moments, or go on with something changed; with a tiny network and set scores."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +18,7 @@ import numpy as np
 import pytest
 import tiny
 
-from dlv3p_jax import checkpoints, train, weights
+from dlv3p_jax import checkpoints, preemption, train, weights
 from dlv3p_jax.checkpoints import CheckpointError
 from dlv3p_jax.configuration import ConfigError
 from dlv3p_jax.data import records
@@ -184,3 +187,31 @@ def test_the_averaged_weights_are_started_from_and_a_wrong_source_is_named(data_
     fresh["params"]["norm"]["scale"] = np.zeros(5, np.float32)
     with pytest.raises(CheckpointError, match=f"^{path} is of another model"):
         weights.load_pretrained(str(tmp_path), model, fresh)
+
+
+def test_a_run_goes_on_on_other_devices_with_the_same_pictures(data_dir, tmp_path, monkeypatch, caplog):
+    """4x1, then 2x2, then one device, against one device alone: two steps, two, and two, across an epoch's end."""
+    monkeypatch.setattr(train, "build_model", tiny.build_model)
+    caplog.set_level("DEBUG", logger="absl")
+
+    def run(workdir, data, space, steps=None):
+        changes = {"mesh.data": data, "mesh.space": space, "eval_size": (48, 56), "eval.batch_size": 4}
+        config = tiny.make_config(data_dir, eval_every_steps=6, checkpoint_every_steps=100, **changes)
+        asked = itertools.count()
+        caplog.clear()
+        with contextlib.suppress(preemption.Preempted):
+            train.train_and_evaluate(config, workdir, preempted=lambda: next(asked) == steps)
+        return re.findall(r"Step (\d), read here: (.*)", caplog.text)
+
+    alone = run(tmp_path / "alone", 1, 1)
+    moved = [
+        read
+        for number, (data, space) in enumerate(((4, 1), (2, 2), (1, 1)))
+        for read in run(tmp_path / "moved", data, space, 2 if number < 2 else None)
+    ]
+    assert moved == alone and [int(step) for step, _ in moved] == [1, 2, 3, 4, 5, 6]
+    assert len({ids for _, ids in moved}) == 6
+    trees = [checkpoints.read_variables(tmp_path / name / "checkpoints/latest/6") for name in ("alone", "moved")]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *trees)
+    reports = [json.loads((tmp_path / name / "eval" / "6.json").read_text()) for name in ("alone", "moved")]
+    assert reports[0]["num_pictures"] == reports[1]["num_pictures"] == 5

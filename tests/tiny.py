@@ -35,7 +35,8 @@ class Tiny(nn.Module):
     def __call__(self, images, train):
         x = nn.Conv(4, (3, 3), name="backbone")(images)
         x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
-        return nn.Conv(self.num_classes, (1, 1), name="decoder")(nn.relu(x))
+        x = nn.Dropout(0.1, deterministic=not train)(nn.relu(x))
+        return nn.Conv(self.num_classes, (1, 1), name="decoder")(x)
 
 
 def build_model(config) -> Tiny:
