@@ -1,5 +1,6 @@
 """Picture files to label files: what is found, what is written, and that the official score is the evaluation's."""
 
+import ast
 import functools
 import json
 import pathlib
@@ -209,14 +210,42 @@ def test_voc_submission(workdir, tmp_path):
         assert label.mode == "P" and label.getpalette()[: 3 * 21] == viz.palette(21).ravel().tolist()
 
 
+# What each of several command lines says, a line of Python each, in one process: importing takes longer than they do.
+MESSAGES = """
+import ast, sys
+from absl import flags
+from dlv3p_jax import commands, predict
+for line in sys.stdin:
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS["submission"].value = flags.FLAGS["window"].value = flags.FLAGS["stride"].value = None
+    try:
+        predict.main(commands.make_flags_parser("predict")(["predict", *ast.literal_eval(line)]))
+    except SystemExit as stopped:
+        print(repr(stopped.code))
+"""
+
+
 def test_wrong_commands_end_in_one_message(workdir, tmp_path):
-    picture = tmp_path / "1.png"
+    picture, output = tmp_path / "1.png", f"--output={tmp_path}/out"
     write(picture, np.zeros((8, 8, 3), np.uint8))
-    process = run(f"--checkpoint={workdir}", f"--output={tmp_path}/out", "--submission=voc", picture)
-    assert process.returncode == 1 and "Traceback" not in process.stderr
-    assert "predict: --submission=voc is for the classes of Pascal VOC, of which there are 21" in process.stderr
-    process = run(f"--checkpoint={tmp_path}", f"--output={tmp_path}/out", "--window=64", "--stride=a,b", picture)
-    assert process.returncode == 1 and "--stride=a,b: give whole numbers" in process.stderr
+    lines = [
+        [f"--checkpoint={workdir}", output, "--submission=voc", str(picture)],
+        [f"--checkpoint={tmp_path}", output, "--window=64", "--stride=a,b", str(picture)],
+        [f"--checkpoint={workdir}", f"--output={picture}/out", str(picture)],
+    ]
+    process = subprocess.run(
+        [sys.executable, "-c", MESSAGES],
+        input="\n".join(map(repr, lines)),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    voc, stride, folder = map(ast.literal_eval, process.stdout.splitlines())
+    assert voc.startswith("predict: --submission=voc is for the classes of Pascal VOC, of which there are 21")
+    assert stride.startswith("predict: --stride=a,b: give whole numbers")
+    assert folder == f"predict: --output={picture}/out: {picture} is a file, not a folder"
+    assert process.stderr.count("Loaded ") == 1  # by the first alone
 
 
 def test_names_mirror_folders_and_every_picture_is_found_once(tmp_path):
