@@ -222,6 +222,7 @@ def _train(
             hook(step)
         if saving:
             watchdog.feed(slow=True)
+            writer.flush()  # what a run that goes on from here will not log again
             saved.save(state)
         if evaluating:
             with meter.paused(), progress.timed("evaluation", wait_jax_async_dispatch=False):
