@@ -127,7 +127,8 @@ def specification(work: str, config, size: tuple[int, int], threads: int | None,
     import numpy as np
     from flax import traverse_util
 
-    from dlv3p_jax import workloads
+    from dlv3p_jax import paddle_weights, workloads
+    from dlv3p_jax.models import build_model
 
     config = workloads.prepare(config)
     kind, *views = work.split("-")
@@ -137,8 +138,9 @@ def specification(work: str, config, size: tuple[int, int], threads: int | None,
         batch_size = config.eval.batch_size
     scales = workloads.scales_of(config) if "scales" in views else (1.0,)
     configuration.write(config, folder / "config.json")
-    variables = traverse_util.flatten_dict(workloads.init_variables(config), sep="/")
-    np.savez(folder / "weights.npz", **variables)
+    variables = workloads.init_variables(config)
+    np.savez(folder / "weights.npz", **traverse_util.flatten_dict(variables, sep="/"))
+    np.savez(folder / "paddle_weights.npz", **paddle_weights.revert(variables, build_model(config)))
     np.savez(folder / "batch.npz", **workloads.made_batch(config, batch_size, size, np.float32))
     return {
         "work": kind,
@@ -158,6 +160,7 @@ def specification(work: str, config, size: tuple[int, int], threads: int | None,
         "threads": threads or len(os.sched_getaffinity(0)),
         "config": str(folder / "config.json"),
         "weights": str(folder / "weights.npz"),
+        "paddle_weights": str(folder / "paddle_weights.npz"),
         "batch": str(folder / "batch.npz"),
     }
 

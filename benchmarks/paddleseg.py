@@ -1,7 +1,7 @@
 """PaddleSeg's DeepLabV3P as a contestant of `benchmarks.compare`, in an installation of the user's own.
 
-Runs in the Python that --paddleseg_python names and needs Paddle and PaddleSeg there. The network is the one whose
-weights `convert_paddle` takes; here it has random ones.
+Runs in the Python that --paddleseg_python names and needs Paddle and PaddleSeg there; tried with paddlepaddle 3.3.1 and
+paddleseg 2.8.0. It is the same network as ours, and gets the same weights.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ def setup(specification: dict) -> worker.Contestant:
     settings = specification["model"]
     if paddle.device.is_compiled_with_cuda():
         paddle.set_flags({"FLAGS_cudnn_exhaustive_search": True})
-    paddle.seed(0)
     make_backbone = getattr(backbones, settings["backbone"].replace("resnet", "ResNet"))  # such as ResNet50_vd
     model = DeepLabV3P(
         num_classes=specification["num_classes"],
@@ -28,6 +27,8 @@ def setup(specification: dict) -> worker.Contestant:
         aspp_out_channels=settings["aspp_channels"],
         align_corners=settings["align_corners"],
     )
+    with np.load(specification["paddle_weights"]) as file:
+        model.set_state_dict({name: paddle.to_tensor(file[name]) for name in file})
     with np.load(specification["batch"]) as file:
         images = paddle.to_tensor(file["image"].transpose(0, 3, 1, 2))
         labels = paddle.to_tensor(file["label"].astype(np.int64))
@@ -41,6 +42,12 @@ def setup(specification: dict) -> worker.Contestant:
     if make is None:
         raise ValueError("evaluation is not measured: PaddleSeg evaluates one picture at a time, on the host")
     call = make(specification, model, images, labels, autocast)
+
+    def logits():
+        model.eval()
+        with paddle.no_grad(), autocast():
+            return model(images)[0].astype("float32").numpy().transpose(0, 2, 3, 1)
+
     on_gpu = paddle.device.get_device().startswith("gpu")
 
     def wait(result):
@@ -50,9 +57,8 @@ def setup(specification: dict) -> worker.Contestant:
     def peak_bytes():
         return paddle.device.cuda.max_memory_allocated() if on_gpu else None
 
-    return worker.Contestant(
-        call, wait, "gpu" if on_gpu else "cpu", f"paddle {paddle.__version__}", peak_bytes=peak_bytes
-    )
+    platform, version = "gpu" if on_gpu else "cpu", f"paddle {paddle.__version__}"
+    return worker.Contestant(call, wait, platform, version, logits, peak_bytes)
 
 
 def _train(specification, model, images, labels, autocast):
