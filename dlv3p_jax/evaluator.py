@@ -109,7 +109,8 @@ def make_evaluator(
     plan = pipeline.plan_evaluation(sizes, batch_size, config.eval_size)
     for height, _ in plan.sizes:
         sharding.check_batch(mesh, batch_size, height, "config.eval.batch_size")
-    eval_step = jax.jit(
+    eval_step = sharding.jit(
+        mesh,
         evaluate.make_eval_step(config, model),
         in_shardings=(
             sharding.replicated(mesh),

@@ -153,7 +153,8 @@ def predict_pictures(
     Raises:
         ValueError: a view or the mesh cannot be used.
     """
-    predict_step = jax.jit(
+    predict_step = sharding.jit(
+        mesh,
         make_predict_step(config, model),
         in_shardings=(sharding.replicated(mesh), sharding.batched(mesh), sharding.rows(mesh)),
         out_shardings=sharding.batched(mesh),

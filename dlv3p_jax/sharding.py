@@ -4,7 +4,8 @@ The mesh is always there: `data` x `space` devices, 1 x 1 on a laptop. A batch i
 its pictures over `space`; parameters, statistics and counts are replicated. All else follows from these shardings.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -50,6 +51,57 @@ def batched(mesh: Mesh) -> NamedSharding:
 def rows(mesh: Mesh) -> NamedSharding:
     """For what a batch holds of each picture as a whole, such as sizes `[B, 2]`: batch over `data`."""
     return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def jit(mesh: Mesh, function: Callable, in_shardings, out_shardings, **options) -> Callable:
+    """`jax.jit` for a mesh that `function`, while it is traced, can ask for layouts on (`by_rows` and its like)."""
+
+    @functools.wraps(function)
+    def on_mesh(*arguments):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return jax.jit(on_mesh, in_shardings=in_shardings, out_shardings=out_shardings, **options)
+
+
+def num_row_shards() -> int:
+    """Over how many devices the rows of a picture lie, in a function that `jit` traces; 1 outside of one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[SPACE]
+
+
+def by_rows(x: jax.Array) -> jax.Array:
+    """Asks for `x` `[B, H, W, C]` as pictures are laid out: batch over `data`, height over `space`.
+
+    This and the three below are for layouts that the compiler does not find by itself. They change nothing but where
+    values lie, and do nothing outside of `jit` and where devices hold whole pictures (`space` = 1).
+    """
+    return _lay_out(x, DATA, SPACE)
+
+
+def by_columns(x: jax.Array) -> jax.Array:
+    """Asks for `x` `[B, H, W, C]` with batch over `data` and width over `space`: each device sees whole columns."""
+    return _lay_out(x, DATA, None, SPACE)
+
+
+def by_channels(x: jax.Array) -> jax.Array:
+    """Asks for `x` `[B, H, W, C]` with batch over `data` and channels over `space`: each device sees all pixels."""
+    return _lay_out(x, DATA, None, None, SPACE)
+
+
+def by_pictures(x: jax.Array) -> jax.Array:
+    """Asks for `x` `[B, H, W, C]` with batch over all devices: each sees whole pictures. See `are_enough`."""
+    return _lay_out(x, (DATA, SPACE))
+
+
+def are_enough(batch_size: int) -> bool:
+    """Whether so many pictures can lie on all devices of the mesh, a whole number on each."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or batch_size % mesh.size == 0
+
+
+def _lay_out(x: jax.Array, *axes) -> jax.Array:
+    return x if num_row_shards() == 1 else jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 
 def replicate(mesh: Mesh, tree):

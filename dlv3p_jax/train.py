@@ -317,7 +317,8 @@ def _compile_step(config, mesh, model, state: steps.TrainState, rng: jax.Array):
         sharding.describe(mesh),
     )
     start = time.monotonic()
-    lowered = jax.jit(
+    lowered = sharding.jit(
+        mesh,
         steps.make_train_step(config, model),
         in_shardings=(replicated, batched, replicated),
         out_shardings=(replicated, replicated),

@@ -102,7 +102,8 @@ def train(config, mesh: Mesh, variables: steps.Variables, dtype=np.uint8) -> Wor
     batch = made_batch(config, batch_size, size, dtype)
     rng = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
     replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
-    jitted = jax.jit(
+    jitted = sharding.jit(
+        mesh,
         steps.make_train_step(config, model),
         in_shardings=(replicated, batched, replicated),
         out_shardings=(replicated, replicated),
@@ -123,7 +124,8 @@ def predict(config, mesh: Mesh, variables: steps.Variables, size: Sequence[int],
     size, batch_size = _scaled(size, scale), config.eval.batch_size
     sharding.check_batch(mesh, batch_size, size[0], "config.eval.batch_size")
     model = build_model(config)
-    jitted = jax.jit(
+    jitted = sharding.jit(
+        mesh,
         lambda variables, images: model.apply(variables, images, train=False),
         in_shardings=(sharding.replicated(mesh), sharding.batched(mesh)),
         out_shardings=sharding.batched(mesh),
@@ -156,7 +158,8 @@ def evaluate_views(
     batch = made_batch(config, batch_size, size)
     batch["size"] = np.tile(np.int32(size), (batch_size, 1))
     replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
-    jitted = jax.jit(
+    jitted = sharding.jit(
+        mesh,
         evaluate.make_eval_step(config, build_model(config)),
         in_shardings=(replicated, {"image": batched, "label": batched, "size": sharding.rows(mesh)}),
         out_shardings=(replicated, batched),

@@ -25,7 +25,7 @@ from PIL import Image
 from configs import common
 from dlv3p_jax import evaluate, losses, metrics, preprocess, steps
 from dlv3p_jax.evaluate import predict_logits
-from dlv3p_jax.models import build_model
+from dlv3p_jax.models import build_model, ops
 from dlv3p_jax.paddle_weights import convert, revert
 
 
@@ -109,6 +109,13 @@ FORWARD = {
 }
 
 
+def _glued(x: jax.Array, cuts: int) -> jax.Array:
+    """Whole pictures of the sub-images that dilated stages run on."""
+    for number in range(cuts, 0, -1):
+        x = ops.glue(x, number)
+    return x
+
+
 def forward(shared: pathlib.Path, name: str, dtype: str) -> Iterator[Row]:
     """Logits, where recorded also features of the stages, and the classes that they give."""
     expected = {key: last(value) for key, value in recorded(shared, f"forward_{name}").items()}
@@ -134,8 +141,10 @@ def forward(shared: pathlib.Path, name: str, dtype: str) -> Iterator[Row]:
     found = {"logits": logits}
     if "stage1" in expected:
         stages = state["intermediates"]
-        found |= {f"stage{i + 1}": value for i, value in enumerate(stages["backbone"]["__call__"][0])}
-        found |= {f"aspp_block{i}": stages["aspp"][f"branch{i + 1}"]["__call__"][0] for i in range(4)}
+        features, cuts = stages["backbone"]["__call__"][0]
+        found |= {f"stage{i + 1}": _glued(*pair) for i, pair in enumerate(zip(features, cuts, strict=True))}
+        branches = [stages["aspp"][f"branch{i + 1}"]["__call__"][0] for i in range(4)]
+        found |= {f"aspp_block{i}": _glued(branch, cuts[-1]) for i, branch in enumerate(branches)}
         found |= {name: stages[name]["__call__"][0] for name in ("aspp", "decoder")}
     assert found.keys() == expected.keys()
     for name, value in expected.items():

@@ -137,7 +137,7 @@ def test_features_are_those_of_timm(timm, tmp_path):
     assert dropped == ["fc.bias", "fc.weight"]
     backbone = ResNet(BLOCKS["resnet50_vd"], bottleneck=True, output_stride=16, multi_grid=(1, 2, 4))
     apply = jax.jit(functools.partial(backbone.apply, train=False))
-    features = apply({kind: tree["backbone"] for kind, tree in variables.items()}, images)
+    features, _ = apply({kind: tree["backbone"] for kind, tree in variables.items()}, images)
     assert [x.shape[1:3] for x in features] == [(19, 25), (10, 13), (5, 7), (5, 7)]
     for ours, theirs in zip(features, expected, strict=True):
         theirs = theirs.numpy().transpose(0, 2, 3, 1)

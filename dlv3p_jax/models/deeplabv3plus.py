@@ -49,11 +49,11 @@ class DeepLabV3Plus(nn.Module):
         backbone = ResNet(
             self.blocks, self.bottleneck, self.output_stride, self.multi_grid, dtype=self.dtype, name="backbone"
         )
-        fine, *_, coarse = backbone(images.astype(self.dtype), train and not self.freeze_backbone)
+        (fine, *_, coarse), (*_, cuts) = backbone(images.astype(self.dtype), train and not self.freeze_backbone)
         if self.freeze_backbone:
             fine, coarse = jax.lax.stop_gradient((fine, coarse))
         aspp = ASPP(self.aspp_channels, self.aspp_rates, self.dropout, dtype=self.dtype, name="aspp")
         decoder = Decoder(self.num_classes, self.align_corners, dtype=self.dtype, name="decoder")
-        logits = decoder(aspp(coarse, train), fine, train)
+        logits = decoder(aspp(coarse, train, cuts), fine, train)
         logits = logits.astype(jnp.promote_types(self.dtype, jnp.float32))
         return ops.resize(logits, images.shape[1:3], self.align_corners)

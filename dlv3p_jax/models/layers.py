@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from dlv3p_jax import sharding
 from dlv3p_jax.models import ops
 
 BATCH_NORM_MOMENTUM = 0.9  # new running statistic = 0.9 old + 0.1 batch
@@ -43,16 +44,17 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """A 3x3 depthwise convolution with bias. [B, H, W, C] -> [B, H, W, C] in `dtype`."""
+    """A 3x3 depthwise convolution with bias, see `ops.depthwise_conv3x3`. [B, H, W, C] -> [B, H, W, C] in `dtype`."""
 
     dilation: int = 1
+    whole: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", depthwise_he_normal, (3, 3, 1, x.shape[-1]))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        x = ops.depthwise_conv3x3(x.astype(self.dtype), kernel.astype(self.dtype), self.dilation)
+        x = ops.depthwise_conv3x3(x.astype(self.dtype), kernel.astype(self.dtype), self.dilation, self.whole)
         return x + bias.astype(self.dtype)
 
 
@@ -97,22 +99,34 @@ class DepthwiseConvBN(nn.Module):
     """A depthwise convolution and batch normalisation, no ReLU: `conv`, `batch_norm`."""
 
     dilation: int = 1
+    whole: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = DepthwiseConv(self.dilation, dtype=self.dtype, name="conv")(x)
+        x = DepthwiseConv(self.dilation, self.whole, dtype=self.dtype, name="conv")(x)
         return BatchNorm(dtype=self.dtype, name="batch_norm")(x, train)
 
 
 class SeparableConvBN(nn.Module):
-    """A 3x3 separable convolution: `depthwise` (BatchNorm, no ReLU), then `pointwise` (BatchNorm, ReLU)."""
+    """A 3x3 separable convolution: `depthwise` (BatchNorm, no ReLU), then `pointwise` (BatchNorm, ReLU).
+
+    Attributes:
+        features: channels of the result.
+        dilation: of the depthwise convolution.
+        layout: of the depthwise convolution on a mesh, see `ops.depthwise_layout`.
+        dtype: type of the computation.
+    """
 
     features: int
     dilation: int = 1
+    layout: str = "rows"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = DepthwiseConvBN(self.dilation, dtype=self.dtype, name="depthwise")(x, train)
+        by_channels = self.layout == "channels"
+        x = sharding.by_channels(sharding.by_rows(x)) if by_channels else x
+        x = DepthwiseConvBN(self.dilation, self.layout != "rows", dtype=self.dtype, name="depthwise")(x, train)
+        x = sharding.by_rows(sharding.by_channels(x)) if by_channels else x
         return ConvBN(self.features, dtype=self.dtype, name="pointwise")(x, train)

@@ -5,7 +5,8 @@ Arrays are `[B, H, W, C]`, kernels `[height, width, in, out]`. `form` is for tes
 - `"conv"`: XLA's convolution, what GPUs and TPUs are built for;
 - `"products"`: matrix products, or for depthwise convolutions multiply-adds, over windows that skip the padding;
 - `"auto"`: on a CPU what is faster there, convolutions elsewhere. XLA's depthwise convolutions and their gradients are
-  hundreds of times slower than multiply-adds on a CPU.
+  hundreds of times slower than multiply-adds on a CPU. Convolutions too where several devices hold the rows of a
+  picture: for these the compiler exchanges the rows at the borders, for windows it would gather all.
 
 Both forms are the same function with the same gradients. Padding is explicit everywhere: "SAME" pads strided
 convolutions unevenly, which PaddleSeg does not.
@@ -19,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dlv3p_jax import sharding
+
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
@@ -27,15 +30,18 @@ def precision(dtype) -> lax.Precision:
     return lax.Precision.DEFAULT if dtype == jnp.bfloat16 else lax.Precision.HIGHEST
 
 
-def _use_products(form: str) -> bool:
+def _use_products(form: str, whole: bool = False) -> bool:
     if form not in ("auto", "conv", "products"):
         raise ValueError(f"form={form!r}: give 'auto', 'conv' or 'products'")
-    return form == "products" or (form == "auto" and jax.default_backend() == "cpu")
+    whole = whole or sharding.num_row_shards() == 1
+    return form == "products" or (form == "auto" and jax.default_backend() == "cpu" and whole)
 
 
 def conv1x1(x: jax.Array, kernel: jax.Array, form: str = "auto") -> jax.Array:
     """A 1x1 convolution with stride 1. x: [B, H, W, C]; kernel: [1, 1, C, D] -> [B, H, W, D] in the type of `x`."""
-    if _use_products(form):
+    # Where devices hold rows, on every backend: of a 1x1 convolution whose result's gradient lies by columns, XLA (that
+    # of jax 0.10.2) forgets to sum the kernel's gradient over `data`.
+    if _use_products(form) or (form == "auto" and sharding.num_row_shards() > 1):
         return _product(x, kernel[0, 0]).astype(x.dtype)
     return _conv(x, kernel)
 
@@ -59,21 +65,83 @@ def conv3x3(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1,
     return _conv(x, kernel, stride, dilation)
 
 
-def depthwise_conv3x3(x: jax.Array, kernel: jax.Array, dilation: int = 1, form: str = "auto") -> jax.Array:
+def depthwise_conv3x3(
+    x: jax.Array, kernel: jax.Array, dilation: int = 1, whole: bool = False, form: str = "auto"
+) -> jax.Array:
     """A 3x3 convolution of each channel with its own filter, stride 1, padded by its dilation on every side.
 
     Args:
         x: [B, H, W, C].
         kernel: [3, 3, 1, C].
         dilation: distance of neighbouring taps, in pixels; may exceed H and W.
+        whole: whether, on a mesh whose devices hold rows of pictures, they hold all rows of this.
         form: see the head of this file.
 
     Returns:
         [B, H, W, C] in the type of `x`.
     """
-    if _use_products(form):
+    if _use_products(form, whole):
         return _depthwise_products(x, kernel, dilation)
     return _conv(x, kernel, dilation=dilation, groups=x.shape[-1])
+
+
+def can_cut(x: jax.Array, cuts: int = 0) -> bool:
+    """Whether `cut` takes `x`: whether both its sides are even, or of several devices' rows those of each device."""
+    rows = x.shape[1] if _are_whole(len(x), cuts) else x.shape[1] / sharding.num_row_shards()
+    return rows % 2 == 0 and x.shape[2] % 2 == 0
+
+
+def cut(x: jax.Array, cuts: int = 0) -> jax.Array:
+    """The four parity sub-images of every picture: even and odd rows, and of each the even and odd columns.
+
+    A convolution with an even dilation never mixes them, so that it is one with half the dilation on the sub-images.
+    That is faster: compilers lay the batch into their vector units, of which four times as much is there, and they
+    know ordinary convolutions best. On a mesh whose devices hold rows of pictures, sub-images lie on different devices
+    if there are enough of them: then no convolution needs its neighbours' rows.
+
+    Args:
+        x: [B, H, W, C] that `can_cut`.
+        cuts: how often `x` has been cut before.
+
+    Returns:
+        [4 B, H / 2, W / 2, C]; those of a picture lie next to each other, so that a batch that is sharded stays so.
+    """
+    batch, height, width, channels = x.shape
+    x = _lay_out(x, cuts).reshape(batch, height // 2, 2, width // 2, 2, channels)
+    x = x.transpose(0, 2, 4, 1, 3, 5).reshape(4 * batch, height // 2, width // 2, channels)
+    if not _are_whole(batch, cuts):
+        x = sharding.by_rows(x)  # the compiler finds no way from rows to sub-images while it cuts
+    return _lay_out(x, cuts + 1)
+
+
+def glue(x: jax.Array, cuts: int = 1) -> jax.Array:
+    """The inverse of `cut`: `x` [4 B, H, W, C], cut `cuts` times, -> [B, 2 H, 2 W, C], cut once less."""
+    batch, height, width, channels = len(x) // 4, *x.shape[1:]
+    x = _lay_out(x, cuts)
+    if not _are_whole(batch, cuts - 1):
+        x = sharding.by_rows(x)
+    x = x.reshape(batch, 2, 2, height, width, channels).transpose(0, 3, 1, 4, 2, 5)
+    return _lay_out(x.reshape(batch, 2 * height, 2 * width, channels), cuts - 1)
+
+
+def depthwise_layout(x: jax.Array, cuts: int, dilation: int) -> str:
+    """How `x` [B, H, W, C], cut `cuts` times, had best lie on a mesh for a depthwise convolution.
+
+    "pictures" if devices hold whole ones anyway, "rows" if they hold rows and at least as many as the dilation,
+    "channels" if the convolution would need rows of more than its neighbours: then better all rows of some channels.
+    """
+    if _are_whole(len(x), cuts):
+        return "pictures"
+    return "rows" if dilation * sharding.num_row_shards() <= x.shape[1] else "channels"
+
+
+def _are_whole(batch_size: int, cuts: int) -> bool:
+    """Whether devices hold whole pictures, or whole sub-images of pictures that were cut `cuts` times."""
+    return sharding.num_row_shards() == 1 or (cuts > 0 and sharding.are_enough(batch_size))
+
+
+def _lay_out(x: jax.Array, cuts: int) -> jax.Array:
+    return sharding.by_pictures(x) if _are_whole(len(x), cuts) else sharding.by_rows(x)
 
 
 def max_pool3x3(x: jax.Array) -> jax.Array:
@@ -105,12 +173,16 @@ def resize(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Arra
     Returns:
         [B, height, width, C] in the type of `x`.
     """
-    rows = jnp.asarray(_interpolation_matrix(x.shape[1], size[0], align_corners), x.dtype)
-    columns = jnp.asarray(_interpolation_matrix(x.shape[2], size[1], align_corners), x.dtype)
+    height, width = x.shape[1:3]
+    rows = jnp.asarray(_interpolation_matrix(height, size[0], align_corners), x.dtype)
+    columns = jnp.asarray(_interpolation_matrix(width, size[1], align_corners), x.dtype)
     dot = functools.partial(jnp.einsum, precision=precision(x.dtype))
-    if x.shape[1] != size[0]:
-        x = dot("yh,bhwc->bywc", rows, x)
-    if x.shape[2] != size[1]:
+    if height != size[0]:
+        # Over the rows that a mesh holds, the product would need all of them everywhere.
+        x = jnp.pad(sharding.by_rows(x), ((0, 0), (0, 0), (0, -width % sharding.num_row_shards()), (0, 0)))
+        x = sharding.by_columns(dot("yh,bhwc->bywc", rows, sharding.by_columns(x)))
+        x = sharding.by_rows(x)[:, :, :width]
+    if width != size[1]:
         x = dot("xw,bhwc->bhxc", columns, x)
     return x
 

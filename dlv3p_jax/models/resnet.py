@@ -68,21 +68,33 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        """x: [B, H, W, 3] -> features of the four stages, at strides 4, 8, then `output_stride` at most."""
+        """Features of the four stages, at strides 4, 8, then `output_stride` at most.
+
+        Dilated stages run on sub-images as far as their sides divide, which is the same function (`ops.cut`).
+
+        Args:
+            x: [B, H, W, 3].
+            train: see `DeepLabV3Plus`.
+
+        Returns:
+            The four features, and how often each of them is cut into sub-images.
+        """
         conv = functools.partial(ConvBN, size=3, use_bias=False, dtype=self.dtype)
         x = conv(32, stride=2, name="stem_conv1")(x, train)
         x = conv(32, name="stem_conv2")(x, train)
         x = conv(64, name="stem_conv3")(x, train)
         x = ops.max_pool3x3(x)
 
-        features = []
-        stride, dilation = 4, 1
+        features, features_cuts = [], []
+        stride, dilation, cuts = 4, 1, 0
         for stage, blocks in enumerate(self.blocks, start=1):
             stage_stride = 1
             if stage > 1:
                 if stride < self.output_stride:
                     stage_stride = 2
                     stride *= 2
+                elif ops.can_cut(x, cuts):
+                    x, cuts = ops.cut(x, cuts), cuts + 1
                 else:
                     dilation *= 2
             for block in range(blocks):
@@ -96,4 +108,5 @@ class ResNet(nn.Module):
                     name=f"stage{stage}_block{block + 1}",
                 )(x, train)
             features.append(x)
-        return tuple(features)
+            features_cuts.append(cuts)
+        return tuple(features), tuple(features_cuts)
