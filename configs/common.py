@@ -65,6 +65,7 @@ def get_config() -> ConfigDict:
     config.model.align_corners = False
     config.model.dropout = 0.1
     config.model.dtype = "float32"
+    config.model.remat = False  # compute the backbone's activations again for the gradient: less memory, more time
 
     config.eval = ConfigDict()
     config.eval.batch_size = 8  # global

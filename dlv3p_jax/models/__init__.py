@@ -56,6 +56,7 @@ def build_model(config) -> DeepLabV3Plus:
         aspp_rates=tuple(model.aspp_rates),
         dropout=model.dropout,
         align_corners=model.align_corners,
+        remat=model.remat,
         freeze_backbone=config.freeze_backbone,
         dtype=_DTYPES[model.dtype],
     )

@@ -18,6 +18,7 @@ class DeepLabV3Plus(nn.Module):
         blocks, bottleneck, output_stride, multi_grid: of the backbone, see `ResNet`.
         aspp_channels, aspp_rates, dropout: see `ASPP`.
         align_corners: how features and logits are resized, see `ops.resize`.
+        remat: of the backbone, see `ResNet`.
         freeze_backbone: in training too, the backbone uses its running statistics and takes no gradient.
         dtype: type of the computation. Parameters, batch statistics and logits are float32 whatever it is.
     """
@@ -31,6 +32,7 @@ class DeepLabV3Plus(nn.Module):
     aspp_rates: tuple[int, ...]
     dropout: float
     align_corners: bool
+    remat: bool = False
     freeze_backbone: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -47,7 +49,9 @@ class DeepLabV3Plus(nn.Module):
             float32 [B, H, W, num_classes].
         """
         backbone = ResNet(
-            self.blocks, self.bottleneck, self.output_stride, self.multi_grid, dtype=self.dtype, name="backbone"
+            *(self.blocks, self.bottleneck, self.output_stride, self.multi_grid, self.remat),
+            dtype=self.dtype,
+            name="backbone",
         )
         (fine, *_, coarse), (*_, cuts) = backbone(images.astype(self.dtype), train and not self.freeze_backbone)
         if self.freeze_backbone:

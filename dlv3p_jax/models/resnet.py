@@ -57,6 +57,7 @@ class ResNet(nn.Module):
         bottleneck: bottlenecks of three convolutions, or basic blocks of two.
         output_stride: 8 or 16.
         multi_grid: factors on the dilation of the last stage's blocks.
+        remat: compute the inside of every block once more for the gradient instead of keeping it.
         dtype: type of the computation.
     """
 
@@ -64,6 +65,7 @@ class ResNet(nn.Module):
     bottleneck: bool
     output_stride: int
     multi_grid: tuple[int, ...]
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -85,6 +87,7 @@ class ResNet(nn.Module):
         x = conv(64, name="stem_conv3")(x, train)
         x = ops.max_pool3x3(x)
 
+        make_block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # `train` is no array
         features, features_cuts = [], []
         stride, dilation, cuts = 4, 1, 0
         for stage, blocks in enumerate(self.blocks, start=1):
@@ -98,7 +101,7 @@ class ResNet(nn.Module):
                 else:
                     dilation *= 2
             for block in range(blocks):
-                x = Block(
+                x = make_block(
                     width=64 * 2 ** (stage - 1),
                     bottleneck=self.bottleneck,
                     first=block == 0,

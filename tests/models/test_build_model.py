@@ -151,3 +151,22 @@ def test_number_of_classes_has_to_be_given(num_classes):
     config.num_classes = num_classes
     with pytest.raises(ValueError, match=f"num_classes={num_classes}"):
         build_model(config)
+
+
+def test_remat_changes_no_parameter_and_no_gradient():
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    found = []
+    for remat in (False, True):
+        model = build_model(make_config(backbone="resnet18_vd", multi_grid=(1, 1), remat=remat, dropout=0.0))
+        variables = jax.jit(lambda model=model: model.init(jax.random.key(0), images, train=False))()
+
+        def loss(params, model=model, variables=variables):
+            logits, updates = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+            return (logits**2).mean(), updates
+
+        lowered = jax.jit(jax.grad(loss, has_aux=True)).lower(variables["params"])
+        assert ("optimization_barrier" in lowered.as_text()) == remat
+        found.append((variables, lowered.compile()(variables["params"])))
+    jax.tree.map(np.testing.assert_array_equal, found[0][0], found[1][0])
+    for plain, again in zip(*map(jax.tree.leaves, (found[0][1], found[1][1])), strict=True):
+        np.testing.assert_allclose(again, plain, rtol=0, atol=1e-3 * max(np.abs(plain).max(), 1e-3))
