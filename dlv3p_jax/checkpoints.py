@@ -285,6 +285,8 @@ def find(path: epath.PathLike) -> epath.Path:
     ):
         if folder.is_dir():
             found = [entry for entry in folder.iterdir() if entry.name.isdigit() and (entry / "variables").is_dir()]
+            # In a bucket, a checkpoint has its name before it is whole.
+            found = [entry for entry in found if ocp.utils.is_checkpoint_finalized(entry)]
             if found:
                 return max(found, key=lambda entry: int(entry.name))
     raise CheckpointError(

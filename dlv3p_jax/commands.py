@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from absl import flags, logging
+from etils import epath
 
 from configs import (
     cityscapes_r50,
@@ -61,10 +62,39 @@ def make_deterministic() -> None:
 
 
 def check_folder(command: str, flag: str, path: str | os.PathLike) -> None:
-    """Ends the program in one line if `path`, the value of `flag`, or a part of it is a file, so no folder can be."""
+    """Ends the program in one line if no folder can be at `path`, the value of `flag`.
+
+    A part of it is a file, or it is in a bucket that cannot be written.
+    """
+    if "://" in os.fspath(path):
+        if reason := _why_not_written(os.fspath(path)):
+            sys.exit(f"{command}: --{flag}={path} cannot be written: {reason}")
+        return
     found = next((part for part in (pathlib.Path(path), *pathlib.Path(path).parents) if part.exists()), None)
     if found is not None and not found.is_dir():
         sys.exit(f"{command}: --{flag}={path}: {found} is a file, not a folder")
+
+
+def _why_not_written(url: str) -> str | None:
+    """Makes a folder in a bucket; says why that cannot be, in place of the traceback that would come minutes later."""
+    scheme, _, rest = url.partition("://")
+    try:
+        if scheme == "gs":
+            from google.cloud.storage import Client
+
+            Client().get_bucket(rest.partition("/")[0])  # as Orbax does, to know how the bucket renames
+        epath.Path(url).mkdir(parents=True, exist_ok=True)
+    except ImportError:
+        return "Orbax needs google-cloud-storage for it; pip install google-cloud-storage google-cloud-storage-control"
+    except KeyError:
+        return f"nothing here knows {scheme}://"
+    except Exception as error:  # of TensorFlow's, of Google's and of other classes
+        roles = "roles/storage.objectUser and roles/storage.legacyBucketReader"
+        return (
+            f"{' '.join(str(error).split())[:400]}. Is the name right, is this machine logged in, and has it, for gs://, "
+            f"{roles} on the bucket?"
+        )
+    return None
 
 
 def _is_ours(record) -> bool:

@@ -94,9 +94,17 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_what_one_proces
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 
-    process = start_two(data_dir, tmp_path, "--verbosity=1")
-    output, _ = process.communicate(timeout=400)
+    # As it goes on, one process is preempted: both leave together, and the launcher starts both again.
+    second_log = tmp_path / "second_log"
+    process = start_two(data_dir, tmp_path, "--verbosity=1", log=second_log.open("w"))
+    wait_for(lambda: "the coordinator is at" in second_log.read_text(), process)
+    os.kill(int(re.search(r"2 processes, \d+, (\d+),", second_log.read_text())[1]), signal.SIGTERM)
+    process.wait(timeout=400)
+    output = second_log.read_text()
     assert process.returncode == 0, output
+    left = re.search(r"\[0\] main: told to leave; step (\d) is saved in .*latest/\1, and the same", output)
+    assert left and "launch/local: exit code 75: preempted and saved; starting again" in output
+    assert re.findall(r"Resumed from .*latest/(\d)", output)[1] == left[1]
     resumed = int(re.search(r"Resumed from .*latest/(\d)", output).group(1))
     assert 2 <= resumed < STEPS
 
@@ -116,7 +124,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_what_one_proces
     # What is global is written once, and is what one process writes.
     assert len(re.findall(r"^\[0\] aAcc .* mIoU ", output, re.MULTILINE)) == 1 and "[1] aAcc" not in output
     assert "[0] I" in output and output.count("train/loss=") >= STEPS - resumed
-    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2  # process 0 before and after
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 3  # process 0, at each start
     reports = [json.loads((workdir / "eval" / f"{STEPS}.json").read_text()) for workdir in (one, tmp_path)]
     for report in reports:
         del report["seconds"], report["checkpoint"]

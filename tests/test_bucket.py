@@ -1,0 +1,119 @@
+"""Runs whose workdir and data are in a bucket: the clients of TensorFlow, TensorStore and Google, and a local server."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import fake_gcs
+import pytest
+import tiny
+
+from dlv3p_jax import commands, train
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+MAIN = """
+import sys
+import tiny
+from absl import app
+from dlv3p_jax import commands, evaluator, main, train
+train.build_model = evaluator.build_model = tiny.build_model
+app.run(main.main, flags_parser=commands.make_flags_parser("main"))
+"""
+
+
+@pytest.fixture(scope="module")
+def gcs(data_dir, tmp_path_factory):
+    with fake_gcs.FakeGcs(tmp_path_factory.mktemp("gcs")) as gcs:
+        gcs.upload_folder(data_dir, "data")
+        yield gcs
+
+
+@pytest.fixture(scope="module")
+def start(gcs, tmp_path_factory):
+    """Starts the command, with a tiny network."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def start(workdir, *flags):
+        settings = [
+            f"--config.{key}={value}"
+            for key, value in (tiny.SETTINGS | {"data_dir": "gs://bucket/data", "eval_every_steps": 6}).items()
+        ]
+        return subprocess.Popen(
+            [sys.executable, "-c", MAIN, "--config=configs/common.py", f"--workdir={workdir}", *settings, *flags],
+            cwd=ROOT,
+            env=os.environ | gcs.environment | {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}", "DLV3P_CACHE": str(cache)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+def finish(process):
+    try:
+        output, _ = process.communicate(timeout=200)
+    finally:
+        process.kill()
+    return process.returncode, output
+
+
+def test_a_run_in_a_bucket_is_killed_in_a_save_goes_on_and_is_evaluated(gcs, start, data_dir, tmp_path, monkeypatch):
+    """SIGKILL when the second checkpoint has begun: it lies there under its name, but is not committed."""
+    unfinished = "run/checkpoints/latest/4/"
+    gcs.answer([(f"POST .*name={unfinished}commit_success.txt", None, 60)])
+    process = start("gs://bucket/run")
+    deadline = time.monotonic() + 120
+    while not any(name.startswith(f"{unfinished}variables/d/") for name in gcs.names()):
+        assert process.poll() is None and time.monotonic() < deadline, finish(process)
+        time.sleep(0.1)
+    process.kill()
+    finish(process)
+    gcs.answer([])
+    assert f"{unfinished}commit_success.txt" not in gcs.names()
+
+    code, output = finish(start("gs://bucket/run"))
+    assert code == 0, output
+    assert "Resumed from gs://bucket/run/checkpoints/latest/2" in output
+    monkeypatch.setattr(train, "build_model", tiny.build_model)
+    train.train_and_evaluate(tiny.make_config(data_dir, eval_every_steps=6), tmp_path)
+    undisturbed = json.loads((tmp_path / "eval" / "6.json").read_text())
+    report = json.loads(gcs.get("run/eval/6.json"))
+    assert report["confusion_matrix"] == undisturbed["confusion_matrix"] and report["checkpoint"] == "gs://bucket/run"
+    names = {name.removeprefix("run/") for name in gcs.names() if name.startswith("run/")}
+    assert {"config.json", "eval/6.plain.json", "eval/6.plain.png", "checkpoints/latest/6/commit_success.txt"} <= names
+    assert any(name.startswith("events.out.tfevents.") for name in names)
+    assert not [name for name in names if "unfinished" in name]
+
+    code, output = finish(start("gs://bucket/run", "--mode=eval", "--config.eval.flip=True"))
+    assert code == 0, output
+    assert json.loads(gcs.get("run/eval/6.json"))["flip"] is True
+    assert "report: gs://bucket/run/eval/6.json" in output
+
+
+@pytest.mark.parametrize(
+    ("request_refused", "url"),
+    [("GET /storage/v1/b/bucket$", "gs://bucket/x"), ("POST", "gs://bucket/x"), ("", "s3://b/x")],
+)
+def test_a_bucket_that_cannot_be_written_is_told_at_once(gcs, monkeypatch, request_refused, url):
+    for name, value in gcs.environment.items():
+        monkeypatch.setenv(name, value)
+    gcs.answer([(request_refused, 403, 0)])
+    with pytest.raises(SystemExit) as error:
+        commands.check_folder("main", "workdir", url)
+    gcs.answer([])
+    assert re.fullmatch(
+        rf"main: --workdir={url} cannot be written: .*(403|not implemented).*objectUser.*", str(error.value)
+    )
+
+
+def test_what_orbax_needs_for_buckets_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
+    with pytest.raises(
+        SystemExit, match="--workdir=gs://bucket/x cannot be written: .*pip install google-cloud-storage"
+    ):
+        commands.check_folder("main", "workdir", "gs://bucket/x")
