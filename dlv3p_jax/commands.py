@@ -91,8 +91,8 @@ def _why_not_written(url: str) -> str | None:
     except Exception as error:  # of TensorFlow's, of Google's and of other classes
         roles = "roles/storage.objectUser and roles/storage.legacyBucketReader"
         return (
-            f"{' '.join(str(error).split())[:400]}. Is the name right, is this machine logged in, and has it, for gs://, "
-            f"{roles} on the bucket?"
+            f"{' '.join(str(error).split())[:400]}. Is the name right, is this machine logged in, and has it, for "
+            f"gs://, {roles} on the bucket?"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""Runs whose workdir and data are in a bucket: the clients of TensorFlow, TensorStore and Google, and a local server."""
+"""Runs whose workdir and data are in a bucket: the real clients, and a local server in place of Google's."""
 
 import json
 import os
