@@ -12,6 +12,7 @@ not installed is said, and left out.
 import json
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 
@@ -19,7 +20,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from benchmarks import rounds
-from dlv3p_jax import commands, configuration
+from dlv3p_jax import commands, configuration, speed
 
 TORCH_VARIANTS = ("eager", "eager-channels_last", "compiled", "compiled-channels_last")
 WORKS = ("train", "predict", "evaluate", "evaluate-flip", "evaluate-flip-scales")
@@ -58,19 +59,20 @@ def main(argv: list[str]) -> None:
         if unknown := set(values[name].value) - set(known):
             raise app.UsageError(f"--{name}: {sorted(unknown)[0]} is none of {', '.join(known)}")
     commands.configure_logging()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the contestants are ended too
     try:
         if values.config.dataset is None:
             values.config.dataset = "made"
         configuration.check(values.config)
         _check_loss(values.config.loss)
-        size = tuple(map(int, values.size)) if values.size else tuple(values.config.crop_size)
+        size = speed.parse_size(values.size) if values.size else tuple(values.config.crop_size)
         contestants = _contestants(values)
         reports = []
         for work in values.work:
             reports.append(_compare(work, values, size, contestants))
             print(f"\n{rounds.to_text(reports[-1])}", flush=True)
-        if values.json is not None:
-            pathlib.Path(values.json).write_text(json.dumps(reports, indent=2) + "\n")
+            if values.json is not None:  # after each, for a later one may fail
+                pathlib.Path(values.json).write_text(json.dumps(reports, indent=2) + "\n")
     except (ValueError, OSError, rounds.ContestantError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
         sys.exit(f"compare: {error}")

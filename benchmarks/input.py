@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
             import cv2  # noqa: F401
         except ImportError as error:
             raise ValueError(f"OpenCV is not installed ({error}): pip install opencv-python-headless") from error
-        result = compare(values.config, tuple(map(int, values.size)), values.repeats, values.turn_seconds)
+        result = compare(values.config, speed.parse_size(values.size), values.repeats, values.turn_seconds)
         if values.json is not None:
             pathlib.Path(values.json).write_text(json.dumps(result, indent=2) + "\n")
     except (ValueError, OSError) as error:
@@ -141,10 +141,12 @@ def opencv_steps(image: np.ndarray, label: np.ndarray, config, rng: np.random.Ge
     """
     import cv2
 
+    from dlv3p_jax.data import augment
+
     settings, (height, width) = config.augment, config.crop_size
     image = image.astype(np.float32)
-    count = round((settings.max_scale - settings.min_scale) / settings.scale_step) + 1
-    scale = rng.choice(np.linspace(settings.min_scale, settings.max_scale, count))
+    scales = augment.scale_steps(settings.min_scale, settings.max_scale, settings.scale_step)
+    scale = rng.choice(scales) if scales else rng.uniform(settings.min_scale, settings.max_scale)
     size = tuple(round(side * scale) for side in reversed(label.shape))
     image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)

@@ -12,6 +12,7 @@ import os
 import pathlib
 import sys
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -64,12 +65,22 @@ def main(argv: list[str]) -> None:
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
         sys.exit(f"benchmark: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(f"benchmark: the devices' memory is too small: take fewer or smaller pictures ({_first_line(error)})")
     print(speed.to_text(report), flush=True)
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
 def _measure(values):
-    size = _size(values.size) or (_INPUT_SIZE if values.kind == "input" else tuple(values.config.crop_size))
     config = values.config
+    size = _INPUT_SIZE if values.kind == "input" else tuple(config.crop_size)
+    if values.size is not None:
+        size = speed.parse_size(values.size)
     if config.dataset is None:
         config.dataset = "made"
     configuration.check(config)
@@ -83,18 +94,6 @@ def _measure(values):
             "tensorflow-datasets"
         ) from error
     return throughput.report(config, None if values.use_data else size, values.repeats)
-
-
-def _size(words: list[str] | None) -> tuple[int, int] | None:
-    if words is None:
-        return None
-    try:
-        height, width = map(int, words)
-        if min(height, width) < 1:
-            raise ValueError
-    except ValueError:
-        raise ValueError(f"--size={','.join(words)}: give HEIGHT,WIDTH in pixels, with a comma and no blanks") from None
-    return height, width
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def report(kind: str, config, size: Sequence[int], repeats: int, compile_twice: 
         What can be written as JSON: 'kind', 'date', 'version', 'jax', 'devices', 'model', …, 'product' and 'programs',
         each of them with 'name', 'batch_size', 'size', 'dtype', 'seconds' (see `timing.spread`; of a call),
         'pictures_per_second', 'pictures_per_second_per_device', 'teraflop_per_picture', 'teraflops_per_second',
-        'share_of_product', 'memory' (see `timing.peak_memory`), 'compile'. 'evaluate' adds 'ratios'.
+        'share_of_product', 'memory' (see `timing.peak_memory`), 'compile'. 'evaluate' adds 'ratios'; a single program
+        compiled once adds 'start_to_first_call_seconds', from the start of the process to the end of its first call.
 
     Raises:
         ValueError: configuration or mesh cannot be used.
@@ -51,9 +52,10 @@ def report(kind: str, config, size: Sequence[int], repeats: int, compile_twice: 
     compiled = {load.name: _compile(load, compile_twice) for load in loads}
     product, product_operations = timing.matrix_product(jnp.dtype(config.model.dtype))
     calls = {load.name: _repeatedly(load, compiled[load.name][0].program) for load in loads}
-    memory = {}
+    memory, since_start = {}, None
     for name, call in calls.items():  # in order of size, as the device tells the most that was ever in use
         jax.block_until_ready(call())
+        since_start = since_start or timing.seconds_since_start()
         memory[name] = timing.peak_memory(compiled[name][0].program, mesh.devices.flat)
     times = timing.measure(calls | {"product": product}, repeats)
 
@@ -83,6 +85,8 @@ def report(kind: str, config, size: Sequence[int], repeats: int, compile_twice: 
         rate = program["teraflops_per_second"]
         peak = result["product"]["teraflops_per_second"] * (1 if on_cpu else mesh.size)
         program["share_of_product"] = None if rate is None else rate / peak
+    if len(loads) == 1 and not compile_twice:
+        result["start_to_first_call_seconds"] = since_start
     if kind == "evaluate":
         result["ratios"] = _evaluation_ratios(config, times)
     result["share_of_others"] = timing.share_of_others(
@@ -101,6 +105,17 @@ def describe(kind: str, config) -> dict[str, Any]:
         "dataset": config.dataset,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
+
+
+def parse_size(words: Sequence[str]) -> tuple[int, int]:
+    """(height, width) of the words of a flag --size; raises ValueError where they are no such thing."""
+    try:
+        height, width = map(int, words)
+        if min(height, width) < 1:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"--size={','.join(words)}: give HEIGHT,WIDTH in pixels, with a comma and no blanks") from None
+    return height, width
 
 
 def _evaluations(config, mesh, variables, size) -> list[workloads.Workload]:
@@ -134,6 +149,7 @@ def _repeatedly(load: workloads.Workload, program: jax.stages.Compiled) -> Calla
 def _program(load, times, memory, compiled, config, num_devices) -> dict[str, Any]:
     seconds = timing.spread(times)
     rate = load.pictures / seconds["median"]
+    operations = load.count_operations()
     run, cold = compiled
     if cold is None:
         compile_seconds = {"seconds": run.trace_seconds + run.compile_seconds}
@@ -153,8 +169,8 @@ def _program(load, times, memory, compiled, config, num_devices) -> dict[str, An
         "seconds": seconds,
         "pictures_per_second": rate,
         "pictures_per_second_per_device": rate / num_devices,
-        "teraflop_per_picture": None if load.operations is None else load.operations / load.pictures / 1e12,
-        "teraflops_per_second": None if load.operations is None else load.operations / seconds["median"] / 1e12,
+        "teraflop_per_picture": None if operations is None else operations / load.pictures / 1e12,
+        "teraflops_per_second": None if operations is None else operations / seconds["median"] / 1e12,
         "memory": memory,
         "compile": compile_seconds,
     }
@@ -221,6 +237,10 @@ def _program_text(result: dict[str, Any]) -> str:
         f"{name}: {ratio['median']:.3f} (spread {ratio['spread']:.0%})"
         for name, ratio in result.get("ratios", {}).items()
     ]
+    if result.get("start_to_first_call_seconds") is not None:
+        lines.append(
+            f"Its first call was done {result['start_to_first_call_seconds']:.1f} s after the process started."
+        )
     return "\n".join([*lines, *_others(result)])
 
 

@@ -3,6 +3,7 @@
 Nothing here knows the network; `workloads` makes what is measured.
 """
 
+import os
 import statistics
 import tempfile
 import time
@@ -135,6 +136,16 @@ def peak_memory(program: jax.stages.Compiled, devices: Sequence[jax.Device]) -> 
     return {"bytes": total, "source": "compiler"}
 
 
+def seconds_since_start() -> float | None:
+    """Seconds since this process was started; None if unknown."""
+    try:
+        with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+            started = int(stat.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+            return float(uptime.read().split()[0]) - started
+    except (OSError, ValueError):
+        return None
+
+
 def processor_seconds() -> tuple[float, float] | None:
     """Seconds that this machine's processors have been busy, and have been there, since it started; None if unknown."""
     try:
@@ -143,7 +154,8 @@ def processor_seconds() -> tuple[float, float] | None:
     except (OSError, ValueError):
         return None
     idle = ticks[3] + ticks[4]
-    return (sum(ticks) - idle) / 100, sum(ticks) / 100
+    second = os.sysconf("SC_CLK_TCK")
+    return (sum(ticks) - idle) / second, sum(ticks) / second
 
 
 def share_of_others(before, after, own_seconds: float) -> float | None:

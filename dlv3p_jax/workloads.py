@@ -30,7 +30,7 @@ class Workload(NamedTuple):
         jitted: the program.
         arguments: of the first call, on the devices.
         advance: (arguments, result) -> the arguments of the next call.
-        operations: additions and multiplications of a call in the straightforward model, by the compiler's count.
+        count_operations: counts the additions and multiplications of a call in the straightforward model.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Workload(NamedTuple):
     jitted: Callable
     arguments: tuple
     advance: Callable[[tuple, Any], tuple]
-    operations: float | None
+    count_operations: Callable[[], float | None]
 
 
 def prepare(config):
@@ -110,9 +110,11 @@ def train(config, mesh: Mesh, variables: steps.Variables, dtype=np.uint8) -> Wor
         donate_argnums=0,
     )
     plain_step = steps.make_train_step(config, straightforward.build(config))
-    operations = timing.count_operations(plain_step, *jax.eval_shape(lambda *shapes: shapes, state, batch, rng))
+    shapes = jax.eval_shape(lambda *arrays: arrays, state, batch, rng)
     arguments = (state, sharding.put_batch(mesh, batch), rng)
-    return Workload("train", batch_size, size, jitted, arguments, lambda old, new: (new[0], *old[1:]), operations)
+    return Workload(
+        "train", batch_size, size, jitted, arguments, _next_step, lambda: timing.count_operations(plain_step, *shapes)
+    )
 
 
 def predict(config, mesh: Mesh, variables: steps.Variables, size: Sequence[int], scale: float = 1.0) -> Workload:
@@ -132,9 +134,9 @@ def predict(config, mesh: Mesh, variables: steps.Variables, size: Sequence[int],
     )
     image = made_batch(config, batch_size, size, np.float32)["image"]
     arguments = (sharding.replicate(mesh, variables), sharding.put_batch(mesh, {"image": image})["image"])
-    operations = _forward_operations(config, variables, batch_size, size)
+    count = functools.partial(_forward_operations, config, variables, batch_size, size)
     name = "predict" if scale == 1 else f"predict at {scale:g}"
-    return Workload(name, batch_size, size, jitted, arguments, _same, operations)
+    return Workload(name, batch_size, size, jitted, arguments, _same, count)
 
 
 def evaluate_views(
@@ -165,12 +167,16 @@ def evaluate_views(
         out_shardings=(replicated, batched),
     )
     arguments = (sharding.replicate(mesh, variables), sharding.put_batch(mesh, batch))
-    passes = [_windows(config.eval, _scaled(padded_size(config, size), scale)) for scale in scales]
-    counts = [_forward_operations(config, variables, batch_size, view) for view, _ in passes]
-    operations = None
-    if None not in counts:
-        operations = (2 if flip else 1) * sum(count * times for count, (_, times) in zip(counts, passes, strict=True))
-    return Workload(name, batch_size, size, jitted, arguments, _same, operations)
+
+    def count() -> float | None:
+        passes = [_windows(config.eval, _scaled(padded_size(config, size), scale)) for scale in scales]
+        counts = [_forward_operations(config, variables, batch_size, view) for view, _ in passes]
+        if None in counts:
+            return None
+        total = sum(operations * times for operations, (_, times) in zip(counts, passes, strict=True))
+        return (2 if flip else 1) * total
+
+    return Workload(name, batch_size, size, jitted, arguments, _same, count)
 
 
 def evaluations(config, mesh: Mesh, variables: steps.Variables, size: Sequence[int]) -> list[Workload]:
@@ -193,6 +199,10 @@ def padded_size(config, size: Sequence[int]) -> tuple[int, int]:
 
 def _same(arguments, result):
     return arguments
+
+
+def _next_step(arguments, result):
+    return (result[0], *arguments[1:])
 
 
 def _scaled(size: Sequence[int], scale: float) -> tuple[int, int]:

@@ -81,6 +81,7 @@ def test_train_and_evaluate(monkeypatch):
     assert report["devices"]["mesh"] == {"data": 2, "space": 1} and train["size"] == [32, 32]
     assert train["pictures_per_second_per_device"] == pytest.approx(train["pictures_per_second"] / 2)
     assert report["product"]["dtype"] == train["dtype"] == "bfloat16" and "seconds" in train["compile"]
+    assert report["start_to_first_call_seconds"] > 0
 
     report = speed.report("evaluate", make_config(**{"eval.scales": (1.0, 0.5)}), (32, 48), 1, False)
     names = ["predict at 0.5", "predict", "evaluate plain", "evaluate flip", "evaluate flip + scales"]
@@ -97,7 +98,7 @@ def test_windows_count_as_often_as_the_network_looks():
     mesh, variables = sharding.make_mesh(1), workloads.init_variables(config)
     views = workloads.evaluate_views(config, mesh, variables, (64, 64), "windows", (1.0,), False)
     at_once = workloads.predict(config, mesh, variables, (32, 32))
-    assert views.operations == 3 * 2 * at_once.operations
+    assert views.count_operations() == 3 * 2 * at_once.count_operations()
 
 
 def test_operations_of_a_product_and_of_a_dilated_convolution():
