@@ -178,15 +178,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
-def check_resume(old, config, workdir: epath.PathLike, defaults=None) -> None:
-    """Raises ConfigError, with keys and both values, if a run begun with `old` cannot go on with `config`.
-
-    All are configurations. What `old` lacks, since an older version wrote it, was then as in `defaults`.
-    """
-    then = flatten_dict({} if defaults is None else to_dict(defaults), sep=".") | flatten_dict(to_dict(old), sep=".")
+def check_resume(old, config, workdir: epath.PathLike) -> None:
+    """Raises ConfigError, with keys and both values, if a run begun with `old` cannot go on with `config`."""
     lines = "\n".join(
         f"  {key}: {before!r} then, {after!r} now"
-        for key, (before, after) in differences(then, to_dict(config)).items()
+        for key, (before, after) in differences(to_dict(old), to_dict(config)).items()
         if not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
     )
     if lines:

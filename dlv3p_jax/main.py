@@ -7,7 +7,6 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from configs import common
 from dlv3p_jax import checkpoints, commands, configuration, disk_errors, distributed, preemption, pretrained
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
@@ -86,7 +85,7 @@ def _run(argv: list[str]) -> None:
         else:
             for note in pretrained.recipe_notes(name, config):
                 logging.info("%s", note)
-            train.train_and_evaluate(config, workdir, common.get_config(), told.reached, _HANG_TIMEOUT.value)
+            train.train_and_evaluate(config, workdir, told.reached, _HANG_TIMEOUT.value)
     except preemption.Preempted as error:
         if jax.process_index() == 0:
             print(f"main: {error}", file=sys.stderr, flush=True)

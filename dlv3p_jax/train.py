@@ -29,7 +29,6 @@ class TrainingError(RuntimeError):
 def train_and_evaluate(
     config,
     workdir: epath.PathLike,
-    defaults=None,
     preempted: Callable[[], bool] = lambda: False,
     hang_timeout: float = 0,
 ) -> dict[str, Any]:
@@ -38,7 +37,6 @@ def train_and_evaluate(
     Args:
       config: a configuration (`configs/common.py`).
       workdir: gets config.json, checkpoints/, TensorBoard events and eval/.
-      defaults: what a key counts as that the config.json of an older version lacks; None: as a difference.
       preempted: is asked before each step and after each batch of an evaluation whether to save and leave now
         (`preemption.Preemption.reached`).
       hang_timeout: seconds without a step that end the process (`watchdog.Watchdog`); 0: none do.
@@ -90,7 +88,7 @@ def train_and_evaluate(
         saved = stack.enter_context(checkpoints.Checkpoints(workdir, config.keep_checkpoints, meta))
         writer = metric_writers.create_default_writer(str(workdir), just_logging=jax.process_index() > 0)
         stack.enter_context(metric_writers.ensure_flushes(writer))
-        state = first_state(config, model, mesh, saved, workdir, defaults)
+        state = first_state(config, model, mesh, saved, workdir)
         if jax.process_index() == 0:
             configuration.write(config, workdir / "config.json")
 
@@ -138,9 +136,7 @@ def _write_evaluation(writer, step: int, prefix: str, result: Result, dataset: r
         writer.write_images(step, {f"{prefix}/picture_label_prediction": np.asarray(result.sheet)[None]})
 
 
-def first_state(
-    config, model, mesh, saved: checkpoints.Checkpoints, workdir: epath.Path, defaults=None
-) -> steps.TrainState:
+def first_state(config, model, mesh, saved: checkpoints.Checkpoints, workdir: epath.Path) -> steps.TrainState:
     """The state that training goes on from: the newest checkpoint, `pretrained` weights, or a fresh model.
 
     Raises:
@@ -148,7 +144,7 @@ def first_state(
     """
     best = saved.best_path
     if (saved.latest_step is not None or best is not None) and (workdir / "config.json").exists():
-        configuration.check_resume(configuration.read(workdir / "config.json"), config, workdir, defaults)
+        configuration.check_resume(configuration.read(workdir / "config.json"), config, workdir)
     if saved.latest_step is None and best is not None:
         if int(best.name) > config.checkpoint_every_steps:  # more than an evaluation before the first checkpoint
             raise checkpoints.CheckpointError(
