@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -393,13 +393,13 @@ def prepare_trained(shared: pathlib.Path, folder: pathlib.Path) -> None:
     subprocess.run([sys.executable, make, folder / "model.pdparams"], check=True)
 
 
-def trained(shared: pathlib.Path, folder: pathlib.Path) -> Iterator[Row]:
+def trained(shared: pathlib.Path, folder: pathlib.Path, views: Iterable[str] = tuple(TRAINED_VIEWS)) -> Iterator[Row]:
     """Converts and evaluates what `prepare_trained` put into FOLDER."""
     every = json.loads((shared / "parity" / "camvid_r18" / "expected.json").read_text())
     model = folder / "model"
     command("convert_paddle", *TRAINED_CONFIG, f"--pdparams={folder / 'model.pdparams'}", f"--output={model}")
-    for name, flags in TRAINED_VIEWS.items():
-        workdir, expected = folder / name, every[name]
+    for name in views:
+        flags, workdir, expected = TRAINED_VIEWS[name], folder / name, every[name]
         data = f"--config.data_dir={folder / 'data'}"
         command("main", "--mode=eval", *TRAINED_CONFIG, data, f"--checkpoint={model}", f"--workdir={workdir}", *flags)
         report = json.loads((workdir / "eval" / "0.json").read_text())
