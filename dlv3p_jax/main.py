@@ -1,6 +1,7 @@
 """Train (with evaluation) or evaluate: python -m dlv3p_jax.main --config=configs/quickstart.py [--workdir=…]"""
 
 import os
+import signal
 import sys
 
 import jax
@@ -87,6 +88,9 @@ def _run(argv: list[str]) -> None:
                 logging.info("%s", note)
             train.train_and_evaluate(config, workdir, told.reached, _HANG_TIMEOUT.value)
     except preemption.Preempted as error:
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # while Python ends, it has no handlers, and a second one would kill
         if jax.process_index() == 0:
             print(f"main: {error}", file=sys.stderr, flush=True)
         sys.exit(preemption.EXIT_CODE)
