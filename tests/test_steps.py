@@ -220,7 +220,7 @@ def test_two_micro_batches_by_hand():
     (before, after), (scalars,) = take_steps(config, batch, model=model)
 
     colors, dropout = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
-    images = np.asarray(preprocess.distort(batch["image"], colors), np.float32) / 127.5 - 1
+    images = np.asarray(jax.jit(preprocess.distort)(batch["image"], colors), np.float32) / 127.5 - 1
 
     def loss(params):
         total, batch_stats = 0.0, before.batch_stats
@@ -237,7 +237,7 @@ def test_two_micro_batches_by_hand():
             total -= jnp.sum(jnp.where(label == 255, 0.0, picked))
         return total / np.sum(batch["label"] != 255), batch_stats
 
-    (value, batch_stats), gradients = jax.value_and_grad(loss, has_aux=True)(before.params)
+    (value, batch_stats), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(before.params)
     np.testing.assert_allclose(scalars["loss"], value, rtol=1e-6)
     np.testing.assert_allclose(scalars["cross_entropy"], value, rtol=1e-6)
     assert_close(after.params, jax.tree.map(jnp.subtract, before.params, gradients))
