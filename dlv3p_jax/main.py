@@ -88,9 +88,8 @@ def _run(argv: list[str]) -> None:
                 logging.info("%s", note)
             train.train_and_evaluate(config, workdir, told.reached, _HANG_TIMEOUT.value)
     except preemption.Preempted as error:
-        signal.signal(
-            signal.SIGTERM, signal.SIG_IGN
-        )  # while Python ends, it has no handlers, and a second one would kill
+        # A second one, while Python ends and has no handlers, would kill.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if jax.process_index() == 0:
             print(f"main: {error}", file=sys.stderr, flush=True)
         sys.exit(preemption.EXIT_CODE)
