@@ -12,15 +12,14 @@ import fake_gcs
 import pytest
 import tiny
 
-from dlv3p_jax import commands, train
+from dlv3p_jax import commands, evaluator, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MAIN = """
-import sys
 import tiny
 from absl import app
-from dlv3p_jax import commands, evaluator, main, train
-train.build_model = evaluator.build_model = tiny.build_model
+from dlv3p_jax import commands, main, train
+train.build_model = tiny.build_model
 app.run(main.main, flags_parser=commands.make_flags_parser("main"))
 """
 
@@ -37,13 +36,13 @@ def start(gcs, tmp_path_factory):
     """Starts the command, with a tiny network."""
     cache = tmp_path_factory.mktemp("cache")
 
-    def start(workdir, *flags):
+    def start(workdir):
         settings = [
             f"--config.{key}={value}"
             for key, value in (tiny.SETTINGS | {"data_dir": "gs://bucket/data", "eval_every_steps": 6}).items()
         ]
         return subprocess.Popen(
-            [sys.executable, "-c", MAIN, "--config=configs/common.py", f"--workdir={workdir}", *settings, *flags],
+            [sys.executable, "-c", MAIN, "--config=configs/common.py", f"--workdir={workdir}", *settings],
             cwd=ROOT,
             env=os.environ | gcs.environment | {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}", "DLV3P_CACHE": str(cache)},
             stdout=subprocess.PIPE,
@@ -89,10 +88,13 @@ def test_a_run_in_a_bucket_is_killed_in_a_save_goes_on_and_is_evaluated(gcs, sta
     assert any(name.startswith("events.out.tfevents.") for name in names)
     assert not [name for name in names if "unfinished" in name]
 
-    code, output = finish(start("gs://bucket/run", "--mode=eval", "--config.eval.flip=True"))
-    assert code == 0, output
-    assert json.loads(gcs.get("run/eval/6.json"))["flip"] is True
-    assert "report: gs://bucket/run/eval/6.json" in output
+    for name, value in gcs.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(evaluator, "build_model", tiny.build_model)
+    gcs.put("run/checkpoints/best/7/variables/_METADATA", b"")  # as a killed save leaves it: not committed
+    evaluator.evaluate_checkpoint(tiny.make_config(data_dir, **{"eval.flip": True}), "gs://bucket/run")
+    report = json.loads(gcs.get("run/eval/6.json"))
+    assert report["flip"] is True and report["checkpoint"] == "gs://bucket/run/checkpoints/best/6"
 
 
 @pytest.mark.parametrize(
