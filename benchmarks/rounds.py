@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import select
+import statistics
 import subprocess
 import sys
 import time
@@ -214,7 +215,7 @@ def _environment(threads: int, folder: pathlib.Path) -> dict[str, str]:
 
 def _fastest_torch(turns: dict[str, list[dict]]) -> str | None:
     medians = {
-        name: timing.spread([turn["seconds"] for turn in those])["median"]
+        name: statistics.median(turn["seconds"] for turn in those)
         for name, those in turns.items()
         if name.startswith("torch ")
     }
@@ -245,7 +246,7 @@ def _results(common, turns, facts, ours: str, folder: pathlib.Path) -> dict[str,
             "ratio": timing.spread(
                 [theirs["seconds"] / mine["seconds"] for theirs, mine in zip(those, our_turns, strict=False)]
             ),
-            "share_of_others": {"median": timing.spread(shares)["median"], "max": max(shares)} if shares else None,
+            "share_of_others": {"median": statistics.median(shares), "max": max(shares)} if shares else None,
             "peak_bytes": those[-1]["peak_bytes"],
             "logits_difference": difference,
         }

@@ -102,6 +102,12 @@ def test_contestants_take_turns_and_the_absent_are_named(compare, tmp_path):
     assert "torch b (1.0) *" in text and "left out: broken" in text
 
 
+def test_a_machine_on_which_nothing_else_runs(compare, monkeypatch):
+    monkeypatch.setattr(rounds.timing, "share_of_others", lambda before, after, ours: 0.0)
+    results = compare({"ours": {}, "torch a": {}}, fresh=False)["contestants"]
+    assert results["ours"]["share_of_others"] == results["torch a"]["share_of_others"] == {"median": 0, "max": 0}
+
+
 def test_fresh_processes_give_the_slower_of_torch_one_turn(compare):
     contestants = {"ours": {}, "torch a": {"seconds": 0.08}, "torch b": {"seconds": 0.01}, "smp": {}}
     results = compare(contestants, fresh=True)["contestants"]
