@@ -64,6 +64,16 @@ def jit(mesh: Mesh, function: Callable, in_shardings, out_shardings, **options) 
     return jax.jit(on_mesh, in_shardings=in_shardings, out_shardings=out_shardings, **options)
 
 
+def platform() -> str:
+    """What a function that `jit` traces is for, such as 'cpu', 'gpu' or 'tpu'; JAX's own backend outside of one.
+
+    Devices that a program is compiled for need not be here, see `plan`.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name == "cuda" else name
+
+
 def num_row_shards() -> int:
     """Over how many devices the rows of a picture lie, in a function that `jit` traces; 1 outside of one."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -34,7 +34,7 @@ def _use_products(form: str, whole: bool = False) -> bool:
     if form not in ("auto", "conv", "products"):
         raise ValueError(f"form={form!r}: give 'auto', 'conv' or 'products'")
     whole = whole or sharding.num_row_shards() == 1
-    return form == "products" or (form == "auto" and jax.default_backend() == "cpu" and whole)
+    return form == "products" or (form == "auto" and sharding.platform() == "cpu" and whole)
 
 
 def conv1x1(x: jax.Array, kernel: jax.Array, form: str = "auto") -> jax.Array:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlv3p_jax import sharding
 from dlv3p_jax.models import ops
 
 
@@ -76,7 +77,7 @@ def test_strided_convolution_pads_both_sides_alike():
 def test_small_and_large_channel_counts_agree_on_every_backend(monkeypatch):
     x, kernel = integers((1, 4, 4, 512), jnp.float32), integers((3, 3, 512, 512), jnp.float32, seed=1)
     here = ops.conv3x3(x, kernel)
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
     np.testing.assert_array_equal(here, ops.conv3x3(x, kernel))
 
 

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import pytest
 
 from configs import common
-from dlv3p_jax import steps
+from dlv3p_jax import sharding, steps
 from dlv3p_jax.models import build_model
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_float32_products_and_convolutions_ask_for_float32(platform, monkeypatch):
     """Forward and gradient: otherwise a TPU multiplies in bfloat16 and a GPU in TF32."""
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)  # chooses the form of the operations
+    monkeypatch.setattr(sharding, "platform", lambda: platform)  # chooses the form of the operations
     config = common.get_config()
     config.num_classes = 3
     config.model.update({"backbone": "resnet50_vd", "output_stride": 8})
