@@ -1,6 +1,7 @@
 """What the program exists for, on made batches, ready to be measured: a training step, a forward pass, an evaluation.
 
-Needs neither data nor TensorFlow. Each is compiled for the mesh exactly as training and evaluation compile it.
+Needs neither data nor TensorFlow. Each is compiled for the mesh exactly as training and evaluation compile it. Made
+from the shapes of variables, it can be compiled, but not called: so the mesh may be of devices that are not here.
 """
 
 import functools
@@ -28,7 +29,7 @@ class Workload(NamedTuple):
         pictures: how many a call takes.
         size: (height, width) of a picture.
         jitted: the program.
-        arguments: of the first call, on the devices.
+        arguments: of the first call, on the devices; only their shapes, for a program made from shapes.
         advance: (arguments, result) -> the arguments of the next call.
         count_operations: counts the additions and multiplications of a call in the straightforward model.
     """
@@ -67,11 +68,14 @@ def made_batch(config, batch_size: int, size: Sequence[int], dtype=np.uint8) -> 
     return {"image": images, "label": labels}
 
 
+def variable_shapes(config) -> steps.Variables:
+    """The variables' shapes and types, as `jax.ShapeDtypeStruct`s."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    return jax.eval_shape(functools.partial(build_model(config).init, train=False), jax.random.key(0), images)
+
+
 def init_variables(config) -> steps.Variables:
     """Random variables like fresh ones, on the host: kernels as in He et al. (2015); nothing is compiled for it."""
-    model = build_model(config)
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
     rng = np.random.default_rng(config.seed)
 
     def draw(path, leaf):
@@ -80,7 +84,7 @@ def init_variables(config) -> steps.Variables:
             return deviation * rng.standard_normal(leaf.shape, np.float32)
         return np.full(leaf.shape, path[-1].key in ("scale", "var"), np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, variable_shapes(config))
 
 
 def train(config, mesh: Mesh, variables: steps.Variables, dtype=np.uint8) -> Workload:
@@ -89,7 +93,7 @@ def train(config, mesh: Mesh, variables: steps.Variables, dtype=np.uint8) -> Wor
     Args:
         config: from `prepare`.
         mesh: of devices.
-        variables: to start from.
+        variables: to start from, or their shapes.
         dtype: of the pictures; uint8 ones are distorted in colour and normalised in the step, as in training.
 
     Raises:
@@ -98,9 +102,10 @@ def train(config, mesh: Mesh, variables: steps.Variables, dtype=np.uint8) -> Wor
     size, batch_size = tuple(config.crop_size), config.batch_size
     sharding.check_batch(mesh, batch_size, size[0], "config.batch_size")
     model = build_model(config)
-    state = sharding.replicate(mesh, steps.create_train_state(config, model, variables))
     batch = made_batch(config, batch_size, size, dtype)
-    rng = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
+    make_key = functools.partial(jax.random.key, config.seed)
+    make_state = functools.partial(steps.create_train_state, config, model)
+    shapes = jax.eval_shape(lambda variables, batch: (make_state(variables), batch, make_key()), variables, batch)
     replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
     jitted = sharding.jit(
         mesh,
@@ -110,8 +115,12 @@ def train(config, mesh: Mesh, variables: steps.Variables, dtype=np.uint8) -> Wor
         donate_argnums=0,
     )
     plain_step = steps.make_train_step(config, straightforward.build(config))
-    shapes = jax.eval_shape(lambda *arrays: arrays, state, batch, rng)
-    arguments = (state, sharding.put_batch(mesh, batch), rng)
+    if _are_shapes(variables):
+        arguments = shapes
+    else:
+        state = sharding.replicate(mesh, make_state(variables))
+        rng = jax.jit(make_key, out_shardings=replicated)()
+        arguments = (state, sharding.put_batch(mesh, batch), rng)
     return Workload(
         "train", batch_size, size, jitted, arguments, _next_step, lambda: timing.count_operations(plain_step, *shapes)
     )
@@ -133,7 +142,10 @@ def predict(config, mesh: Mesh, variables: steps.Variables, size: Sequence[int],
         out_shardings=sharding.batched(mesh),
     )
     image = made_batch(config, batch_size, size, np.float32)["image"]
-    arguments = (sharding.replicate(mesh, variables), sharding.put_batch(mesh, {"image": image})["image"])
+    if _are_shapes(variables):
+        arguments = (variables, _shapes(image))
+    else:
+        arguments = (sharding.replicate(mesh, variables), sharding.put_batch(mesh, {"image": image})["image"])
     count = functools.partial(_forward_operations, config, variables, batch_size, size)
     name = "predict" if scale == 1 else f"predict at {scale:g}"
     return Workload(name, batch_size, size, jitted, arguments, _same, count)
@@ -166,7 +178,10 @@ def evaluate_views(
         in_shardings=(replicated, {"image": batched, "label": batched, "size": sharding.rows(mesh)}),
         out_shardings=(replicated, batched),
     )
-    arguments = (sharding.replicate(mesh, variables), sharding.put_batch(mesh, batch))
+    if _are_shapes(variables):
+        arguments = (variables, _shapes(batch))
+    else:
+        arguments = (sharding.replicate(mesh, variables), sharding.put_batch(mesh, batch))
 
     def count() -> float | None:
         passes = [_windows(config.eval, _scaled(padded_size(config, size), scale)) for scale in scales]
@@ -197,6 +212,14 @@ def padded_size(config, size: Sequence[int]) -> tuple[int, int]:
     return tuple(size) if config.eval_size is None else tuple(map(max, size, config.eval_size))
 
 
+def _are_shapes(variables) -> bool:
+    return isinstance(jax.tree.leaves(variables)[0], jax.ShapeDtypeStruct)
+
+
+def _shapes(tree):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
 def _same(arguments, result):
     return arguments
 
@@ -223,4 +246,4 @@ def _forward_operations(config, variables, batch_size: int, size: tuple[int, int
     model = straightforward.build(config)
     images = jax.ShapeDtypeStruct((batch_size, *size, 3), jnp.float32)
     forward = lambda variables, images: model.apply(variables, images, train=False)  # noqa: E731
-    return timing.count_operations(forward, jax.eval_shape(lambda: variables), images)
+    return timing.count_operations(forward, _shapes(variables), images)
