@@ -196,10 +196,16 @@ def evaluate_views(
 
 def evaluations(config, mesh: Mesh, variables: steps.Variables, size: Sequence[int]) -> list[Workload]:
     """Plain, flip, and flip + scales."""
-    views = {"plain": ((1.0,), False), "flip": ((1.0,), True), "flip + scales": (scales_of(config), True)}
-    return [
-        evaluate_views(config, mesh, variables, size, f"evaluate {name}", *settings) for name, settings in views.items()
-    ]
+    return [evaluate_views(config, mesh, variables, size, name, *views) for name, views in named_views(config).items()]
+
+
+def named_views(config) -> dict[str, tuple[tuple[float, ...], bool]]:
+    """{name: (scales, flip)} of the evaluations plain, with flip, and with flip + scales."""
+    return {
+        "evaluate plain": ((1.0,), False),
+        "evaluate flip": ((1.0,), True),
+        "evaluate flip + scales": (scales_of(config), True),
+    }
 
 
 def scales_of(config) -> tuple[float, ...]:
