@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One run on a Cloud TPU VM pod (or a single TPU VM): launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE … [--dry_run]
 #
+#   plan     --type=v4-32 -- --config=…        whether the run fits and what it takes: dlv3p_jax.plan, here, without a TPU
 #   create   --type=v4-32 [--version=IMAGE] [--spot]   ask for the TPU, as a queued resource, and wait until it is there
 #   setup                                      copy the repository as committed to all workers, and install it there
 #   data     --from=gs://BUCKET/data           copy prepared data sets to the local disk of every worker
@@ -54,6 +55,16 @@ on_workers() { # WORKER COMMAND: runs it there, in the repository
 
 state() {
     do_ gcloud compute tpus queued-resources describe "$name" "${where[@]}" '--format=value(state.state)'
+}
+
+plan() {
+    local word config=()
+    need type
+    for word in "${arguments[@]}"; do # of dlv3p_jax.main's flags, those that plan has too
+        [[ $word != --config* ]] || config+=("$word")
+    done
+    cd "$repository"
+    do_ "${PYTHON:-.venv/bin/python}" -m dlv3p_jax.plan "--topology=$type" "${config[@]}"
 }
 
 create() {
@@ -190,8 +201,8 @@ need() {
 
 action=${1:-}
 case $action in
-create | setup | data | run | watch | status | logs | stop | fetch | delete) shift ;;
-*) fail "unknown command '$action'; it is one of create, setup, data, run, watch, status, logs, stop, fetch, delete" ;;
+plan | create | setup | data | run | watch | status | logs | stop | fetch | delete) shift ;;
+*) fail "unknown command '$action'; it is one of plan, create, setup, data, run, watch, status, logs, stop, fetch, delete" ;;
 esac
 name=${TPU_NAME:-} zone=${TPU_ZONE:-} project=${TPU_PROJECT:-}
 type='' version='' spot=false from='' worker=0 workdir='' output='' dry_run=false arguments=()
@@ -212,11 +223,11 @@ while (($#)); do
     esac
     shift
 done
-need name
-need zone
+[[ $action == plan ]] || need name
+[[ $action == plan ]] || need zone
 [[ $action != watch ]] || need type
 [[ -z $from || $from == gs://* ]] || fail "--from=$from: give a folder of a bucket, gs://BUCKET/FOLDER"
-[[ $action != run && $action != watch ]] || ((${#arguments[@]})) ||
+[[ $action != plan && $action != run && $action != watch ]] || ((${#arguments[@]})) ||
     fail "$action takes the arguments of dlv3p_jax.main after \"--\""
 where=("--zone=$zone")
 [[ -z $project ]] || where+=("--project=$project")

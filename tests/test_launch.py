@@ -160,6 +160,10 @@ def test_tpu_vm_prints_what_it_would_run(tmp_path):
     start = [[*on_all, f"--command={START}"]]
     status = [DESCRIBE, [*on_all, "--command=cd dlv3p_jax && launch/tpu_worker.sh status"]]
 
+    # What is planned before anything is there: without the flags that are for the run alone.
+    assert lines(LAUNCH / "tpu_vm.sh", "plan", "--type=v4-32", "--dry_run", "--", *MAIN) == [
+        [".venv/bin/python", "-m", "dlv3p_jax.plan", "--topology=v4-32", *MAIN[:-1]]
+    ]
     assert printed("create", "--type=v4-32", "--spot") == create
     assert printed("create", "--type=v4-32")[0] == create[0][:-1]
     assert printed("create", "--type=v6e-16", "--version=mine")[0][-2:] == [
@@ -195,13 +199,15 @@ def test_tpu_vm_prints_what_it_would_run(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "unknown command ''; it is one of create, setup"),
+        ([], "unknown command ''; it is one of plan, create, setup"),
         (["create", "--zone=z"], "create needs --name=…"),
         (["create", "--name=a"], "create needs --zone=…"),
         (["create", *POD], "create needs --type=…"),
         (["create", *POD, "--type=a100"], "which software a a100 takes is not known here: give --version=IMAGE"),
         (["create", *POD, "--tpye=v4-32"], "unknown argument '--tpye=v4-32'"),
         (["data", *POD, "--from=here"], "--from=here: give a folder of a bucket"),
+        (["plan", "--", *MAIN], "plan needs --type=…"),
+        (["plan", "--type=v4-32"], 'plan takes the arguments of dlv3p_jax.main after "--"'),
         (["run", *POD], 'run takes the arguments of dlv3p_jax.main after "--"'),
         (["watch", *POD, "--type=v4-32"], 'watch takes the arguments of dlv3p_jax.main after "--"'),
         (["fetch", *POD, "--workdir=gs://lab/run"], "fetch needs --output=…"),
@@ -442,6 +448,9 @@ def test_gke_prints_what_it_would_run():
         ["docker", "build", "--platform=linux/amd64", file, "--tag=reg/dlv3p_jax:1", str(ROOT)],
         ["docker", "push", "reg/dlv3p_jax:1"],
     ]
+    assert printed("plan", "--topology=2x2x2", "--dry_run", "--", *MAIN) == [
+        [sys.executable, "-m", "dlv3p_jax.plan", "--topology=v4:2x2x2", *MAIN[:-1]]
+    ]
     assert printed("run", *flags, *RENDER, "--", *MAIN) == [[*kubectl, "apply", "--filename=-"]]
     assert printed("status", *flags) == [
         [*kubectl, "get", "jobset/seg"],
@@ -468,6 +477,8 @@ def test_gke_hands_the_manifest_to_kubectl(tmp_path, gke, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["plan"], 'plan takes the arguments of dlv3p_jax.main after "--"'),
+        (["plan", "--accelerator=tpu9", "--", "--config=x"], "--accelerator=tpu9: plan knows tpu-v4-podslice"),
         (["run", "--", "--config=x"], "run needs --image and --data"),
         (["run", *RENDER], 'run takes the arguments of dlv3p_jax.main after "--"'),
         (["render", *RENDER, "--data=here", "--", "--config=x"], "--data=here: give a folder of a bucket"),
@@ -657,9 +668,9 @@ def test_the_documented_commands_are_taken(words):
 
 def test_the_document_goes_through_all_steps_and_names_files_that_exist():
     told = {(words[1] if "tpu_vm" in words[0] else words[2], "tpu_vm" in words[0]) for words in documented()}
-    tpu = {"create", "setup", "data", "run", "logs", "status", "fetch", "delete", "watch"}
+    tpu = {"plan", "create", "setup", "data", "run", "logs", "status", "fetch", "delete", "watch"}
     assert told == {(command, True) for command in tpu} | {
-        (command, False) for command in ("image", "run", "logs", "status", "fetch", "delete")
+        (command, False) for command in ("plan", "image", "run", "logs", "status", "fetch", "delete")
     }
     for name in set(re.findall(r"(?<![\w/])(?:launch|docs|configs)/[\w./]+\w", DOCUMENT)):
         assert (ROOT / name).exists(), name

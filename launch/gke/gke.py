@@ -1,5 +1,6 @@
 """One run on a TPU slice of GKE: python launch/gke/gke.py COMMAND --name=NAME … [--dry_run]
 
+    plan    [--accelerator=…] [--topology=…] -- --config=…   whether the run fits: dlv3p_jax.plan, here, without a TPU
     image   --image=IMAGE                                  build the image from this checkout, and push it
     run     --image=… --data=gs://… [--spot] … -- --config=… --workdir=…   start, as launch/gke/jobset.yaml says
     render  the same                                       print that manifest
@@ -23,6 +24,7 @@ import yaml
 HERE = pathlib.Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 NEEDED = {
+    "plan": [],
     "image": ["image"],
     "run": ["image", "data"],
     "render": ["image", "data"],
@@ -30,6 +32,12 @@ NEEDED = {
     "logs": [],
     "fetch": ["workdir", "output"],
     "delete": [],
+}
+GENERATIONS = {  # the compiler's names of GKE's accelerators
+    "tpu-v4-podslice": "v4",
+    "tpu-v5-lite-podslice": "v5e",
+    "tpu-v5p-slice": "v5p",
+    "tpu-v6e-slice": "v6e",
 }
 
 
@@ -40,9 +48,13 @@ def main(argv: list[str]) -> int:
     if missing:
         return _fail(f"{values.command} needs {' and '.join(missing)}")
     text = None
+    if values.command in ("plan", "run", "render") and not arguments:
+        return _fail(f'{values.command} takes the arguments of dlv3p_jax.main after "--"')
+    if values.command == "plan":
+        if values.accelerator not in GENERATIONS:
+            return _fail(f"--accelerator={values.accelerator}: plan knows {', '.join(GENERATIONS)}")
+        return _call([_plan(values, arguments)], values.dry_run, text)
     if values.command in ("run", "render"):
-        if not arguments:
-            return _fail(f'{values.command} takes the arguments of dlv3p_jax.main after "--"')
         try:
             text = yaml.safe_dump(manifest(values, arguments), sort_keys=False, width=1000)
         except ValueError as error:
@@ -110,6 +122,12 @@ def commands(values: argparse.Namespace) -> list[list[str]]:
         ],
         "delete": [[*kubectl, "delete", f"jobset/{values.name}"]],
     }[values.command]
+
+
+def _plan(values: argparse.Namespace, arguments: list[str]) -> list[str]:
+    config = [word for word in arguments if word.startswith("--config")]  # of main's flags, those that plan has too
+    slice_name = f"{GENERATIONS[values.accelerator]}:{values.topology}"
+    return [sys.executable, "-m", "dlv3p_jax.plan", f"--topology={slice_name}", *config]
 
 
 def _parser() -> argparse.ArgumentParser:
