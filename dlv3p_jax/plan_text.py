@@ -5,8 +5,8 @@ from typing import Any
 from dlv3p_jax import timing
 
 _EFFORTS = {
-    "low": "The compiler made low effort (--effort=full is minutes slower): memory is close to that of what runs, its "
-    "times would not be, and are not used.",
+    "low": "The compiler made low effort. At full effort (--effort=full), as for a program that runs, operations and "
+    "exchanges are the same, but memory can be a fifth more (docs/scaling.md).",
     "full": "The compiler made full effort, as for a program that runs.",
 }
 _ESTIMATES = (

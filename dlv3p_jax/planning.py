@@ -16,7 +16,7 @@ from dlv3p_jax import __version__, compilation, configuration, hlo, roofline, sl
 _PICTURE_SIZES = {"cityscapes": (1024, 2048)}
 _NUM_EVALUATED = {"cityscapes": 500, "voc2012": 1449}
 _LARGEST_SPACE = 8
-_FULL = 0.9  # share of a chip's memory from which a program is close to not fitting
+_FULL = {"low": 0.8, "full": 0.95}  # share of a chip's memory beyond which a program, when it runs, may not fit
 _FEW_PICTURES_A_CHIP = 2
 
 
@@ -60,7 +60,7 @@ def report(
     programs += [_compile(config, piece, name, settings, size, effort) for name, settings in views.items()]
     result = _describe(config, piece, effort) | {"programs": programs, "largest_batch": largest}
     result["recipe"] = recipe(config, piece, programs, price_per_chip_hour)
-    result["warnings"] = warnings(config, piece, programs)
+    result["warnings"] = warnings(config, piece, programs, effort)
     return result
 
 
@@ -85,7 +85,7 @@ def compare_meshes(
     best = config.copy_and_resolve_references()
     best.mesh.update(candidates[0]["mesh"])
     result = _describe(best, piece, effort) | {"meshes": candidates}
-    return result | {"warnings": warnings(best, piece, candidates[0]["programs"])}
+    return result | {"warnings": warnings(best, piece, candidates[0]["programs"], effort)}
 
 
 def training(
@@ -155,7 +155,7 @@ def recipe(config, piece: slices.Slice, programs, price_per_chip_hour: float | N
     }
 
 
-def warnings(config, piece: slices.Slice, programs) -> list[str]:
+def warnings(config, piece: slices.Slice, programs, effort: str) -> list[str]:
     """What had better be changed, one line each."""
     lines = []
     for program in programs:
@@ -165,9 +165,10 @@ def warnings(config, piece: slices.Slice, programs) -> list[str]:
             usable = _gib(piece.chip.usable_bytes)
             lines.append(f"{program['name']} does not fit{needed}, and a {piece.chip.name} has {usable}; take {advice}")
             continue
-        if program["total_bytes"] > _FULL * piece.chip.usable_bytes:
-            share = program["total_bytes"] / piece.chip.usable_bytes
-            lines.append(f"{program['name']} takes {share:.0%} of a chip's memory: if it does not fit, take {advice}")
+        share = program["total_bytes"] / piece.chip.usable_bytes
+        if share > _FULL[effort]:
+            check = "check with --effort=full, or " if effort == "low" else ""
+            lines.append(f"{program['name']} takes {share:.0%} of a chip's memory: {check}take {advice}")
         estimate = program["estimate"]
         if estimate["exchange"] > max(estimate["compute"], estimate["memory"]):
             lines.append(f"{program['name']} exchanges longer than it computes: take a smaller slice or a larger batch")

@@ -35,5 +35,5 @@ def estimate(flops: float, moved_bytes: float, sent_bytes: float, piece, dtype: 
     """
     compute = flops * _PASSES[dtype] / piece.chip.peak_flops
     memory = moved_bytes / piece.chip.memory_bandwidth
-    exchange = sent_bytes / piece.exchange_bandwidth if sent_bytes else 0.0
+    exchange = sent_bytes / piece.exchange_bandwidth if piece.num_chips > 1 else 0.0
     return Estimate(compute, memory, exchange, max(compute, memory) + exchange)

@@ -146,6 +146,15 @@ def test_a_report_of_a_step_that_does_not_fit(compiled):
     assert "NO" in plan_text.to_text(report)
 
 
+def test_a_step_that_nearly_fills_the_memory_is_told_of(compiled):
+    compiled()
+    config = make_config(batch_size=13, **{"model.dtype": "bfloat16"})
+    programs = [planning.training(config, slices.find("v5e-1"), (64, 64), "low")["programs"][0]]  # 14 of 15.75 GiB
+    (low,) = planning.warnings(config, slices.find("v5e-1"), programs, "low")
+    assert low.startswith("train takes 89% of a chip's memory: check with --effort=full, or take ")
+    assert planning.warnings(config, slices.find("v5e-1"), programs, "full") == []
+
+
 def test_meshes_are_ranked_by_fit_and_estimate(compiled, monkeypatch):
     compiled()
     estimate = roofline.estimate
@@ -181,6 +190,14 @@ def test_the_evaluated_size_and_where_it_is_from():
     assert planning.evaluated_size(make_config(voc_r50.get_config))[0] == (512, 512)
     size, source = planning.evaluated_size(make_config(common.get_config, crop_size=(96, 64)))
     assert size == (96, 64) and "--size" in source
+
+
+def test_plan_needs_no_tensorflow():
+    script = WITHOUT_JAX.replace('("jax", "flax", "tensorflow")', '("tensorflow", "tensorflow_datasets", "clu")')
+    script = script.replace('runpy.run_module("dlv3p_jax.plan", run_name="__main__")', "import dlv3p_jax.ahead")
+    script += "import dlv3p_jax.plan, dlv3p_jax.planning, dlv3p_jax.plan_text"
+    result = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.fixture
