@@ -80,6 +80,12 @@ def num_row_shards() -> int:
     return 1 if mesh.empty else mesh.shape[SPACE]
 
 
+def num_picture_shards() -> int:
+    """Over how many devices the pictures of a batch lie, in a function that `jit` traces; 1 outside of one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[DATA]
+
+
 def by_rows(x: jax.Array) -> jax.Array:
     """Asks for `x` `[B, H, W, C]` as pictures are laid out: batch over `data`, height over `space`.
 

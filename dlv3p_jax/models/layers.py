@@ -31,13 +31,17 @@ class Conv(nn.Module):
     stride: int = 1
     dilation: int = 1
     use_bias: bool = True
+    strips: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", he_normal, (self.size, self.size, x.shape[-1], self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        x = ops.conv1x1(x, kernel) if self.size == 1 else ops.conv3x3(x, kernel, self.stride, self.dilation)
+        if self.size == 1:
+            x = ops.conv1x1(x, kernel)
+        else:
+            x = ops.conv3x3(x, kernel, self.stride, self.dilation, self.strips)
         if self.use_bias:
             x += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return x
@@ -48,13 +52,15 @@ class DepthwiseConv(nn.Module):
 
     dilation: int = 1
     whole: bool = False
+    strips: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", depthwise_he_normal, (3, 3, 1, x.shape[-1]))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        x = ops.depthwise_conv3x3(x.astype(self.dtype), kernel.astype(self.dtype), self.dilation, self.whole)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x = ops.depthwise_conv3x3(x, kernel, self.dilation, self.whole, self.strips)
         return x + bias.astype(self.dtype)
 
 
@@ -86,11 +92,13 @@ class ConvBN(nn.Module):
     dilation: int = 1
     use_bias: bool = True
     relu: bool = True
+    strips: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = Conv(self.features, self.size, self.stride, self.dilation, self.use_bias, dtype=self.dtype, name="conv")(x)
+        geometry = (self.size, self.stride, self.dilation, self.use_bias, self.strips)
+        x = Conv(self.features, *geometry, dtype=self.dtype, name="conv")(x)
         x = BatchNorm(dtype=self.dtype, name="batch_norm")(x, train)
         return nn.relu(x) if self.relu else x
 
@@ -100,11 +108,12 @@ class DepthwiseConvBN(nn.Module):
 
     dilation: int = 1
     whole: bool = False
+    strips: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = DepthwiseConv(self.dilation, self.whole, dtype=self.dtype, name="conv")(x)
+        x = DepthwiseConv(self.dilation, self.whole, self.strips, dtype=self.dtype, name="conv")(x)
         return BatchNorm(dtype=self.dtype, name="batch_norm")(x, train)
 
 
@@ -115,18 +124,21 @@ class SeparableConvBN(nn.Module):
         features: channels of the result.
         dilation: of the depthwise convolution.
         layout: of the depthwise convolution on a mesh, see `ops.depthwise_layout`.
+        strips: see `ops.conv3x3`.
         dtype: type of the computation.
     """
 
     features: int
     dilation: int = 1
     layout: str = "rows"
+    strips: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train: bool):
         by_channels = self.layout == "channels"
         x = sharding.by_channels(sharding.by_rows(x)) if by_channels else x
-        x = DepthwiseConvBN(self.dilation, self.layout != "rows", dtype=self.dtype, name="depthwise")(x, train)
+        depthwise = DepthwiseConvBN(self.dilation, self.layout != "rows", self.strips, self.dtype, name="depthwise")
+        x = depthwise(x, train)
         x = sharding.by_rows(sharding.by_channels(x)) if by_channels else x
         return ConvBN(self.features, dtype=self.dtype, name="pointwise")(x, train)

@@ -21,6 +21,7 @@ import numpy as np
 from jax import lax
 
 from dlv3p_jax import sharding
+from dlv3p_jax.models.strips import add_neighbours
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -46,7 +47,9 @@ def conv1x1(x: jax.Array, kernel: jax.Array, form: str = "auto") -> jax.Array:
     return _conv(x, kernel)
 
 
-def conv3x3(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1, form: str = "auto") -> jax.Array:
+def conv3x3(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1, strips: int = 1, form: str = "auto"
+) -> jax.Array:
     """A 3x3 convolution, padded by its dilation on every side.
 
     Args:
@@ -54,11 +57,14 @@ def conv3x3(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1,
         kernel: [3, 3, C, D].
         stride: of both axes; the result has ceil(H / stride) rows.
         dilation: distance of neighbouring taps, in pixels.
+        strips: how many strips (`models.strips`) a picture of `x` is split into; with more than one, `dilation` is 1.
         form: see the head of this file.
 
     Returns:
         [B, ceil(H / stride), ceil(W / stride), D] in the type of `x`.
     """
+    if strips > 1:
+        return _conv(add_neighbours(x, strips, below=stride == 1), kernel, stride, pad_rows=False)
     # Below this many channels, moving nine windows costs more than the products save.
     if _use_products(form) and (form == "products" or min(kernel.shape[2:]) >= 512):
         return _conv3x3_products(x, kernel, stride, dilation)
@@ -66,7 +72,7 @@ def conv3x3(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1,
 
 
 def depthwise_conv3x3(
-    x: jax.Array, kernel: jax.Array, dilation: int = 1, whole: bool = False, form: str = "auto"
+    x: jax.Array, kernel: jax.Array, dilation: int = 1, whole: bool = False, strips: int = 1, form: str = "auto"
 ) -> jax.Array:
     """A 3x3 convolution of each channel with its own filter, stride 1, padded by its dilation on every side.
 
@@ -75,11 +81,14 @@ def depthwise_conv3x3(
         kernel: [3, 3, 1, C].
         dilation: distance of neighbouring taps, in pixels; may exceed H and W.
         whole: whether, on a mesh whose devices hold rows of pictures, they hold all rows of this.
+        strips: see `conv3x3`.
         form: see the head of this file.
 
     Returns:
         [B, H, W, C] in the type of `x`.
     """
+    if strips > 1:
+        return _conv(add_neighbours(x, strips), kernel, groups=x.shape[-1], pad_rows=False)
     if _use_products(form, whole):
         return _depthwise_products(x, kernel, dilation)
     return _conv(x, kernel, dilation=dilation, groups=x.shape[-1])
@@ -144,10 +153,13 @@ def _lay_out(x: jax.Array, cuts: int) -> jax.Array:
     return sharding.by_pictures(x) if _are_whole(len(x), cuts) else sharding.by_rows(x)
 
 
-def max_pool3x3(x: jax.Array) -> jax.Array:
-    """3x3 max pooling with stride 2 and padding 1. x: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
+def max_pool3x3(x: jax.Array, strips: int = 1) -> jax.Array:
+    """3x3 max pooling with stride 2 and padding 1, `strips` as in `conv3x3`. [B, H, W, C] -> [B, ceil(H / 2), …, C]."""
+    rows = (1, 1)
+    if strips > 1:
+        x, rows = add_neighbours(x, strips, below=False, padding=-np.inf), (0, 0)
     # The initial value has to be a Python number: with an array, XLA does not see a max pool, and there is no gradient.
-    return lax.reduce_window(x, -np.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return lax.reduce_window(x, -np.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), rows, (1, 1), (0, 0)))
 
 
 def avg_pool2x2(x: jax.Array) -> jax.Array:
@@ -202,13 +214,14 @@ def _interpolation_matrix(source: int, target: int, align_corners: bool) -> np.n
     return matrix.astype(np.float32)
 
 
-def _conv(x, kernel, stride=1, dilation=1, groups=1):
+def _conv(x, kernel, stride=1, dilation=1, groups=1, pad_rows=True):
     padding = (kernel.shape[0] // 2) * dilation
+    rows = padding if pad_rows else 0
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
-        padding=((padding, padding), (padding, padding)),
+        padding=((rows, rows), (padding, padding)),
         rhs_dilation=(dilation, dilation),
         dimension_numbers=_NHWC,
         feature_group_count=groups,

@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from dlv3p_jax.models import ops
 from dlv3p_jax.models.layers import ConvBN
+from dlv3p_jax.models.strips import count_strips, from_strips, to_strips
 
 # Blocks of the four stages.
 BLOCKS = {
@@ -23,6 +24,7 @@ class Block(nn.Module):
     """A residual block. [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), width (x 4 if `bottleneck`)].
 
     The shortcut of the first block of a stage is a 1x1 convolution, of the mean of 2x2 pixels where it strides.
+    `strips`: see `ops.conv3x3`.
     """
 
     width: int
@@ -30,11 +32,12 @@ class Block(nn.Module):
     first: bool
     stride: int = 1
     dilation: int = 1
+    strips: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train: bool):
-        conv = functools.partial(ConvBN, use_bias=False, dtype=self.dtype)
+        conv = functools.partial(ConvBN, use_bias=False, strips=self.strips, dtype=self.dtype)
         spatial = {"size": 3, "stride": self.stride, "dilation": self.dilation}
         if self.bottleneck:
             y = conv(self.width, name="conv1")(x, train)
@@ -72,7 +75,8 @@ class ResNet(nn.Module):
     def __call__(self, x, train: bool):
         """Features of the four stages, at strides 4, 8, then `output_stride` at most.
 
-        Dilated stages run on sub-images as far as their sides divide, which is the same function (`ops.cut`).
+        Dilated stages run on sub-images as far as their sides divide (`ops.cut`), the others, on a TPU, on strips
+        (`models.strips`): the same function.
 
         Args:
             x: [B, H, W, 3].
@@ -81,11 +85,13 @@ class ResNet(nn.Module):
         Returns:
             The four features, and how often each of them is cut into sub-images.
         """
-        conv = functools.partial(ConvBN, size=3, use_bias=False, dtype=self.dtype)
+        strips = count_strips(x, self.output_stride)
+        x = to_strips(x, strips)
+        conv = functools.partial(ConvBN, size=3, use_bias=False, strips=strips, dtype=self.dtype)
         x = conv(32, stride=2, name="stem_conv1")(x, train)
         x = conv(32, name="stem_conv2")(x, train)
         x = conv(64, name="stem_conv3")(x, train)
-        x = ops.max_pool3x3(x)
+        x = ops.max_pool3x3(x, strips)
 
         make_block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # `train` is no array
         features, features_cuts = [], []
@@ -96,10 +102,12 @@ class ResNet(nn.Module):
                 if stride < self.output_stride:
                     stage_stride = 2
                     stride *= 2
-                elif ops.can_cut(x, cuts):
-                    x, cuts = ops.cut(x, cuts), cuts + 1
                 else:
-                    dilation *= 2
+                    x, strips = from_strips(x, strips), 1
+                    if ops.can_cut(x, cuts):
+                        x, cuts = ops.cut(x, cuts), cuts + 1
+                    else:
+                        dilation *= 2
             for block in range(blocks):
                 x = make_block(
                     width=64 * 2 ** (stage - 1),
@@ -107,9 +115,10 @@ class ResNet(nn.Module):
                     first=block == 0,
                     stride=stage_stride if block == 0 else 1,
                     dilation=dilation * (self.multi_grid[block] if stage == 4 else 1),
+                    strips=strips,
                     dtype=self.dtype,
                     name=f"stage{stage}_block{block + 1}",
                 )(x, train)
-            features.append(x)
+            features.append(from_strips(x, strips))
             features_cuts.append(cuts)
         return tuple(features), tuple(features_cuts)
