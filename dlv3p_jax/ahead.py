@@ -39,9 +39,11 @@ def make_mesh(config, piece: slices.Slice) -> Mesh:
         ) from error
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space, description.devices)
     if mesh.size < piece.num_chips:
+        spaces, rest = divmod(piece.num_chips, config.mesh.data)
+        hint = f", such as with --config.mesh.space={spaces}" if rest == 0 else ""
         raise ValueError(
             f"mesh.data={config.mesh.data} x mesh.space={config.mesh.space} are {mesh.size} of the {piece.num_chips} "
-            f"chips of {piece.name}: use all of them, or plan for a smaller slice"
+            f"chips of {piece.name}: use all of them{hint}, or plan for a smaller slice"
         )
     return mesh
 

@@ -101,11 +101,10 @@ def _sent(kind: str, size: int, group: int) -> float:
 
 def _result_bytes(shape: str, kind: str, started: bool) -> int:
     """The bytes of a result; of one that is waited for later, without what stands beside it in the tuple."""
-    sizes = [_array_bytes(*array) for array in _ARRAY.findall(shape)]
+    arrays = _ARRAY.findall(shape)
     if not started or kind == "all-reduce":
-        return sum(sizes)
-    if kind == "collective-permute":  # (operand, result, and perhaps two counters)
-        return sizes[0]
+        return sum(_array_bytes(*array) for array in arrays)
+    sizes = [_array_bytes(*array) for array in arrays if array != ("u32", "")]  # that are the wait's, not the data's
     return sum(sizes[len(sizes) // 2 :])  # (operands, results)
 
 

@@ -59,7 +59,7 @@ def report(
         largest = _largest_batch(config, piece, size, effort, programs[0])
     programs += [_compile(config, piece, name, settings, size, effort) for name, settings in views.items()]
     result = _describe(config, piece, effort) | {"programs": programs, "largest_batch": largest}
-    result["recipe"] = recipe(config, piece, programs, price_per_chip_hour)
+    result["recipe"] = recipe(config, piece, programs[:2], price_per_chip_hour)
     result["warnings"] = warnings(config, piece, programs, effort)
     return result
 
@@ -133,7 +133,8 @@ def evaluated_size(config) -> tuple[tuple[int, int], str]:
 def recipe(config, piece: slices.Slice, programs, price_per_chip_hour: float | None) -> dict[str, Any] | None:
     """Estimated hours and cost of the whole training; None where a program does not fit.
 
-    Evaluations count where it is known how many pictures the data set has to evaluate, and such a program is here.
+    `programs` are the training step and, if they are to count, the evaluation. These count where it is known how many
+    pictures the data set has to evaluate.
     """
     if not all(program["fits"] for program in programs):
         return None

@@ -60,8 +60,8 @@ ENTRY %main.1_spmd (p0: f32[64]) -> f32[64] {
   %get-tuple-element.1 = f32[32]{0:T(128)} get-tuple-element(%all-reduce.1), index=0
   %collective-permute-start.1 = (bf16[100]{0}, bf16[100]{0:S(1)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%c), source_target_pairs={{0,1},{1,2}}
   %collective-permute-done.1 = bf16[100]{0:S(1)} collective-permute-done(%collective-permute-start.1)
-  %all-gather-start.1 = (u8[10]{0}, u8[80]{0}) all-gather-start(%d), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
-  %all-gather-done.1 = u8[80]{0} all-gather-done(%all-gather-start.1)
+  %all-gather-start.1 = ((u8[5]{0}, u8[5]{0}), (u8[40]{0}, u8[40]{0}), u32[], u32[]) all-gather-start(%d), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %all-gather-done.1 = (u8[40]{0}, u8[40]{0}) all-gather-done(%all-gather-start.1)
   %while.1 = (s32[]{:T(128)}, f32[64]{0:T(128)}) while(%tuple), condition=%condition, body=%body
   %async-start = ((bf16[1024]), bf16[1024], s32[]) async-start(%e), calls=%called
 }
