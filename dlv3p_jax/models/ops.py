@@ -3,12 +3,15 @@
 Arrays are `[B, H, W, C]`, kernels `[height, width, in, out]`. `form` is for tests and measurements:
 
 - `"conv"`: XLA's convolution, what GPUs and TPUs are built for;
+- `"taps"`: the same, but the gradient of its kernel is nine products (or sums), one for each tap;
 - `"products"`: matrix products, or for depthwise convolutions multiply-adds, over windows that skip the padding;
 - `"auto"`: on a CPU what is faster there, convolutions elsewhere. XLA's depthwise convolutions and their gradients are
-  hundreds of times slower than multiply-adds on a CPU. Convolutions too where several devices hold the rows of a
-  picture: for these the compiler exchanges the rows at the borders, for windows it would gather all.
+  hundreds of times slower than multiply-adds on a CPU. On a GPU, taps for what is dilated: XLA makes of the gradient of
+  a dilated kernel a convolution whose window is as large as the picture, and cuDNN has no good program for that.
+  Convolutions too where several devices hold the rows of a picture: for these the compiler exchanges the rows at the
+  borders, for windows it would gather all.
 
-Both forms are the same function with the same gradients. Padding is explicit everywhere: "SAME" pads strided
+All forms are the same function with the same gradients. Padding is explicit everywhere: "SAME" pads strided
 convolutions unevenly, which PaddleSeg does not.
 """
 
@@ -32,10 +35,18 @@ def precision(dtype) -> lax.Precision:
 
 
 def _use_products(form: str, whole: bool = False) -> bool:
-    if form not in ("auto", "conv", "products"):
-        raise ValueError(f"form={form!r}: give 'auto', 'conv' or 'products'")
-    whole = whole or sharding.num_row_shards() == 1
-    return form == "products" or (form == "auto" and sharding.platform() == "cpu" and whole)
+    return form == "products" or (_choose(form, whole) and sharding.platform() == "cpu")
+
+
+def _use_taps(form: str, dilation: int, whole: bool = False) -> bool:
+    return form == "taps" or (_choose(form, whole) and sharding.platform() == "gpu" and dilation > 1)
+
+
+def _choose(form: str, whole: bool) -> bool:
+    """Whether the backend may say what the form is."""
+    if form not in ("auto", "conv", "products", "taps"):
+        raise ValueError(f"form={form!r}: give 'auto', 'conv', 'products' or 'taps'")
+    return form == "auto" and (whole or sharding.num_row_shards() == 1)
 
 
 def conv1x1(x: jax.Array, kernel: jax.Array, form: str = "auto") -> jax.Array:
@@ -68,6 +79,8 @@ def conv3x3(
     # Below this many channels, moving nine windows costs more than the products save.
     if _use_products(form) and (form == "products" or min(kernel.shape[2:]) >= 512):
         return _conv3x3_products(x, kernel, stride, dilation)
+    if _use_taps(form, dilation):
+        return _conv_taps(x, kernel, stride, dilation)
     return _conv(x, kernel, stride, dilation)
 
 
@@ -91,6 +104,8 @@ def depthwise_conv3x3(
         return _conv(add_neighbours(x, strips), kernel, groups=x.shape[-1], pad_rows=False)
     if _use_products(form, whole):
         return _depthwise_products(x, kernel, dilation)
+    if _use_taps(form, dilation, whole):
+        return _conv_taps(x, kernel, 1, dilation)
     return _conv(x, kernel, dilation=dilation, groups=x.shape[-1])
 
 
@@ -280,24 +295,47 @@ def _conv3x3_forward(x, kernel, stride, dilation):
 
 def _conv3x3_backward(stride, dilation, residuals, cotangent):
     x, kernel = residuals
-    taps = _taps(*x.shape[1:3], stride, dilation)
-    over_pixels = ((0, 1, 2), (0, 1, 2))
-    kernel_gradient = [jnp.zeros(kernel.shape[2:], jnp.promote_types(kernel.dtype, jnp.float32))] * 9
-    for tap in taps:
-        products = _product(x[tap.input], cotangent[tap.output], over_pixels)
-        kernel_gradient[3 * tap.row + tap.column] = products
-    kernel_gradient = jnp.stack(kernel_gradient).reshape(kernel.shape).astype(kernel.dtype)
+    kernel_gradient = _kernel_gradient(x, kernel, cotangent, stride, dilation)
     if stride == 1:  # the transposed convolution is one with the kernel turned round
         turned = kernel[::-1, ::-1].swapaxes(2, 3)
         return _conv3x3_products(cotangent, turned, 1, dilation), kernel_gradient
     x_gradient = jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
-    for tap in taps:
+    for tap in _taps(*x.shape[1:3], stride, dilation):
         products = _product(cotangent[tap.output], kernel[tap.row, tap.column].T)
         x_gradient = x_gradient.at[tap.input].add(products)
     return x_gradient.astype(x.dtype), kernel_gradient
 
 
 _conv3x3_products.defvjp(_conv3x3_forward, _conv3x3_backward)
+
+
+def _kernel_gradient(x, kernel, cotangent, stride, dilation):
+    over_pixels = ((0, 1, 2), (0, 1, 2))
+    taps = [jnp.zeros(kernel.shape[2:], jnp.promote_types(kernel.dtype, jnp.float32))] * 9
+    for tap in _taps(*x.shape[1:3], stride, dilation):
+        taps[3 * tap.row + tap.column] = _product(x[tap.input], cotangent[tap.output], over_pixels)
+    return jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv_taps(x, kernel, stride, dilation):
+    return _conv(x, kernel, stride, dilation, groups=x.shape[3] // kernel.shape[2])
+
+
+def _conv_taps_forward(x, kernel, stride, dilation):
+    return _conv_taps(x, kernel, stride, dilation), (x, kernel)
+
+
+def _conv_taps_backward(stride, dilation, residuals, cotangent):
+    x, kernel = residuals
+    groups = x.shape[3] // kernel.shape[2]
+    _, pull_back = jax.vjp(lambda x: _conv(x, kernel, stride, dilation, groups), x)
+    if groups > 1:
+        return *pull_back(cotangent), _depthwise_kernel_gradient(x, kernel, cotangent, dilation)
+    return *pull_back(cotangent), _kernel_gradient(x, kernel, cotangent, stride, dilation)
+
+
+_conv_taps.defvjp(_conv_taps_forward, _conv_taps_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -317,15 +355,21 @@ def _depthwise_forward(x, kernel, dilation):
 
 def _depthwise_backward(dilation, residuals, cotangent):
     x, kernel = residuals
-    accumulator = jnp.promote_types(x.dtype, jnp.float32)
-    kernel_gradient = [jnp.zeros(x.shape[3:], accumulator)] * 9
-    for tap in _taps(*x.shape[1:3], dilation=dilation):
-        products = x[tap.input].astype(accumulator) * cotangent[tap.output].astype(accumulator)
-        products = products.reshape(-1, x.shape[3])
-        # A sum written as a product: plain sums of such windows take 1.4 to 1.6 times as long.
-        kernel_gradient[3 * tap.row + tap.column] = _product(jnp.ones(len(products), accumulator), products)
-    kernel_gradient = jnp.stack(kernel_gradient).reshape(kernel.shape).astype(kernel.dtype)
+    kernel_gradient = _depthwise_kernel_gradient(x, kernel, cotangent, dilation)
     return _depthwise_products(cotangent, kernel[::-1, ::-1], dilation), kernel_gradient
 
 
 _depthwise_products.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _depthwise_kernel_gradient(x, kernel, cotangent, dilation):
+    accumulator = jnp.promote_types(x.dtype, jnp.float32)
+    taps = [jnp.zeros(x.shape[3:], accumulator)] * 9
+    for tap in _taps(*x.shape[1:3], dilation=dilation):
+        products = x[tap.input].astype(accumulator) * cotangent[tap.output].astype(accumulator)
+        products = products.reshape(-1, x.shape[3])
+        # On a CPU a sum written as a product: plain sums of such windows take 1.4 to 1.6 times as long there.
+        on_cpu = sharding.platform() == "cpu"
+        total = _product(jnp.ones(len(products), accumulator), products) if on_cpu else products.sum(0)
+        taps[3 * tap.row + tap.column] = total
+    return jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)

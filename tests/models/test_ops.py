@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,9 @@ def integers(shape, dtype, seed=0, limit=1):
     return jnp.asarray(np.random.default_rng(seed).integers(-limit, limit, shape, endpoint=True), dtype)
 
 
-def assert_same_value_and_gradients(function, x, kernel):
+def assert_same_value_and_gradients(function, x, kernel, forms=("conv", "products", "taps")):
     results = []
-    for form in ("conv", "products"):
+    for form in forms:
 
         @jax.jit
         def value_and_gradients(x, kernel, form=form):
@@ -25,10 +26,11 @@ def assert_same_value_and_gradients(function, x, kernel):
 
         results.append(value_and_gradients(x, kernel))
         assert results[-1][0].dtype == x.dtype
-    for plain, products in zip(*results, strict=True):
-        np.testing.assert_array_equal(plain.astype(np.float32), products.astype(np.float32))
+    for plain, *others in zip(*results, strict=True):
         assert np.any(plain)
-        assert plain.dtype == products.dtype
+        for other in others:
+            np.testing.assert_array_equal(plain.astype(np.float32), other.astype(np.float32))
+            assert plain.dtype == other.dtype
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -46,7 +48,7 @@ def assert_same_value_and_gradients(function, x, kernel):
         ((1, 2), 2, 1),
     ],
 )
-def test_conv3x3_as_products_is_the_convolution(size, stride, dilation, dtype):
+def test_every_form_of_conv3x3_is_the_convolution(size, stride, dilation, dtype):
     x, kernel = integers((2, *size, 4), dtype), integers((3, 3, 4, 5), dtype, seed=1)
     assert_same_value_and_gradients(functools.partial(ops.conv3x3, stride=stride, dilation=dilation), x, kernel)
 
@@ -55,7 +57,7 @@ def test_conv3x3_as_products_is_the_convolution(size, stride, dilation, dtype):
 @pytest.mark.parametrize(
     ("size", "dilation"), [((8, 8), 1), ((9, 7), 3), ((5, 6), 5), ((5, 6), 6), ((5, 6), 36), ((1, 1), 1)]
 )
-def test_depthwise_multiply_adds_are_the_grouped_convolution(size, dilation, dtype):
+def test_every_form_of_depthwise_conv3x3_is_the_grouped_convolution(size, dilation, dtype):
     x, kernel = integers((2, *size, 6), dtype), integers((3, 3, 1, 6), dtype, seed=1)
     assert_same_value_and_gradients(functools.partial(ops.depthwise_conv3x3, dilation=dilation), x, kernel)
 
@@ -63,7 +65,7 @@ def test_depthwise_multiply_adds_are_the_grouped_convolution(size, dilation, dty
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_conv1x1_as_product_is_the_convolution(dtype):
     x, kernel = integers((2, 5, 3, 6), dtype), integers((1, 1, 6, 4), dtype, seed=1)
-    assert_same_value_and_gradients(ops.conv1x1, x, kernel)
+    assert_same_value_and_gradients(ops.conv1x1, x, kernel, forms=("conv", "products"))
 
 
 def test_strided_convolution_pads_both_sides_alike():
@@ -129,3 +131,22 @@ def test_resize_does_not_antialias():
     stripes = jnp.tile(jnp.asarray([0.0, 0.0, 0.0, 1.0]), 4)[None, None, :, None]
     shrunk = ops.resize(stripes, (1, 4), align_corners=False)  # samples half way between the second and third of four
     np.testing.assert_array_equal(shrunk.ravel(), np.zeros(4))
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_on_a_gpu_no_gradient_of_a_dilated_kernel_is_a_convolution(depthwise, monkeypatch):
+    """XLA would give it a window as large as the picture. It knows its own gradients by their dimension numbers."""
+    monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+    function = ops.depthwise_conv3x3 if depthwise else ops.conv3x3
+    x, kernel = jnp.zeros((2, 16, 12, 4)), jnp.zeros((3, 3, 1 if depthwise else 4, 4))
+
+    def windows(dilation):
+        gradient = jax.grad(lambda x, kernel: function(x, kernel, dilation=dilation).sum(), argnums=(0, 1))
+        found = re.findall(
+            r"stablehlo\.convolution.*?tensor<[^>]*>, tensor<([\dx]+)xf32>",
+            jax.jit(gradient).lower(x, kernel).as_text(),
+        )
+        return sorted(set(found))
+
+    assert not any("16x12" in window for window in windows(dilation=2))
+    assert any("16x12" in window for window in windows(dilation=1))  # which cuDNN knows as a gradient
