@@ -127,7 +127,7 @@ def _exchanges(programs) -> list[str]:
     lines = []
     for program in programs:
         if collectives := program.get("collectives"):
-            listed = (f"{item['count']} {item['kind']} of {item['bytes'] / 1e6:.3g} MB" for item in collectives)
+            listed = (f"{item['count']} {item['kind']} of {_megabytes(item['bytes'])} MB" for item in collectives)
             lines.append(f"exchanges of {program['name']}: {', '.join(listed)}")
         if program.get("turns", 1) > 1:
             lines.append(
@@ -166,6 +166,10 @@ def _meshes(report: dict[str, Any]) -> str:
             row += ["?" if program["needed_bytes"] is None else _mib(program["needed_bytes"]), "?", "?", ""]
         rows.append(row)
     return "Training steps, the best mesh first\n" + timing.table(rows)
+
+
+def _megabytes(number: float) -> str:
+    return f"{number / 1e6:.0f}" if number >= 1e8 else f"{number / 1e6:.2g}"
 
 
 def _mib(number: float) -> str:
