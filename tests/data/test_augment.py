@@ -74,6 +74,20 @@ def test_a_crop_is_a_crop_of_the_whole_scaled_picture(scaled):
     np.testing.assert_array_equal(mirrored_label, ours_label[:, ::-1])
 
 
+@pytest.mark.parametrize("scaled", [(65, 110), (91, 154), (67, 113)])  # 1.25 and 1.75 times the size, and neither
+def test_crops_are_the_same_wherever_they_begin(scaled):
+    rng = np.random.default_rng(2)
+    image, label = rng.integers(0, 256, (52, 88, 3), np.uint8), rng.integers(0, 20, (52, 88), np.uint8)
+    whole = np.floor(cv2.resize(image.astype(np.float32), scaled[::-1], interpolation=cv2.INTER_LINEAR))
+    whole_label = cv2.resize(label, scaled[::-1], interpolation=cv2.INTER_NEAREST)
+    height, width = 9, 20
+    for step in range(12):  # from one corner to the other, at the beginning and the end of periods and between
+        y, x = (last * step // 11 for last in (scaled[0] - height, scaled[1] - width))
+        ours, ours_label = crop_of(image, label, scaled, (y, x), (height, width))
+        assert nearly_equal(ours, whole[y : y + height, x : x + width]), (y, x)
+        np.testing.assert_array_equal(ours_label, whole_label[y : y + height, x : x + width])
+
+
 def draw(seeds, **changes):
     settings = (
         dict(crop_size=(8, 8), min_scale=0.5, max_scale=2.0, scale_step=0.25, flip=True, ignore_label=255) | changes
