@@ -8,14 +8,12 @@ without reading what came before, and several processes take disjoint rows of on
 import collections
 import dataclasses
 import functools
-import io
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
 from dlv3p_jax.data import augment, records
 
@@ -75,7 +73,9 @@ def train_batches(
 
     @functools.cache
     def read_decoded(index):
-        return _decode_on_host(*_read(source, index))
+        picture_id, image, label = _decode(*_read(source, index))
+        # Views of TensorFlow's own memory, which lies such that a numpy_function hands it on without a copy.
+        return picture_id, np.asarray(memoryview(image)), np.asarray(memoryview(label))
 
     def make_example(position):
         if cache:
@@ -256,12 +256,6 @@ def _read_record(read, position: tf.Tensor) -> list[tf.Tensor]:
     for part in parts:
         part.set_shape([])
     return parts
-
-
-def _decode_on_host(picture_id: bytes, image: bytes, label: bytes) -> tuple[bytes, np.ndarray, np.ndarray]:
-    """What `_decode` does, outside of TensorFlow."""
-    image, label = Image.open(io.BytesIO(image)).convert("RGB"), Image.open(io.BytesIO(label))
-    return picture_id, np.asarray(image), np.asarray(label)
 
 
 def _decode(picture_id: tf.Tensor, image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -63,7 +63,6 @@ def test_a_run_can_start_at_any_step_bit_for_bit(dataset):
 
 
 def test_a_cache_of_decoded_pictures_changes_nothing(dataset):
-    """TensorFlow decodes without it, Pillow with it."""
     for expected, batch in zip(train(dataset), train(dataset, cache=True), strict=True):
         for name in ("image", "label", "id"):
             np.testing.assert_array_equal(batch[name], expected[name])
