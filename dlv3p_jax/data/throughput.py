@@ -100,17 +100,27 @@ def measure(
 ) -> dict[str, list[tuple[float, float]]]:
     """(seconds, this process's processor seconds) a picture, of several ways to read, measured in turn.
 
-    `read(seconds)` reads for so long and gives the number of pictures. What was read ahead before a turn is read first
-    and not counted.
+    `read(seconds)` reads for so long and gives the number of pictures. A turn begins when the others have ceased to
+    read ahead; what it has read ahead itself is read first and not counted.
     """
     times = {name: [] for name in reads}
     for _ in range(repeats):
         for name, read in reads.items():
+            wait_until_idle()
             read(turn_seconds / 4)
             start, processor = time.perf_counter(), time.process_time()
             pictures = read(turn_seconds)
             times[name].append(((time.perf_counter() - start) / pictures, (time.process_time() - processor) / pictures))
     return times
+
+
+def wait_until_idle(seconds: float = 0.1) -> None:
+    """Returns once this process has let so much time pass with less than a twentieth of it on a processor."""
+    while True:
+        processor = time.process_time()
+        time.sleep(seconds)
+        if time.process_time() - processor < seconds / 20:
+            return
 
 
 def summary(name: str, times: Sequence[tuple[float, float]], cores: int) -> dict[str, Any]:
