@@ -37,7 +37,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", he_normal, (self.size, self.size, x.shape[-1], self.features))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x = x.astype(self.dtype)
         if self.size == 1:
             x = ops.conv1x1(x, kernel)
         else:
@@ -59,7 +59,7 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x):
         kernel = self.param("kernel", depthwise_he_normal, (3, 3, 1, x.shape[-1]))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x = x.astype(self.dtype)
         x = ops.depthwise_conv3x3(x, kernel, self.dilation, self.whole, self.strips)
         return x + bias.astype(self.dtype)
 

@@ -1,6 +1,7 @@
 """The operations whose fastest form depends on the backend: one function an operation, its form chosen at trace time.
 
-Arrays are `[B, H, W, C]`, kernels `[height, width, in, out]`. `form` is for tests and measurements:
+Arrays are `[B, H, W, C]`, kernels `[height, width, in, out]`. Computed is in the arrays' type; kernels may be float32
+all the same. `form` is for tests and measurements:
 
 - `"conv"`: XLA's convolution, what GPUs and TPUs are built for;
 - `"taps"`: the same, but the gradient of its kernel is nine products (or sums), one for each tap;
@@ -54,7 +55,7 @@ def conv1x1(x: jax.Array, kernel: jax.Array, form: str = "auto") -> jax.Array:
     # Where devices hold rows, on every backend: of a 1x1 convolution whose result's gradient lies by columns, XLA (that
     # of jax 0.10.2) forgets to sum the kernel's gradient over `data`.
     if _use_products(form) or (form == "auto" and sharding.num_row_shards() > 1):
-        return _product(x, kernel[0, 0]).astype(x.dtype)
+        return _product(x, kernel[0, 0].astype(x.dtype)).astype(x.dtype)
     return _conv(x, kernel)
 
 
@@ -78,9 +79,9 @@ def conv3x3(
         return _conv(add_neighbours(x, strips, below=stride == 1), kernel, stride, pad_rows=False)
     # Below this many channels, moving nine windows costs more than the products save.
     if _use_products(form) and (form == "products" or min(kernel.shape[2:]) >= 512):
-        return _conv3x3_products(x, kernel, stride, dilation)
+        return _conv3x3_products(x, kernel.astype(x.dtype), stride, dilation)
     if _use_taps(form, dilation):
-        return _conv_taps(x, kernel, stride, dilation)
+        return _conv_taps(x, kernel.astype(x.dtype), stride, dilation)
     return _conv(x, kernel, stride, dilation)
 
 
@@ -103,9 +104,9 @@ def depthwise_conv3x3(
     if strips > 1:
         return _conv(add_neighbours(x, strips), kernel, groups=x.shape[-1], pad_rows=False)
     if _use_products(form, whole):
-        return _depthwise_products(x, kernel, dilation)
+        return _depthwise_products(x, kernel.astype(x.dtype), dilation)
     if _use_taps(form, dilation, whole):
-        return _conv_taps(x, kernel, 1, dilation)
+        return _conv_taps(x, kernel.astype(x.dtype), 1, dilation)
     return _conv(x, kernel, dilation=dilation, groups=x.shape[-1])
 
 
@@ -230,6 +231,14 @@ def _interpolation_matrix(source: int, target: int, align_corners: bool) -> np.n
 
 
 def _conv(x, kernel, stride=1, dilation=1, groups=1, pad_rows=True):
+    geometry = (stride, dilation, groups, pad_rows)
+    if sharding.platform() == "tpu" and x.dtype == jnp.bfloat16:
+        return _bfloat16_conv(x, kernel, geometry)
+    return _lax_conv(x, kernel.astype(x.dtype), geometry, precision(x.dtype))
+
+
+def _lax_conv(x, kernel, geometry, precision):
+    stride, dilation, groups, pad_rows = geometry
     padding = (kernel.shape[0] // 2) * dilation
     rows = padding if pad_rows else 0
     return lax.conv_general_dilated(
@@ -240,8 +249,31 @@ def _conv(x, kernel, stride=1, dilation=1, groups=1, pad_rows=True):
         rhs_dilation=(dilation, dilation),
         dimension_numbers=_NHWC,
         feature_group_count=groups,
-        precision=precision(x.dtype),
+        precision=precision,
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _bfloat16_conv(x, kernel, geometry):
+    """Of a float32 kernel, whose gradient never is bfloat16: as such it would be summed over the chips of a mesh."""
+    return _lax_conv(x, kernel.astype(x.dtype), geometry, lax.Precision.DEFAULT)
+
+
+def _bfloat16_conv_forward(x, kernel, geometry):
+    return _bfloat16_conv(x, kernel, geometry), (x, kernel)
+
+
+def _bfloat16_conv_backward(geometry, residuals, cotangent):
+    x, kernel = residuals
+    _, pull_back = jax.vjp(lambda x: _lax_conv(x, kernel.astype(x.dtype), geometry, lax.Precision.DEFAULT), x)
+    # At its default precision a TPU multiplies these in bfloat16, which they are, and adds in float32.
+    wide = x.astype(jnp.float32)
+    convolve = lambda kernel: _lax_conv(wide, kernel.astype(jnp.float32), geometry, lax.Precision.DEFAULT)  # noqa: E731
+    _, pull_kernel_back = jax.vjp(convolve, kernel)
+    return *pull_back(cotangent), *pull_kernel_back(cotangent.astype(jnp.float32))
+
+
+_bfloat16_conv.defvjp(_bfloat16_conv_forward, _bfloat16_conv_backward)
 
 
 def _product(x, y, dimensions=None):

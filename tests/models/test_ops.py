@@ -150,3 +150,24 @@ def test_on_a_gpu_no_gradient_of_a_dilated_kernel_is_a_convolution(depthwise, mo
 
     assert not any("16x12" in window for window in windows(dilation=2))
     assert any("16x12" in window for window in windows(dilation=1))  # which cuDNN knows as a gradient
+
+
+@pytest.mark.parametrize("kernel_shape", [(3, 3, 4, 5), (1, 1, 4, 5), (3, 3, 1, 4)])
+def test_on_a_tpu_kernel_gradients_of_bfloat16_are_float32(kernel_shape, monkeypatch):
+    """Those of a mesh's chips are summed, in their type."""
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    function = ops.conv1x1 if kernel_shape[0] == 1 else ops.conv3x3
+    function = ops.depthwise_conv3x3 if kernel_shape[2] == 1 else function
+    x = jax.random.normal(jax.random.key(0), (2, 8, 6, 4)).astype(jnp.bfloat16)
+    kernel = jax.random.normal(jax.random.key(1), kernel_shape)
+
+    @jax.jit
+    def gradient(x, kernel):
+        y, pull_back = jax.vjp(function, x, kernel)
+        return pull_back(jnp.ones_like(y))[1]
+
+    found, expected = gradient(x, kernel), gradient(x.astype(jnp.float32), kernel)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    assert jnp.any(found != found.astype(jnp.bfloat16))
+    assert function(x, kernel).dtype == jnp.bfloat16
