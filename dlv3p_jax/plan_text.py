@@ -84,7 +84,9 @@ def _largest(report: dict[str, Any]) -> list[str]:
     largest = report["largest_batch"]
     if largest is None:
         return []
-    (first, _), (second, _) = largest["compiled"]
+    counts = [str(count) for count, _ in largest["compiled"]]
+    if len(counts) == 1:
+        return [f"No batch fits this mesh: {counts[0]} pictures are too many, and it takes no fewer."]
     lines = []
     if largest["growing_temporary_bytes"] is not None:
         lines.append(
@@ -93,8 +95,8 @@ def _largest(report: dict[str, Any]) -> list[str]:
         )
     fitting = "unknown" if largest["pictures"] is None else largest["pictures"]
     lines.append(
-        f"Largest batch that fits this mesh: {fitting} pictures (estimate: the line through the memory of {first} and "
-        f"{second}, both compiled)."
+        f"Largest batch that fits this mesh: {fitting} pictures (estimate: the line through the memory of "
+        f"{' and '.join(counts)}, both compiled)."
     )
     return lines
 

@@ -189,19 +189,22 @@ def warnings(config, piece: slices.Slice, programs, effort: str) -> list[str]:
 
 
 def _less_memory(config, piece: slices.Slice, name: str) -> str:
-    space = 2 * config.mesh.space
+    space, data = 2 * config.mesh.space, _mesh(config, piece)["data"]
     choices = [f"--config.mesh.space={space}"] if piece.num_chips % space == 0 else []
     if name == "train":
         if not config.model.remat:
             choices.append("--config.model.remat=True")
-        if config.batch_size // config.accumulate_steps >= 4:
+        halves, rest = divmod(config.batch_size, 2 * config.accumulate_steps)
+        if rest == 0 and halves >= 2 and halves % data == 0:
             choices.append(f"--config.accumulate_steps={2 * config.accumulate_steps}")
-        choices.append("a smaller --config.batch_size")
-    else:
+        if config.batch_size > data:
+            choices.append("a smaller --config.batch_size")
+    elif config.eval.batch_size > data:
         choices.append("a smaller --config.eval.batch_size")
     if config.model.dtype == "float32":
         choices.append("--config.model.dtype=bfloat16")
-    return ", ".join(choices[:-1]) + f" or {choices[-1]}" if len(choices) > 1 else choices[0]
+    choices.append("chips with more memory")
+    return f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else choices[0]
 
 
 def _describe(config, piece: slices.Slice, effort: str) -> dict[str, Any]:
@@ -248,13 +251,14 @@ def _rank(program: dict[str, Any]) -> tuple:
     return (1, program["needed_bytes"] or math.inf)
 
 
-def _largest_batch(config, piece: slices.Slice, size, effort: str, program: dict[str, Any]) -> dict[str, Any] | None:
+def _largest_batch(config, piece: slices.Slice, size, effort: str, program: dict[str, Any]) -> dict[str, Any]:
     """What two compiled batches tell, the configuration's and twice or half of it, taking memory to grow linearly."""
     unit = config.accumulate_steps * _mesh(config, piece)["data"]
     other = config.copy_and_resolve_references()
-    other.batch_size = 2 * config.batch_size if program["fits"] else config.batch_size // 2
-    if other.batch_size % unit or other.batch_size < 2 * config.accumulate_steps:
-        return None
+    other.batch_size = 2 * config.batch_size if program["fits"] else config.batch_size // 2 // unit * unit
+    if other.batch_size < 2 * config.accumulate_steps:  # a mesh that takes no smaller batch
+        points = [(config.batch_size, needed_bytes(program))]
+        return {"compiled": points, "pictures": 0, "growing_temporary_bytes": None}
     second = _compile(other, piece, "train", None, size, effort, f" with a batch of {other.batch_size}")
     points = [(each["pictures"], needed_bytes(each)) for each in (program, second)]
     largest = largest_batch_of(points, unit, piece.chip.usable_bytes)

@@ -141,9 +141,19 @@ def test_a_report_of_a_step_that_does_not_fit(compiled):
     assert report["recipe"] is None
     first, *others = report["warnings"]
     assert first.startswith("train does not fit: it needs 9.00 GiB, and a v4 has 30.75 GiB; take --config.mesh.space=2")
-    assert "--config.model.remat=True, --config.accumulate_steps=2" in first
+    assert "--config.model.remat=True, --config.accumulate_steps=2, a smaller --config.batch_size" in first
     assert any("--config.model.dtype=bfloat16" in line for line in others)
     assert "NO" in plan_text.to_text(report)
+
+
+def test_a_mesh_that_takes_no_smaller_batch(compiled):
+    calls = compiled(usable=4)
+    report = planning.report(make_config(), V5E, (1024, 2048), "low")
+    assert [call[:2] for call in calls] == [("train", 8), ("evaluate plain", 8)]
+    assert report["largest_batch"]["pictures"] == 0
+    assert "No batch fits this mesh: 8 pictures are too many" in plan_text.to_text(report)
+    # Neither half of the batch nor its micro-batches would divide over the eight chips.
+    assert "accumulate_steps" not in report["warnings"][0] and "smaller" not in report["warnings"][0]
 
 
 def test_a_step_that_nearly_fills_the_memory_is_told_of(compiled):
