@@ -69,12 +69,9 @@ def compile_program(config, mesh: Mesh, views: dict[str, Any] | None, size: tupl
     shapes = workloads.variable_shapes(config)
     if views is None:
         load = workloads.train(config, mesh, shapes)
-        single = config.copy_and_resolve_references()
-        single.accumulate_steps = 1  # of micro-batches, only the first would be counted
-        model_flops = workloads.train(single, mesh, shapes).count_operations()
     else:
         load = workloads.evaluate_views(config, mesh, shapes, size, "evaluate", **views)
-        model_flops = load.count_operations()
+    model_flops = load.count_operations()
     result = {"pictures": load.pictures, "size": list(load.size), "model_flops": model_flops}
     try:
         program = load.jitted.lower(*load.arguments).compile()

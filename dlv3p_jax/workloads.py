@@ -114,7 +114,9 @@ def train(config, mesh: Mesh, variables: steps.Variables, dtype=np.uint8) -> Wor
         out_shardings=(replicated, replicated),
         donate_argnums=0,
     )
-    plain_step = steps.make_train_step(config, straightforward.build(config))
+    at_once = config.copy_and_resolve_references()
+    at_once.accumulate_steps = 1  # of micro-batches, which are a loop, only one would be counted
+    plain_step = steps.make_train_step(at_once, straightforward.build(config))
     if _are_shapes(variables):
         arguments = shapes
     else:
