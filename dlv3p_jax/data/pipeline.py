@@ -5,12 +5,14 @@ a permutation made from the seed and the epoch) and how it is augmented, so a re
 without reading what came before, and several processes take disjoint rows of one global batch.
 """
 
+import atexit
 import collections
 import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -113,7 +115,7 @@ def train_batches(
         first = (first_step + count) * batch_size
         return [picture_of(first + row, num_pictures, seed) for row in rows]
 
-    return _naming_damage(batches, pictures_of, dataset, split, source)
+    return _closed_at_exit(_naming_damage(batches, pictures_of, dataset, split, source))
 
 
 def cache_bytes(dataset: records.Dataset, split: str) -> int:
@@ -190,7 +192,7 @@ def eval_batches(
     examples = tf.data.Dataset.from_tensor_slices(indices)
     examples = examples.map(make_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     examples = examples.prefetch(2 * len(rows)).as_numpy_iterator()
-    examples = _naming_damage(examples, lambda count: [int(indices[count])], dataset, split, source)
+    examples = _closed_at_exit(_naming_damage(examples, lambda count: [int(indices[count])], dataset, split, source))
     for batch, shape in zip(ours, batch_shapes, strict=True):
         images = np.zeros((len(rows), *shape, 3), np.uint8)
         labels = np.full((len(rows), *shape), ignore_label, np.uint8)
@@ -204,7 +206,26 @@ def eval_batches(
         yield {"image": images, "label": labels, "size": sizes, "id": ids}
 
 
-def _naming_damage(iterator, pictures_of: Callable[[int], Sequence[int]], dataset, split: str, source) -> Iterator:
+_open_iterators = weakref.WeakSet()
+
+
+def _closed_at_exit(iterator: Generator) -> Generator:
+    """The generator, which no longer reads ahead when the interpreter ends.
+
+    A thread that calls Python then hangs, or aborts the process, and a generator may live until then where the
+    traceback of an error or a script's variable holds it.
+    """
+    _open_iterators.add(iterator)
+    return iterator
+
+
+@atexit.register
+def _close_iterators() -> None:
+    for iterator in list(_open_iterators):
+        iterator.close()
+
+
+def _naming_damage(iterator, pictures_of: Callable[[int], Sequence[int]], dataset, split: str, source) -> Generator:
     """What a tf.data iterator gives; its error becomes one that names the record.
 
     TensorFlow's own is the text of a traceback, and that of a decoder does not know which picture it had. So the

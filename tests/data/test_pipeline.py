@@ -62,6 +62,18 @@ def test_a_run_can_start_at_any_step_bit_for_bit(dataset):
             np.testing.assert_array_equal(batch[name], expected[name])
 
 
+def test_nothing_reads_ahead_while_the_interpreter_ends(dataset):
+    iterators = [
+        pipeline.train_batches(dataset, "train", first_step=0, **SETTINGS),
+        pipeline.eval_batches(dataset, "val", batch_size=1, ignore_label=255),
+    ]
+    assert all(next(iterator) for iterator in iterators)
+    pipeline._close_iterators()
+    assert next(iterators[0], None) is None
+    with pytest.raises(RuntimeError):  # a generator may not end within another one
+        next(iterators[1])
+
+
 def test_a_cache_of_decoded_pictures_changes_nothing(dataset):
     for expected, batch in zip(train(dataset), train(dataset, cache=True), strict=True):
         for name in ("image", "label", "id"):
