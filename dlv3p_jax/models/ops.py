@@ -6,6 +6,7 @@ all the same. `form` is for tests and measurements:
 - `"conv"`: XLA's convolution, what GPUs and TPUs are built for;
 - `"taps"`: the same, but the gradient of its kernel is nine products (or sums), one for each tap;
 - `"products"`: matrix products, or for depthwise convolutions multiply-adds, over windows that skip the padding;
+- `"winograd"`: less than half as many products, for 3x3 convolutions with stride 1 (`models.winograd`);
 - `"auto"`: on a CPU what is faster there, convolutions elsewhere. XLA's depthwise convolutions and their gradients are
   hundreds of times slower than multiply-adds on a CPU. On a GPU, taps for what is dilated: XLA makes of the gradient of
   a dilated kernel a convolution whose window is as large as the picture, and cuDNN has no good program for that.
@@ -17,7 +18,6 @@ convolutions unevenly, which PaddleSeg does not.
 """
 
 import functools
-import typing
 
 import jax
 import jax.numpy as jnp
@@ -25,37 +25,31 @@ import numpy as np
 from jax import lax
 
 from dlv3p_jax import sharding
+from dlv3p_jax.models import products, winograd
+from dlv3p_jax.models.products import precision
 from dlv3p_jax.models.strips import add_neighbours
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-def precision(dtype) -> lax.Precision:
-    """What products and convolutions of `dtype` ask for: float32 means float32, on TPUs and in the face of TF32 too."""
-    return lax.Precision.DEFAULT if dtype == jnp.bfloat16 else lax.Precision.HIGHEST
-
-
-def _use_products(form: str, whole: bool = False) -> bool:
-    return form == "products" or (_choose(form, whole) and sharding.platform() == "cpu")
-
-
-def _use_taps(form: str, dilation: int, whole: bool = False) -> bool:
-    return form == "taps" or (_choose(form, whole) and sharding.platform() == "gpu" and dilation > 1)
-
-
-def _choose(form: str, whole: bool) -> bool:
-    """Whether the backend may say what the form is."""
-    if form not in ("auto", "conv", "products", "taps"):
-        raise ValueError(f"form={form!r}: give 'auto', 'conv', 'products' or 'taps'")
-    return form == "auto" and (whole or sharding.num_row_shards() == 1)
+def _resolve(form: str, whole: bool = False, cpu: str = "conv", gpu: str = "conv") -> str:
+    """`form`, and for "auto" what this backend does best."""
+    if form not in ("auto", "conv", "products", "taps", "winograd"):
+        raise ValueError(f"form={form!r}: give 'auto', 'conv', 'products', 'taps' or 'winograd'")
+    if form != "auto":
+        return form
+    best = {"cpu": cpu, "gpu": gpu} if whole or sharding.num_row_shards() == 1 else {}
+    return best.get(sharding.platform(), "conv")
 
 
 def conv1x1(x: jax.Array, kernel: jax.Array, form: str = "auto") -> jax.Array:
     """A 1x1 convolution with stride 1. x: [B, H, W, C]; kernel: [1, 1, C, D] -> [B, H, W, D] in the type of `x`."""
+    if _resolve(form, cpu="products") == "products":
+        return products.conv1x1(x, kernel.astype(x.dtype))
     # Where devices hold rows, on every backend: of a 1x1 convolution whose result's gradient lies by columns, XLA (that
     # of jax 0.10.2) forgets to sum the kernel's gradient over `data`.
-    if _use_products(form) or (form == "auto" and sharding.num_row_shards() > 1):
-        return _product(x, kernel[0, 0].astype(x.dtype)).astype(x.dtype)
+    if form == "auto" and sharding.num_row_shards() > 1:
+        return products.product(x, kernel[0, 0].astype(x.dtype)).astype(x.dtype)
     return _conv(x, kernel)
 
 
@@ -77,12 +71,24 @@ def conv3x3(
     """
     if strips > 1:
         return _conv(add_neighbours(x, strips, below=stride == 1), kernel, stride, pad_rows=False)
-    # Below this many channels, moving nine windows costs more than the products save.
-    if _use_products(form) and (form == "products" or min(kernel.shape[2:]) >= 512):
-        return _conv3x3_products(x, kernel.astype(x.dtype), stride, dilation)
-    if _use_taps(form, dilation):
+    form = _resolve(form, cpu=_best_on_cpu(x, kernel, stride, dilation), gpu="taps" if dilation > 1 else "conv")
+    if form == "winograd":
+        if stride > 1:
+            raise ValueError(f"form='winograd' has no stride of {stride}: give 'auto'")
+        return winograd.conv3x3(x, kernel.astype(x.dtype), dilation)
+    if form == "products":
+        return products.conv3x3(x, kernel.astype(x.dtype), stride, dilation)
+    if form == "taps":
         return _conv_taps(x, kernel.astype(x.dtype), stride, dilation)
     return _conv(x, kernel, stride, dilation)
+
+
+def _best_on_cpu(x, kernel, stride, dilation):
+    # In bfloat16, Winograd's sums of pixels would have to be rounded once more.
+    if stride == 1 and x.dtype != jnp.bfloat16 and winograd.pays(x.shape, kernel.shape, dilation):
+        return "winograd"
+    # With fewer channels, moving nine windows costs more than the products save.
+    return "products" if min(kernel.shape[2:]) >= 512 else "conv"
 
 
 def depthwise_conv3x3(
@@ -103,9 +109,10 @@ def depthwise_conv3x3(
     """
     if strips > 1:
         return _conv(add_neighbours(x, strips), kernel, groups=x.shape[-1], pad_rows=False)
-    if _use_products(form, whole):
-        return _depthwise_products(x, kernel.astype(x.dtype), dilation)
-    if _use_taps(form, dilation, whole):
+    form = _resolve(form, whole, cpu="products", gpu="taps" if dilation > 1 else "conv")
+    if form == "products":
+        return products.depthwise_conv3x3(x, kernel.astype(x.dtype), dilation)
+    if form == "taps":
         return _conv_taps(x, kernel.astype(x.dtype), 1, dilation)
     return _conv(x, kernel, dilation=dilation, groups=x.shape[-1])
 
@@ -276,79 +283,6 @@ def _bfloat16_conv_backward(geometry, residuals, cotangent):
 _bfloat16_conv.defvjp(_bfloat16_conv_forward, _bfloat16_conv_backward)
 
 
-def _product(x, y, dimensions=None):
-    """Contracts the last axis of `x` with the first of `y` (or as `dimensions` says), summed in float32 at least."""
-    dimensions = dimensions or ((x.ndim - 1,), (0,))
-    accumulator = jnp.promote_types(x.dtype, jnp.float32)
-    return lax.dot_general(
-        x, y, (dimensions, ((), ())), precision=precision(x.dtype), preferred_element_type=accumulator
-    )
-
-
-class _Tap(typing.NamedTuple):
-    """One position of a 3x3 kernel, with the pixels at which it sees the picture and not the padding."""
-
-    row: int
-    column: int
-    input: tuple[slice, ...]
-    output: tuple[slice, ...]
-
-
-def _taps(height: int, width: int, stride: int = 1, dilation: int = 1) -> list[_Tap]:
-    """The taps that see any of a `height` x `width` picture; first the centre one, which sees all of it."""
-
-    def window(length, tap):
-        offset = (tap - 1) * dilation  # input pixel = stride * output pixel + offset
-        first = -(min(offset, 0) // stride)
-        last = min((length - 1) // stride, (length - 1 - offset) // stride)
-        return slice(first * stride + offset, last * stride + offset + 1, stride), slice(first, last + 1)
-
-    taps = []
-    for row, column in sorted(np.ndindex(3, 3), key=lambda tap: tap != (1, 1)):
-        rows, columns = window(height, row), window(width, column)
-        if rows[1].start < rows[1].stop and columns[1].start < columns[1].stop:
-            everything = slice(None)
-            taps.append(_Tap(row, column, (everything, rows[0], columns[0]), (everything, rows[1], columns[1])))
-    return taps
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv3x3_products(x, kernel, stride, dilation):
-    centre, *others = _taps(*x.shape[1:3], stride, dilation)
-    total = _product(x[centre.input], kernel[1, 1])
-    for tap in others:
-        total = total.at[tap.output].add(_product(x[tap.input], kernel[tap.row, tap.column]))
-    return total.astype(x.dtype)
-
-
-def _conv3x3_forward(x, kernel, stride, dilation):
-    return _conv3x3_products(x, kernel, stride, dilation), (x, kernel)
-
-
-def _conv3x3_backward(stride, dilation, residuals, cotangent):
-    x, kernel = residuals
-    kernel_gradient = _kernel_gradient(x, kernel, cotangent, stride, dilation)
-    if stride == 1:  # the transposed convolution is one with the kernel turned round
-        turned = kernel[::-1, ::-1].swapaxes(2, 3)
-        return _conv3x3_products(cotangent, turned, 1, dilation), kernel_gradient
-    x_gradient = jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
-    for tap in _taps(*x.shape[1:3], stride, dilation):
-        products = _product(cotangent[tap.output], kernel[tap.row, tap.column].T)
-        x_gradient = x_gradient.at[tap.input].add(products)
-    return x_gradient.astype(x.dtype), kernel_gradient
-
-
-_conv3x3_products.defvjp(_conv3x3_forward, _conv3x3_backward)
-
-
-def _kernel_gradient(x, kernel, cotangent, stride, dilation):
-    over_pixels = ((0, 1, 2), (0, 1, 2))
-    taps = [jnp.zeros(kernel.shape[2:], jnp.promote_types(kernel.dtype, jnp.float32))] * 9
-    for tap in _taps(*x.shape[1:3], stride, dilation):
-        taps[3 * tap.row + tap.column] = _product(x[tap.input], cotangent[tap.output], over_pixels)
-    return jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv_taps(x, kernel, stride, dilation):
     return _conv(x, kernel, stride, dilation, groups=x.shape[3] // kernel.shape[2])
@@ -363,45 +297,9 @@ def _conv_taps_backward(stride, dilation, residuals, cotangent):
     groups = x.shape[3] // kernel.shape[2]
     _, pull_back = jax.vjp(lambda x: _conv(x, kernel, stride, dilation, groups), x)
     if groups > 1:
-        return *pull_back(cotangent), _depthwise_kernel_gradient(x, kernel, cotangent, dilation)
-    return *pull_back(cotangent), _kernel_gradient(x, kernel, cotangent, stride, dilation)
+        gradient = products.depthwise_kernel_gradient(x, cotangent, dilation).astype(kernel.dtype)
+        return *pull_back(cotangent), gradient
+    return *pull_back(cotangent), products.kernel_gradient(x, kernel, cotangent, stride, dilation)
 
 
 _conv_taps.defvjp(_conv_taps_forward, _conv_taps_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _depthwise_products(x, kernel, dilation):
-    centre, *others = _taps(*x.shape[1:3], dilation=dilation)
-    accumulator = jnp.promote_types(x.dtype, jnp.float32)
-    x, dtype = x.astype(accumulator), x.dtype
-    total = x * kernel[1, 1, 0]
-    for tap in others:
-        total = total.at[tap.output].add(x[tap.input] * kernel[tap.row, tap.column, 0])
-    return total.astype(dtype)
-
-
-def _depthwise_forward(x, kernel, dilation):
-    return _depthwise_products(x, kernel, dilation), (x, kernel)
-
-
-def _depthwise_backward(dilation, residuals, cotangent):
-    x, kernel = residuals
-    kernel_gradient = _depthwise_kernel_gradient(x, kernel, cotangent, dilation)
-    return _depthwise_products(cotangent, kernel[::-1, ::-1], dilation), kernel_gradient
-
-
-_depthwise_products.defvjp(_depthwise_forward, _depthwise_backward)
-
-
-def _depthwise_kernel_gradient(x, kernel, cotangent, dilation):
-    accumulator = jnp.promote_types(x.dtype, jnp.float32)
-    taps = [jnp.zeros(x.shape[3:], accumulator)] * 9
-    for tap in _taps(*x.shape[1:3], dilation=dilation):
-        products = x[tap.input].astype(accumulator) * cotangent[tap.output].astype(accumulator)
-        products = products.reshape(-1, x.shape[3])
-        # On a CPU a sum written as a product: plain sums of such windows take 1.4 to 1.6 times as long there.
-        on_cpu = sharding.platform() == "cpu"
-        total = _product(jnp.ones(len(products), accumulator), products) if on_cpu else products.sum(0)
-        taps[3 * tap.row + tap.column] = total
-    return jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)

@@ -84,8 +84,13 @@ def test_small_and_large_channel_counts_agree_on_every_backend(monkeypatch):
 
 
 def test_unknown_form_is_refused():
-    with pytest.raises(ValueError, match="'winograd'"):
-        ops.conv1x1(jnp.zeros((1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1)), form="winograd")
+    with pytest.raises(ValueError, match="'fourier'"):
+        ops.conv1x1(jnp.zeros((1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1)), form="fourier")
+
+
+def test_winograd_with_a_stride_is_refused():
+    with pytest.raises(ValueError, match="no stride of 2"):
+        ops.conv3x3(jnp.zeros((1, 4, 4, 1)), jnp.zeros((3, 3, 1, 1)), stride=2, form="winograd")
 
 
 def windows(x, size, padding):
