@@ -253,7 +253,8 @@ def test_micro_batches_lie_over_the_mesh_as_the_batch_does_and_take_its_memory_a
     arguments.append(jax.device_put(jax.random.key(0), replicated))
 
     def compile_step(count):
-        train_step = jax.jit(
+        train_step = sharding.jit(
+            mesh,
             steps.make_train_step(make_config({"accumulate_steps": count}), TinyNet()),
             in_shardings=(replicated, batched, replicated),
             out_shardings=(replicated, replicated),
