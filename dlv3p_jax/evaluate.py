@@ -55,12 +55,13 @@ def predict_logits(
     size = images.shape[1:3]
 
     def forward(view: jax.Array) -> jax.Array:
-        apply = lambda patch: model.apply(variables, patch, train=False)  # noqa: E731
-        return apply(view) if window is None else _slide(apply, view, window, stride)
+        if window is None:
+            return model.apply(variables, view, train=False, output_size=size)
+        logits = _slide(lambda patch: model.apply(variables, patch, train=False), view, window, stride)
+        return ops.resize(logits, size, align_corners=False)
 
     def scores_of(view: jax.Array, mirrored: jax.Array | bool) -> jax.Array:
-        logits = forward(_mirror(view, mirrored))
-        logits = ops.resize(_mirror(logits, mirrored), size, align_corners=False)
+        logits = _mirror(forward(_mirror(view, mirrored)), mirrored)
         return jax.nn.softmax(logits) if average == "legacy" else logits
 
     def scaled(picture: jax.Array, scale: float) -> jax.Array:

@@ -13,6 +13,7 @@ from flax import linen as nn
 from configs import common
 from dlv3p_jax import evaluate, sharding
 from dlv3p_jax.evaluate import predict_logits
+from dlv3p_jax.models import ops
 
 # Against PaddleSeg.
 
@@ -32,11 +33,12 @@ def test_views_of_paddleseg(shared, file, case):
 class FormulaModel:
     """Logits of every pixel from itself, its left neighbour (so that flips matter) and the mean of what is seen."""
 
-    def apply(self, variables, images, train):
+    def apply(self, variables, images, train, output_size=None):
         assert not train
         own, left, mean = variables["params"]["kernels"]
         shifted = jnp.pad(images, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
-        return images @ own + shifted @ left + images.mean((1, 2), keepdims=True) @ mean
+        logits = images @ own + shifted @ left + images.mean((1, 2), keepdims=True) @ mean
+        return ops.resize(logits, output_size or images.shape[1:3], align_corners=False)
 
     @staticmethod
     def numpy(kernels, image):
@@ -216,8 +218,8 @@ def test_the_views_of_the_configuration_are_taken():
 
 
 class BrightestChannel:
-    def apply(self, variables, images, train):
-        return images
+    def apply(self, variables, images, train, output_size):
+        return ops.resize(images, output_size, align_corners=False)
 
 
 def test_predictions_under_ignored_pixels_count_nothing():
@@ -307,11 +309,11 @@ class WideNet(nn.Module):
     """A network whose maps are what takes memory."""
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train, output_size=None):
         x = images
         for channels in (64, 64, 3):
             x = nn.relu(nn.Conv(channels, (3, 3))(x))
-        return x
+        return ops.resize(x, output_size or images.shape[1:3], align_corners=False)
 
 
 @pytest.mark.parametrize(("average", "flip"), [("logits", True), ("legacy", True)])

@@ -3,6 +3,7 @@
 import flax.linen as nn
 
 from configs import common
+from dlv3p_jax.models import ops
 
 SETTINGS = {
     "dataset": "image_folder",
@@ -32,11 +33,12 @@ class Tiny(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train, output_size=None):
         x = nn.Conv(4, (3, 3), name="backbone")(images)
         x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
         x = nn.Dropout(0.1, deterministic=not train)(nn.relu(x))
-        return nn.Conv(self.num_classes, (1, 1), name="decoder")(x)
+        logits = nn.Conv(self.num_classes, (1, 1), name="decoder")(x)
+        return ops.resize(logits, output_size or images.shape[1:3], align_corners=False)
 
 
 def build_model(config) -> Tiny:

@@ -37,16 +37,18 @@ class DeepLabV3Plus(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool, output_size: tuple[int, int] | None = None) -> jax.Array:
         """The logits of every pixel.
 
         Args:
             images: [B, H, W, 3], normalised; any height and width.
             train: normalise by the batch's statistics (then pass `mutable=["batch_stats"]`) and drop out (then pass
                 `rngs={"dropout": key}`).
+            output_size: (height, width) that the logits are resized to, if not that of the images; with pixel centres
+                at i + 1/2, as evaluation brings views of other scales back.
 
         Returns:
-            float32 [B, H, W, num_classes].
+            float32 [B, H, W, num_classes], or of `output_size`.
         """
         backbone = ResNet(
             *(self.blocks, self.bottleneck, self.output_stride, self.multi_grid, self.remat),
@@ -60,4 +62,4 @@ class DeepLabV3Plus(nn.Module):
         decoder = Decoder(self.num_classes, self.align_corners, dtype=self.dtype, name="decoder")
         logits = decoder(aspp(coarse, train, cuts), fine, train)
         logits = logits.astype(jnp.promote_types(self.dtype, jnp.float32))
-        return ops.resize(logits, images.shape[1:3], self.align_corners)
+        return ops.resize(logits, images.shape[1:3], self.align_corners, output_size)

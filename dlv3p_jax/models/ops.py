@@ -196,7 +196,9 @@ def avg_pool2x2(x: jax.Array) -> jax.Array:
     return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
 
 
-def resize(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Array:
+def resize(
+    x: jax.Array, size: tuple[int, int], align_corners: bool, output_size: tuple[int, int] | None = None
+) -> jax.Array:
     """Bilinear interpolation without antialiasing, as two products with interpolation matrices.
 
     Args:
@@ -204,26 +206,36 @@ def resize(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Arra
         size: (height, width) of the result.
         align_corners: True maps the centres of the corner pixels onto each other; False has pixel centres at
             i + 1/2 and repeats the border.
+        output_size: (height, width) that this is resized to once more, with pixel centres at i + 1/2; in the same
+            products, so that nothing of `size` is ever in memory.
 
     Returns:
         [B, height, width, C] in the type of `x`.
     """
     height, width = x.shape[1:3]
-    rows = jnp.asarray(_interpolation_matrix(height, size[0], align_corners), x.dtype)
-    columns = jnp.asarray(_interpolation_matrix(width, size[1], align_corners), x.dtype)
+    output_size = output_size or size
+    rows = _interpolation_matrix(height, size[0], output_size[0], align_corners)
+    columns = _interpolation_matrix(width, size[1], output_size[1], align_corners)
     dot = functools.partial(jnp.einsum, precision=precision(x.dtype))
-    if height != size[0]:
+    if rows is not None:
         # Over the rows that a mesh holds, the product would need all of them everywhere.
         x = jnp.pad(sharding.by_rows(x), ((0, 0), (0, 0), (0, -width % sharding.num_row_shards()), (0, 0)))
-        x = sharding.by_columns(dot("yh,bhwc->bywc", rows, sharding.by_columns(x)))
+        x = sharding.by_columns(dot("yh,bhwc->bywc", jnp.asarray(rows, x.dtype), sharding.by_columns(x)))
         x = sharding.by_rows(x)[:, :, :width]
-    if width != size[1]:
-        x = dot("xw,bhwc->bhxc", columns, x)
+    if columns is not None:
+        x = dot("xw,bhwc->bhxc", jnp.asarray(columns, x.dtype), x)
     return x
 
 
-def _interpolation_matrix(source: int, target: int, align_corners: bool) -> np.ndarray:
-    """float32 [target, source]; each row holds the weights of one target pixel and sums to 1."""
+def _interpolation_matrix(source: int, target: int, last: int, align_corners: bool) -> np.ndarray | None:
+    """[last, source]: the weights of `last` pixels, resized from `source` to `target` before. None: nothing to do."""
+    if source == target == last:
+        return None
+    matrix = _bilinear_matrix(source, target, align_corners)
+    return matrix if target == last else _bilinear_matrix(target, last, align_corners=False) @ matrix
+
+
+def _bilinear_matrix(source: int, target: int, align_corners: bool) -> np.ndarray:
     index = np.arange(target)
     if align_corners:
         position = index * ((source - 1) / (target - 1)) if target > 1 else np.zeros(1)
@@ -234,7 +246,7 @@ def _interpolation_matrix(source: int, target: int, align_corners: bool) -> np.n
     matrix = np.zeros((target, source))
     np.add.at(matrix, (index, low), 1 - (position - low))
     np.add.at(matrix, (index, high), position - low)
-    return matrix.astype(np.float32)
+    return matrix
 
 
 def _conv(x, kernel, stride=1, dilation=1, groups=1, pad_rows=True):

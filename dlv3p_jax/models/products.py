@@ -188,6 +188,6 @@ def _by_picture(function, *arrays):
 
     Of all at once where they lie on several devices.
     """
-    if sharding.num_picture_shards() > 1:
+    if sharding.num_picture_shards() * sharding.num_row_shards() > 1:
         return function(*arrays)
     return lax.map(lambda pictures: function(*(picture[None] for picture in pictures))[0], arrays)

@@ -132,6 +132,14 @@ def test_resize_is_linear_interpolation_along_each_axis(source, target, align_co
     np.testing.assert_allclose(ops.resize(jnp.asarray(x), target, align_corners), expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("last", [(9, 4), (3, 5)])
+def test_two_resizes_at_once_are_one_after_the_other(last, align_corners):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5, 2)), jnp.float32)
+    expected = ops.resize(ops.resize(x, (7, 6), align_corners), last, align_corners=False)
+    np.testing.assert_allclose(ops.resize(x, (7, 6), align_corners, output_size=last), expected, atol=2e-6)
+
+
 def test_resize_does_not_antialias():
     stripes = jnp.tile(jnp.asarray([0.0, 0.0, 0.0, 1.0]), 4)[None, None, :, None]
     shrunk = ops.resize(stripes, (1, 4), align_corners=False)  # samples half way between the second and third of four
