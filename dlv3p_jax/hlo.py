@@ -103,9 +103,14 @@ def _result_bytes(shape: str, kind: str, started: bool) -> int:
     """The bytes of a result; of one that is waited for later, without what stands beside it in the tuple."""
     arrays = _ARRAY.findall(shape)
     if not started or kind == "all-reduce":
-        return sum(_array_bytes(*array) for array in arrays)
+        return result_bytes(shape)
     sizes = [_array_bytes(*array) for array in arrays if array != ("u32", "")]  # that are the wait's, not the data's
     return sum(sizes[len(sizes) // 2 :])  # (operands, results)
+
+
+def result_bytes(shape: str) -> int:
+    """The bytes of a result whose shape the text gives, such as '(f32[2,3]{1,0}, s32[])'."""
+    return sum(_array_bytes(*array) for array in _ARRAY.findall(shape))
 
 
 def _array_bytes(dtype: str, sides: str) -> int:

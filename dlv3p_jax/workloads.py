@@ -87,7 +87,7 @@ def init_variables(config) -> steps.Variables:
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(config))
 
 
-def train(config, mesh: Mesh, variables: steps.Variables, dtype=np.uint8) -> Workload:
+def train(config, mesh: Mesh, variables: steps.Variables, dtype=np.uint8, build: Callable | None = None) -> Workload:
     """A training step of `batch_size` pictures of `crop_size`.
 
     Args:
@@ -95,13 +95,14 @@ def train(config, mesh: Mesh, variables: steps.Variables, dtype=np.uint8) -> Wor
         mesh: of devices.
         variables: to start from, or their shapes.
         dtype: of the pictures; uint8 ones are distorted in colour and normalised in the step, as in training.
+        build: makes the network of the configuration; `build_model` by default.
 
     Raises:
         ValueError: the mesh does not divide the batch.
     """
     size, batch_size = tuple(config.crop_size), config.batch_size
     sharding.check_batch(mesh, batch_size, size[0], "config.batch_size")
-    model = build_model(config)
+    model = (build or build_model)(config)
     batch = made_batch(config, batch_size, size, dtype)
     make_key = functools.partial(jax.random.key, config.seed)
     make_state = functools.partial(steps.create_train_state, config, model)

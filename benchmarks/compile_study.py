@@ -1,0 +1,135 @@
+"""What compilers make of the network for accelerators that are not here, beside the network said straight:
+
+    python -m benchmarks.compile_study --config=configs/cityscapes_r50.py --target=v5e-8 --config.batch_size=16
+    python -m benchmarks.compile_study --config=configs/cityscapes_r50.py --target=H100.txtpb --config.batch_size=4
+
+A TPU slice by its name needs libtpu (pip install '.[plan]'); a GPU, by a file that XLA describes it in, jax's CUDA
+plug-in (pip install jax-cuda12-plugin jax-cuda12-pjrt). Neither needs the device. A training step for a TPU takes a
+quarter of an hour at full effort, the only one whose cycles mean something, and two minutes at low effort.
+"""
+
+import collections
+import math
+import os
+import pathlib
+import re
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_TRANSPOSE = re.compile(
+    r"^\s*%?(?:wrapped_transpose|transpose|\w*transpose_fusion|input_transpose\w*)[\w.]* = (.*?) fusion\("
+)
+
+
+def define_flags() -> None:
+    """Defines the command's flags; not at import, since tests import this module beside others."""
+    config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
+    flags.DEFINE_string("target", None, "A TPU slice, such as v5e-8, or a file that describes a GPU.", required=True)
+    flags.DEFINE_enum("kind", "train", ("train", "evaluate"), "Evaluation is with the views of the configuration.")
+    flags.DEFINE_list("size", ["1024", "2048"], "HEIGHT,WIDTH of the evaluated pictures.")
+    flags.DEFINE_enum("effort", "full", ("low", "full"), "Of the TPU's compiler.")
+    flags.DEFINE_bool("straightforward", True, "Compile the straightforward network too; of training only.")
+
+
+def read_tpu(text: str) -> dict[str, float]:
+    """Of a program compiled for TPUs: estimated millions of cycles, and MiB of what chips exchange, by kind."""
+    from dlv3p_jax import hlo
+
+    cycles = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', text)))
+    exchanged = {f"{item.kind} MiB": item.bytes / 2**20 for item in hlo.collectives(text)}
+    return {"million cycles": cycles / 1e6} | exchanged
+
+
+def read_gpu(text: str, least_side: int = 8) -> dict[str, float]:
+    """Of a program compiled for a GPU: convolutions, those with windows of `least_side` and more, MiB of transposes."""
+    from dlv3p_jax import hlo
+
+    convolutions = [line for line in text.splitlines() if "__cudnn$conv" in line]
+    windows = [re.search(r"window=\{size=(\d+)x(\d+)", line) for line in convolutions]
+    large = [window for window in windows if window and max(map(int, window.groups())) >= least_side]
+    transposed = collections.Counter()
+    for line in text.splitlines():
+        if found := _TRANSPOSE.match(line):
+            transposed["bytes"] += hlo.result_bytes(found[1])
+    return {
+        "convolutions": len(convolutions),
+        "picture-sized windows": len(large),
+        "transposes MiB": transposed["bytes"] / 2**20,
+    }
+
+
+def study(config, mesh, kind: str, size: tuple[int, int], straight: bool) -> dict[str, dict[str, float]]:
+    """{'ours' (and 'straightforward'): what `read_tpu` or `read_gpu` reads, memory, operations} of a compiled program.
+
+    Args:
+        config: a configuration.
+        mesh: of devices, which need not be here.
+        kind: 'train' or 'evaluate'.
+        size: (height, width) of evaluated pictures.
+        straight: whether to compile the straightforward network's training step too.
+    """
+    from dlv3p_jax import straightforward, workloads
+    from dlv3p_jax.models import build_model
+
+    config = workloads.prepare(config)
+    shapes = workloads.variable_shapes(config)
+    if kind == "train":
+        builds = {"straightforward": straightforward.build} if straight else {}
+        loads = {
+            name: workloads.train(config, mesh, shapes, build=build)
+            for name, build in (builds | {"ours": build_model}).items()
+        }
+        turns = 1
+    else:
+        views = config.eval.scales, config.eval.flip
+        loads = {"ours": workloads.evaluate_views(config, mesh, shapes, size, "evaluate", *views)}
+        turns = 2 if config.eval.flip else 1  # the compiler counts the body of a loop once
+    read = read_gpu if mesh.devices.flat[0].platform in ("gpu", "cuda") else read_tpu
+    results = {}
+    for name, load in loads.items():
+        program = load.jitted.lower(*load.arguments).compile()
+        flops = program.cost_analysis()["flops"] * turns
+        results[name] = read(program.as_text()) | {
+            "temporary MiB": program.memory_analysis().temp_size_in_bytes / 2**20,
+            "TFLOP a device": flops / 1e12,
+            "operations over the model's": flops * math.prod(mesh.shape.values()) / load.count_operations(),
+        }
+    return results
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    values = flags.FLAGS
+    if values.effort == "low":
+        os.environ["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] = "-1"
+    from jax.experimental import topologies
+
+    from dlv3p_jax import ahead, sharding, slices, speed, timing
+
+    config = values.config
+    try:
+        size = speed.parse_size(values.size)
+        if pathlib.Path(values.target).is_file():
+            target = pathlib.Path(values.target).read_text()
+            gpu = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=target)
+            mesh = sharding.make_mesh(1, 1, gpu.devices)
+        else:
+            mesh = ahead.make_mesh(config, slices.find(values.target))
+        results = study(config, mesh, values.kind, size, values.straightforward)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"compile_study: {error}")
+    keys = list(dict.fromkeys(key for result in results.values() for key in result))
+    rows = [[key, *(f"{result[key]:,.2f}" if key in result else "" for result in results.values())] for key in keys]
+    print(timing.table([[f"{values.kind} for {values.target}", *results], *rows]))
+
+
+if __name__ == "__main__":
+    os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", JAX_ENABLE_COMPILATION_CACHE="false")
+    # Without a GPU nothing can be timed to choose kernels by; Triton's products have no Precision.HIGHEST.
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+    )
+    define_flags()
+    app.run(main)
