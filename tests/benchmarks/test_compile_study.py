@@ -15,8 +15,8 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 }
 """
 GPU = """
-  %a = (bf16[64,3,3,64]{3,2,1,0}, u8[0]{0}) custom-call(%x, %y), window={size=64x128 pad=1}, target="__cudnn$convForward"
-  %b = (bf16[2,8,8,64]{3,2,1,0}, u8[0]{0}) custom-call(%x, %y), window={size=3x3 pad=1}, target="__cudnn$convForward"
+  %a = (bf16[64,3,3,64]{3,2,1,0}, u8[0]{0}) custom-call(%x, %y), window={size=64x128}, target="__cudnn$convForward"
+  %b = (bf16[2,8,8,64]{3,2,1,0}, u8[0]{0}) custom-call(%x, %y), window={size=3x3}, target="__cudnn$convForward"
   %c = (bf16[2,8,8,64]{3,2,1,0}, u8[0]{0}) custom-call(%x, %y), target="__cudnn$convBackwardInput"
   %wrapped_transpose.4 = bf16[512,1024]{1,0} fusion(%c), kind=kInput
   %loop_add_fusion = bf16[512,1024]{1,0} fusion(%c), kind=kLoop
