@@ -87,17 +87,20 @@ def measure(config, unit: tuple[int, int], repeats: int) -> dict[str, list[dict[
 
 
 def draw(curves: dict[str, list[dict[str, float]]], path: pathlib.Path) -> None:
-    """Time and memory over what grows, both axes logarithmic; dashed: in proportion."""
+    """Time and memory over what grows, both axes logarithmic; dashed: in proportion, or divided among devices."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(curves), 6), layout="constrained")
     for (name, points), (upper, lower) in zip(curves.items(), figure.subplots(2, len(curves)).T, strict=True):
         x = [point["x"] for point in points]
+        power = -1 if name.endswith("devices") else 1
         for axes, key, unit, label in ((upper, "seconds", 1, "seconds"), (lower, "bytes", 2**20, "MiB a device")):
             y = [point[key] / unit for point in points]
             axes.plot(x, y, marker="o")
-            axes.plot(x, [y[0] * value / x[0] for value in x], linestyle="--", color="grey")
+            axes.plot(x, [y[0] * (value / x[0]) ** power for value in x], linestyle="--", color="grey")
             axes.set(xscale="log", yscale="log", ylabel=label, xticks=x, xticklabels=[f"{value:,}" for value in x])
+            for place in zip(x, y, strict=True):
+                axes.annotate(f"{place[1]:.3g}", place, xytext=(4, -12), textcoords="offset points", fontsize=8)
             axes.minorticks_off()
             axes.grid(alpha=0.3)
         upper.set_title(name, fontsize=10)
