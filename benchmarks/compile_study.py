@@ -1,11 +1,11 @@
 """What compilers make of the network for accelerators that are not here, beside the network said straight:
 
-    python -m benchmarks.compile_study --config=configs/cityscapes_r50.py --target=v5e-8 --config.batch_size=16
-    python -m benchmarks.compile_study --config=configs/cityscapes_r50.py --target=H100.txtpb --config.batch_size=4
+    python -m benchmarks.compile_study --config=configs/cityscapes_r50.py --config.model.dtype=bfloat16 --target=v5e-8
 
-A TPU slice by its name needs libtpu (pip install '.[plan]'); a GPU, by a file that XLA describes it in, jax's CUDA
-plug-in (pip install jax-cuda12-plugin jax-cuda12-pjrt). Neither needs the device. A training step for a TPU takes a
-quarter of an hour at full effort, the only one whose cycles mean something, and two minutes at low effort.
+A TPU slice by its name needs libtpu (pip install '.[plan]'); a GPU, by a file with XLA's description of it
+(`--target=h100_sxm.txtpb`), jax's CUDA plug-in (pip install jax-cuda12-plugin jax-cuda12-pjrt). Neither needs the
+device. A training step for a TPU takes a quarter of an hour at full effort, whose cycles alone mean something, and two
+minutes at low effort. A loop, over mirror images or to distort colours, counts as one turn of it.
 """
 
 import collections
@@ -99,8 +99,15 @@ def study(config, mesh, kind: str, size: tuple[int, int], straight: bool) -> dic
 
 
 def main(argv: list[str]) -> None:
-    del argv
     values = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
+    if values.config is None:
+        raise app.UsageError("give --config=FILE, such as --config=configs/cityscapes_r50.py")
+    if values.config.accumulate_steps > 1 or values.config.eval.window is not None:
+        raise app.UsageError(
+            "accumulate_steps and eval.window are loops, of which compilers count one turn: leave them"
+        )
     if values.effort == "low":
         os.environ["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] = "-1"
     from jax.experimental import topologies

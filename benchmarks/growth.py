@@ -6,6 +6,7 @@ on virtual devices of one CPU, which share its cores: their times say what a mes
 what the compiler plans for one device. Needs matplotlib.
 """
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -108,10 +109,17 @@ def draw(curves: dict[str, list[dict[str, float]]], path: pathlib.Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    del argv
+    values = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
+    if values.config is None:
+        raise app.UsageError("give --config=FILE, such as --config=configs/cityscapes_r50.py")
+    if importlib.util.find_spec("matplotlib") is None:  # before minutes of measuring
+        sys.exit("growth: needs matplotlib: pip install matplotlib")
     from dlv3p_jax import speed
 
-    values = flags.FLAGS
+    for path in filter(None, (values.output, values.json)):
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
         curves = measure(values.config, speed.parse_size(values.unit), values.repeats)
     except ValueError as error:

@@ -35,7 +35,7 @@ def predict_logits(
     """The mean over all views of a picture; pure and jittable (everything but variables and images is static).
 
     Args:
-      model: what `build_model` gave.
+      model: what `build_model` gave, or whose `apply` takes the same, `output_size` included.
       variables: {'params': …, 'batch_stats': …}.
       images: float32 `[B, H, W, 3]`, normalised.
       scales: sizes of the views, relative to the picture; a side becomes floor(side * scale + 0.5), 1 at least.

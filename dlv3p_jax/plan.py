@@ -25,7 +25,7 @@ def define_flags() -> None:
         None,
         "The slice: as it is sold, such as v5e-16, v4-32, v6e-8, or as the compiler names it, v5e:4x4.",
     )
-    flags.DEFINE_enum("effort", "low", ("low", "full"), "The compiler's; full takes about five times as long.")
+    flags.DEFINE_enum("effort", "low", ("low", "full"), "The compiler's; full takes four to eight times as long.")
     flags.DEFINE_list("size", None, "HEIGHT,WIDTH of the evaluated pictures, where the data set does not tell.")
     flags.DEFINE_bool("all_views", False, "Compile evaluation plain, with flip and with flip + scales too.")
     flags.DEFINE_bool("largest_batch", True, "Compile the step with a second batch, to tell which is the largest.")

@@ -108,9 +108,8 @@ def sensible_meshes(config, num_chips: int, size: tuple[int, int]) -> list[tuple
     found = []
     for space in (count for count in range(1, _LARGEST_SPACE + 1) if num_chips % count == 0):
         data = num_chips // space
-        if all(batch % data == 0 for batch in (config.batch_size, config.eval.batch_size)) and all(
-            height % space == 0 for height in heights
-        ):
+        batches = (config.batch_size // config.accumulate_steps, config.eval.batch_size)
+        if all(batch % data == 0 for batch in batches) and all(height % space == 0 for height in heights):
             found.append((data, space))
     if not found:
         raise ValueError(

@@ -144,6 +144,12 @@ def check_batch(mesh: Mesh, batch_size: int, height: int, name: str) -> None:
         raise ValueError(f"a picture height of {height} does not divide over mesh.space={mesh.shape[SPACE]} devices")
 
 
+def check_micro_batch(mesh: Mesh, batch_size: int, accumulate_steps: int, height: int) -> None:
+    """The same of the micro-batches that a training step makes of `config.batch_size` pictures."""
+    name = "config.batch_size" if accumulate_steps == 1 else "(config.batch_size / config.accumulate_steps)"
+    check_batch(mesh, batch_size // accumulate_steps, height, name)
+
+
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows of a batch -> global arrays on the mesh, without waiting for the transfer.
 

@@ -54,9 +54,7 @@ def train_and_evaluate(
     workdir = epath.Path(workdir)
     config, dataset, mesh = prepare_run(config)
     losses.check_weights(config.loss)
-    parts = config.accumulate_steps
-    name = "config.batch_size" if parts == 1 else "(config.batch_size / config.accumulate_steps)"
-    sharding.check_batch(mesh, config.batch_size // parts, config.crop_size[0], name)
+    sharding.check_micro_batch(mesh, config.batch_size, config.accumulate_steps, config.crop_size[0])
     configuration.warn_of_few_pictures(config)
     num_pictures = dataset.num_pictures(config.train_split)
     logging.info(

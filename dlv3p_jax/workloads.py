@@ -101,7 +101,7 @@ def train(config, mesh: Mesh, variables: steps.Variables, dtype=np.uint8, build:
         ValueError: the mesh does not divide the batch.
     """
     size, batch_size = tuple(config.crop_size), config.batch_size
-    sharding.check_batch(mesh, batch_size, size[0], "config.batch_size")
+    sharding.check_micro_batch(mesh, batch_size, config.accumulate_steps, size[0])
     model = (build or build_model)(config)
     batch = made_batch(config, batch_size, size, dtype)
     make_key = functools.partial(jax.random.key, config.seed)

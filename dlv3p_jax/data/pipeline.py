@@ -7,6 +7,7 @@ without reading what came before, and several processes take disjoint rows of on
 
 import atexit
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -222,7 +223,8 @@ def _closed_at_exit(iterator: Generator) -> Generator:
 @atexit.register
 def _close_iterators() -> None:
     for iterator in list(_open_iterators):
-        iterator.close()
+        with contextlib.suppress(ValueError):  # one that another thread is in
+            iterator.close()
 
 
 def _naming_damage(iterator, pictures_of: Callable[[int], Sequence[int]], dataset, split: str, source) -> Generator:

@@ -114,9 +114,9 @@ def measure(
     return times
 
 
-def wait_until_idle(seconds: float = 0.1) -> None:
-    """Returns once this process has let so much time pass with less than a twentieth of it on a processor."""
-    while True:
+def wait_until_idle(seconds: float = 0.1, at_most: float = 10) -> None:
+    """Returns once this process has passed `seconds` with a twentieth of them on a processor, or after `at_most`."""
+    for _ in range(round(at_most / seconds)):
         processor = time.process_time()
         time.sleep(seconds)
         if time.process_time() - processor < seconds / 20:

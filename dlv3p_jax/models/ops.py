@@ -70,6 +70,8 @@ def conv3x3(
         [B, ceil(H / stride), ceil(W / stride), D] in the type of `x`.
     """
     if strips > 1:
+        if dilation > 1:
+            raise ValueError(f"strips={strips} and dilation={dilation}: a strip knows one row of its neighbours")
         return _conv(add_neighbours(x, strips, below=stride == 1), kernel, stride, pad_rows=False)
     form = _resolve(form, cpu=_best_on_cpu(x, kernel, stride, dilation), gpu="taps" if dilation > 1 else "conv")
     if form == "winograd":
@@ -108,6 +110,8 @@ def depthwise_conv3x3(
         [B, H, W, C] in the type of `x`.
     """
     if strips > 1:
+        if dilation > 1:
+            raise ValueError(f"strips={strips} and dilation={dilation}: a strip knows one row of its neighbours")
         return _conv(add_neighbours(x, strips), kernel, groups=x.shape[-1], pad_rows=False)
     form = _resolve(form, whole, cpu="products", gpu="taps" if dilation > 1 else "conv")
     if form == "products":
