@@ -10,7 +10,9 @@ import importlib.metadata
 import math
 from typing import Any
 
-from dlv3p_jax import __version__, compilation, configuration, hlo, roofline, slices, workloads
+import jax
+
+from dlv3p_jax import __version__, compilation, configuration, hlo, roofline, sharding, slices, workloads
 
 # Of the data sets whose pictures are all alike, or all padded to config.eval_size.
 _PICTURE_SIZES = {"cityscapes": (1024, 2048)}
@@ -45,9 +47,11 @@ def report(
         'total_bytes' and 'estimate', see `roofline.Estimate`), 'largest_batch', 'recipe', 'warnings'.
 
     Raises:
+        ValueError: the mesh does not divide the batches or the heights.
         ValueError, RuntimeError: see `compilation.compile_for`.
     """
     config = workloads.prepare(config)
+    _check_batches(config, piece, size)
     own_views = (tuple(config.eval.scales), config.eval.flip)
     named = workloads.named_views(config)
     views = {next((name for name, views in named.items() if views == own_views), "evaluate as configured"): own_views}
@@ -62,6 +66,16 @@ def report(
     result["recipe"] = recipe(config, piece, programs[:2], price_per_chip_hour)
     result["warnings"] = warnings(config, piece, programs, effort)
     return result
+
+
+def _check_batches(config, piece: slices.Slice, size: tuple[int, int]) -> None:
+    """Before minutes of compiling; each program checks its own again."""
+    shape = _mesh(config, piece)
+    if math.prod(shape.values()) != piece.num_chips:
+        return  # which is told where the slice's devices are laid out
+    mesh = jax.sharding.AbstractMesh(tuple(shape.values()), tuple(shape))
+    sharding.check_micro_batch(mesh, config.batch_size, config.accumulate_steps, config.crop_size[0])
+    sharding.check_batch(mesh, config.eval.batch_size, size[0], "config.eval.batch_size")
 
 
 def compare_meshes(

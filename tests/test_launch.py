@@ -207,7 +207,7 @@ def test_tpu_vm_prints_what_it_would_run(tmp_path):
         (["create", *POD, "--tpye=v4-32"], "unknown argument '--tpye=v4-32'"),
         (["data", *POD, "--from=here"], "--from=here: give a folder of a bucket"),
         (["plan", "--", *MAIN], "plan needs --type=…"),
-        (["plan", "--type=v4-32"], 'plan takes the arguments of dlv3p_jax.main after "--"'),
+        (["plan", "--type=v4-32"], 'plan takes the --config… arguments of dlv3p_jax.main after "--"'),
         (["run", *POD], 'run takes the arguments of dlv3p_jax.main after "--"'),
         (["watch", *POD, "--type=v4-32"], 'watch takes the arguments of dlv3p_jax.main after "--"'),
         (["fetch", *POD, "--workdir=gs://lab/run"], "fetch needs --output=…"),
@@ -477,7 +477,7 @@ def test_gke_hands_the_manifest_to_kubectl(tmp_path, gke, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plan"], 'plan takes the arguments of dlv3p_jax.main after "--"'),
+        (["plan"], 'plan takes the --config… arguments of dlv3p_jax.main after "--"'),
         (["plan", "--accelerator=tpu9", "--", "--config=x"], "--accelerator=tpu9: plan knows tpu-v4-podslice"),
         (["run", "--", "--config=x"], "run needs --image and --data"),
         (["run", *RENDER], 'run takes the arguments of dlv3p_jax.main after "--"'),

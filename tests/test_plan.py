@@ -253,6 +253,22 @@ def test_a_batch_that_does_not_divide():
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"accumulate_steps": 2},
+            r"\(config.batch_size / config.accumulate_steps\)=4 does not divide over mesh.data=8",
+        ),
+        ({"eval.batch_size": 4}, "config.eval.batch_size=4 does not divide over mesh.data=8"),
+    ],
+)
+def test_batches_that_do_not_divide_are_told_before_anything_is_compiled(changes, message, monkeypatch):
+    monkeypatch.setattr(planning.compilation, "compile_for", lambda *_: pytest.fail("compiles"))
+    with pytest.raises(ValueError, match=message):
+        planning.report(make_config(num_classes=3, batch_size=8, **changes), slices.find("v5e-8"), (64, 64), "low")
+
+
+@pytest.mark.parametrize(
     ("message", "gib"),
     [
         ("Ran out of memory on HBM, the total memory required for HLO temporaries (456.00G) exceeds available", 456),

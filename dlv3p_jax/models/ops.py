@@ -32,10 +32,10 @@ from dlv3p_jax.models.strips import add_neighbours
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-def _resolve(form: str, whole: bool = False, cpu: str = "conv", gpu: str = "conv") -> str:
-    """`form`, and for "auto" what this backend does best."""
-    if form not in ("auto", "conv", "products", "taps", "winograd"):
-        raise ValueError(f"form={form!r}: give 'auto', 'conv', 'products', 'taps' or 'winograd'")
+def _resolve(form: str, forms: tuple[str, ...], whole: bool = False, cpu: str = "conv", gpu: str = "conv") -> str:
+    """`form`, one of "auto", "conv" and `forms`; for "auto" what this backend does best."""
+    if form not in ("auto", "conv", *forms):
+        raise ValueError(f"form={form!r}: give one of auto, conv, {', '.join(forms)}")
     if form != "auto":
         return form
     best = {"cpu": cpu, "gpu": gpu} if whole or sharding.num_row_shards() == 1 else {}
@@ -44,7 +44,7 @@ def _resolve(form: str, whole: bool = False, cpu: str = "conv", gpu: str = "conv
 
 def conv1x1(x: jax.Array, kernel: jax.Array, form: str = "auto") -> jax.Array:
     """A 1x1 convolution with stride 1. x: [B, H, W, C]; kernel: [1, 1, C, D] -> [B, H, W, D] in the type of `x`."""
-    if _resolve(form, cpu="products") == "products":
+    if _resolve(form, ("products",), cpu="products") == "products":
         return products.conv1x1(x, kernel.astype(x.dtype))
     # Where devices hold rows, on every backend: of a 1x1 convolution whose result's gradient lies by columns, XLA (that
     # of jax 0.10.2) forgets to sum the kernel's gradient over `data`.
@@ -73,7 +73,8 @@ def conv3x3(
         if dilation > 1:
             raise ValueError(f"strips={strips} and dilation={dilation}: a strip knows one row of its neighbours")
         return _conv(add_neighbours(x, strips, below=stride == 1), kernel, stride, pad_rows=False)
-    form = _resolve(form, cpu=_best_on_cpu(x, kernel, stride, dilation), gpu="taps" if dilation > 1 else "conv")
+    best = {"cpu": _best_on_cpu(x, kernel, stride, dilation), "gpu": "taps" if dilation > 1 else "conv"}
+    form = _resolve(form, ("products", "taps", "winograd"), **best)
     if form == "winograd":
         if stride > 1:
             raise ValueError(f"form='winograd' has no stride of {stride}: give 'auto'")
@@ -113,7 +114,7 @@ def depthwise_conv3x3(
         if dilation > 1:
             raise ValueError(f"strips={strips} and dilation={dilation}: a strip knows one row of its neighbours")
         return _conv(add_neighbours(x, strips), kernel, groups=x.shape[-1], pad_rows=False)
-    form = _resolve(form, whole, cpu="products", gpu="taps" if dilation > 1 else "conv")
+    form = _resolve(form, ("products", "taps"), whole, cpu="products", gpu="taps" if dilation > 1 else "conv")
     if form == "products":
         return products.depthwise_conv3x3(x, kernel.astype(x.dtype), dilation)
     if form == "taps":

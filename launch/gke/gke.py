@@ -49,7 +49,8 @@ def main(argv: list[str]) -> int:
         return _fail(f"{values.command} needs {' and '.join(missing)}")
     text = None
     if values.command in ("plan", "run", "render") and not arguments:
-        return _fail(f'{values.command} takes the arguments of dlv3p_jax.main after "--"')
+        which = "--config… arguments" if values.command == "plan" else "arguments"
+        return _fail(f'{values.command} takes the {which} of dlv3p_jax.main after "--"')
     if values.command == "plan":
         if values.accelerator not in GENERATIONS:
             return _fail(f"--accelerator={values.accelerator}: plan knows {', '.join(GENERATIONS)}")

@@ -83,9 +83,15 @@ def test_small_and_large_channel_counts_agree_on_every_backend(monkeypatch):
     np.testing.assert_array_equal(here, ops.conv3x3(x, kernel))
 
 
-def test_unknown_form_is_refused():
-    with pytest.raises(ValueError, match="'fourier'"):
-        ops.conv1x1(jnp.zeros((1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1)), form="fourier")
+@pytest.mark.parametrize("form", ["fourier", "winograd"])
+def test_a_form_that_an_operation_does_not_have_is_refused(form):
+    with pytest.raises(ValueError, match=f"form='{form}': give one of auto, conv, products$"):
+        ops.conv1x1(jnp.zeros((1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1)), form=form)
+
+
+def test_strips_with_a_dilation_are_refused():
+    with pytest.raises(ValueError, match="strips=2 and dilation=2"):
+        ops.conv3x3(jnp.zeros((2, 4, 4, 1)), jnp.zeros((3, 3, 1, 1)), dilation=2, strips=2)
 
 
 def test_winograd_with_a_stride_is_refused():
