@@ -107,10 +107,12 @@ def _wait(process: subprocess.Popen, what: str) -> None:
     start = time.monotonic()
     on_terminal = sys.stderr.isatty()
     interval = 1 if on_terminal else _SECONDS_BETWEEN_LINES
-    while process.poll() is None:
+    finished = False
+    while not finished:
         line = f"{what}: {time.monotonic() - start:.0f} s"
         print(f"\r{line}" if on_terminal else line, end="" if on_terminal else "\n", file=sys.stderr, flush=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(interval)
+            finished = True
     if on_terminal:
         print(f"\r{what}: {time.monotonic() - start:.0f} s, done", file=sys.stderr, flush=True)
