@@ -51,10 +51,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
-    if values.config is None:
-        raise app.UsageError("give --config=FILE, such as --config=configs/cityscapes_r50.py")
+    commands.require_config(argv)
     for name, known in (("work", WORKS), ("torch_variants", TORCH_VARIANTS)):
         if unknown := set(values[name].value) - set(known):
             raise app.UsageError(f"--{name}: {sorted(unknown)[0]} is none of {', '.join(known)}")

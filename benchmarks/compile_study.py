@@ -17,6 +17,8 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
+from dlv3p_jax import commands
+
 _TRANSPOSE = re.compile(
     r"^\s*%?(?:wrapped_transpose|transpose|\w*transpose_fusion|input_transpose\w*)[\w.]* = (.*?) fusion\("
 )
@@ -100,10 +102,7 @@ def study(config, mesh, kind: str, size: tuple[int, int], straight: bool) -> dic
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
-    if values.config is None:
-        raise app.UsageError("give --config=FILE, such as --config=configs/cityscapes_r50.py")
+    commands.require_config(argv)
     if values.config.accumulate_steps > 1 or values.config.eval.window is not None:
         raise app.UsageError(
             "accumulate_steps and eval.window are loops, of which compilers count one turn: leave them"
@@ -138,4 +137,4 @@ if __name__ == "__main__":
         f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     )
     define_flags()
-    app.run(main)
+    app.run(main, flags_parser=commands.make_flags_parser("compile_study"))

@@ -15,6 +15,8 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
+from dlv3p_jax import commands
+
 DEVICES = (1, 2, 4, 8)
 SIDES = (1, 2, 3, 4)  # of a picture, in units
 BATCHES = (1, 2, 4, 8)
@@ -110,10 +112,7 @@ def draw(curves: dict[str, list[dict[str, float]]], path: pathlib.Path) -> None:
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
-    if values.config is None:
-        raise app.UsageError("give --config=FILE, such as --config=configs/cityscapes_r50.py")
+    commands.require_config(argv)
     if importlib.util.find_spec("matplotlib") is None:  # before minutes of measuring
         sys.exit("growth: needs matplotlib: pip install matplotlib")
     from dlv3p_jax import speed
@@ -133,4 +132,4 @@ if __name__ == "__main__":
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={max(DEVICES)}"
     os.environ["JAX_PLATFORMS"] = "cpu"
     define_flags()
-    app.run(main)
+    app.run(main, flags_parser=commands.make_flags_parser("growth"))

@@ -39,10 +39,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
-    if values.config is None:
-        raise app.UsageError("give --config=FILE, such as --config=configs/cityscapes_r50.py")
+    commands.require_config(argv)
     commands.configure_logging()
     if hasattr(os, "sched_setaffinity"):  # before TensorFlow counts the cores
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

@@ -45,10 +45,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
-    if values.config is None:
-        raise app.UsageError("give --config=FILE, such as --config=configs/cityscapes_r50.py")
+    commands.require_config(argv)
     if values.size is not None and (values.kind == "train" or values.use_data):
         what = "--kind=train takes crops of --config.crop_size" if values.kind == "train" else "--use_data has its own"
         raise app.UsageError(f"--size={','.join(values.size)}: {what}")

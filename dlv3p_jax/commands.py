@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 
-from absl import flags, logging
+from absl import app, flags, logging
 from etils import epath
 
 from configs import (
@@ -114,6 +114,19 @@ def published_config(name: str):
     config = common.get_config()
     config.model.backbone = name
     return config
+
+
+def refuse_words(argv: list[str]) -> None:
+    """Raises app.UsageError where something is left of a command's arguments (`argv[0]` is its name) beside flags."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
+
+
+def require_config(argv: list[str]) -> None:
+    """The same, and where --config is not given."""
+    refuse_words(argv)
+    if flags.FLAGS.config is None:
+        raise app.UsageError("give --config=FILE, such as --config=configs/cityscapes_r50.py")
 
 
 def make_flags_parser(command: str) -> Callable[[list[str]], list[str]]:

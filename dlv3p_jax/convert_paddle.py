@@ -40,8 +40,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
+    commands.refuse_words(argv)
     if values.output is None:
         raise app.UsageError("give --output")
     if values.reverse and (values.checkpoint is None or values.pdparams or values.weights):

@@ -21,8 +21,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "The folder to make.")
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
+    commands.refuse_words(argv)
     for flag in (_WEIGHTS, _OUTPUT):
         if flag.value is None:
             raise app.UsageError(f"give --{flag.name}")

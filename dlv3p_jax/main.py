@@ -50,8 +50,7 @@ def main(argv: list[str]) -> None:
 
 
 def _run(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
+    commands.refuse_words(argv)
     if _CONFIG.value is None:
         raise app.UsageError("give --config=FILE, such as --config=configs/quickstart.py")
     if _CHECKPOINT.value is not None and _MODE.value != "eval":

@@ -36,8 +36,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
+    commands.refuse_words(argv)
     for name, example in (("config", "configs/cityscapes_r50.py"), ("topology", "v5e-8")):
         if values[name].value is None:
             raise app.UsageError(f"give --{name}=…, such as --{name}={example}")
