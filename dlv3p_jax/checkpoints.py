@@ -146,6 +146,7 @@ class Checkpoints:
           CheckpointError: there is none, none is whole, it is of another model, or its classes have other names
             than the `meta` of this opening.
         """
+        self.wait()  # or what is on its way would be missing from the list of steps that is read anew below
         required = ("variables", "optimizer", "meta") + (("ema",) if state.ema is not None else ())
         with _first_process_only("latest") as ours:
             if ours:

@@ -227,8 +227,10 @@ done
 [[ $action == plan ]] || need zone
 [[ $action != watch ]] || need type
 [[ -z $from || $from == gs://* ]] || fail "--from=$from: give a folder of a bucket, gs://BUCKET/FOLDER"
+of_main=arguments
+[[ $action != plan ]] || of_main="--config… arguments"
 [[ $action != plan && $action != run && $action != watch ]] || ((${#arguments[@]})) ||
-    fail "$action takes the arguments of dlv3p_jax.main after \"--\""
+    fail "$action takes the $of_main of dlv3p_jax.main after \"--\""
 where=("--zone=$zone")
 [[ -z $project ]] || where+=("--project=$project")
 repository=$(cd "$(dirname "$0")/.." && pwd)
