@@ -19,6 +19,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "2"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+CHROMIUM = "/usr/bin/chromium"
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -64,3 +65,23 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
     target = tmp_path_factory.mktemp("data")
     prepare_dataset("image_folder", functools.partial(ImageFolder, source=source), target, overwrite=False)
     return target
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, driven by Playwright.
+
+    Of a module, not of the session: as long as it lives, asyncio (which Orbax uses) takes this thread's loop for busy,
+    so ask for it after the checkpoints that a test reads in its own thread.
+    """
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not os.path.exists(CHROMIUM):
+        pytest.skip(f"{CHROMIUM} is not here (Debian's package chromium)")
+    quiet = ("background-networking", "component-update", "sync")
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[*arguments, *(f"--disable-{name}" for name in quiet)]
+        )
+        yield chromium
+        chromium.close()
