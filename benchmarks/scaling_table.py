@@ -11,7 +11,7 @@ import json
 import math
 import pathlib
 
-from dlv3p_jax import commands, planning, slices, workloads
+from dlv3p_jax import planning, pretrained, slices, workloads
 
 RECIPES = ("cityscapes_r50", "cityscapes_r50_rmi", "cityscapes_r101", "cityscapes_r101_769", "voc_r50", "voc_r101")
 SLICES = ("v5e-8", "v5e-16", "v4-32", "v6e-8", "v4-8")
@@ -32,7 +32,7 @@ HEAD = (
 
 def make_config(recipe: str, piece: slices.Slice):
     """A published recipe in bfloat16 on the first sensible mesh; where there is none, with a picture a chip."""
-    config = commands.published_config(recipe)
+    config = pretrained.config_of(recipe)
     config.model.dtype = "bfloat16"
     size, _ = planning.evaluated_size(config)
     try:

@@ -11,24 +11,7 @@ from collections.abc import Callable, Iterator
 from absl import app, flags, logging
 from etils import epath
 
-from configs import (
-    cityscapes_r50,
-    cityscapes_r50_rmi,
-    cityscapes_r101,
-    cityscapes_r101_769,
-    common,
-    voc_r50,
-    voc_r101,
-)
-
-_PUBLISHED_CONFIGS = {
-    "cityscapes_r50": cityscapes_r50.get_config,
-    "cityscapes_r50_rmi": cityscapes_r50_rmi.get_config,
-    "cityscapes_r101": cityscapes_r101.get_config,
-    "cityscapes_r101_769": cityscapes_r101_769.get_config,
-    "voc_r50": voc_r50.get_config,
-    "voc_r101": voc_r101.get_config,
-}
+from configs import common
 
 
 def _keys_that_can_be_none(config, prefix: str = "") -> Iterator[str]:
@@ -105,15 +88,6 @@ def _is_ours(record) -> bool:
     return record.levelno > stdlib_logging.INFO or not any(
         name in record.pathname for name in ("orbax", "tensorflow_", "xla_bridge")
     )
-
-
-def published_config(name: str):
-    """The configuration of a published model, or for a backbone's name the defaults with this backbone."""
-    if name in _PUBLISHED_CONFIGS:
-        return _PUBLISHED_CONFIGS[name]()
-    config = common.get_config()
-    config.model.backbone = name
-    return config
 
 
 def refuse_words(argv: list[str]) -> None:

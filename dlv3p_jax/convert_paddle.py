@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         if values.reverse:
             write_pdparams(values.config, values.checkpoint, pathlib.Path(values.output).expanduser())
         else:
-            config = values.config or commands.published_config(values.weights)
+            config = values.config or pretrained.config_of(values.weights)
             file = pretrained.fetch(values.weights) if values.weights else pathlib.Path(values.pdparams).expanduser()
             write_checkpoint(config, file, values.output)
     except (ValueError, OSError) as error:
@@ -88,8 +88,8 @@ def write_pdparams(config, checkpoint: str, output: pathlib.Path) -> None:
     """Writes the checkpoint's weights, the averaged ones where there are, as PaddleSeg names them."""
     if output.exists():
         raise ValueError(f"{output} exists: give another --output, or remove it first")
-    _, model, variables = weights.load_checkpoint(config, checkpoint)
-    state = revert(variables, model)
+    trained = weights.load_checkpoint(config, checkpoint)
+    state = revert(trained.variables, trained.model)
     output.parent.mkdir(parents=True, exist_ok=True)
     save_pdparams(state, output)
     print(f"{len(state)} arrays as PaddleSeg names them: {output}", flush=True)

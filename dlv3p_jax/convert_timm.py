@@ -11,7 +11,7 @@ import sys
 import jax
 from absl import app, flags, logging
 
-from dlv3p_jax import checkpoints, commands, timm_weights
+from dlv3p_jax import checkpoints, commands, pretrained, timm_weights
 
 _WEIGHTS = flags.DEFINE_string("weights", None, "The .safetensors file to convert.")
 _BACKBONE = flags.DEFINE_enum(
@@ -41,7 +41,7 @@ def _convert(file: pathlib.Path, output: pathlib.Path) -> None:
     except timm_weights.ConversionError as error:
         raise timm_weights.ConversionError(f"{file}: {error}") from error
     meta = {"source": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    checkpoints.write_variables(output, variables, commands.published_config(backbone), meta)
+    checkpoints.write_variables(output, variables, pretrained.config_of(backbone), meta)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables))
     print(f"{backbone}: {count / 1e6:.1f} million numbers from {file}")
     if dropped:

@@ -4,7 +4,10 @@ state = revert(variables, model)       # {PaddleSeg's name: float32 NumPy array}
 variables = convert(state, model)      # the same bits again
 """
 
+import collections
+import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -12,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
+from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS
 from dlv3p_jax.pdparams import NAME_TABLE
 
 # Leaves of a convolution with its BatchNorm, in PaddleSeg's order. A layer without one of them skips it.
@@ -44,6 +48,42 @@ def num_classes_of(state: Mapping[str, np.ndarray]) -> int | None:
     """The number of classes of a whole model, None where `state` holds no classifier."""
     bias = state.get("head.decoder.conv.bias")
     return None if np.ndim(bias) != 1 else len(bias)
+
+
+def describe(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> dict[str, Any]:
+    """What the arrays of a whole model say of its network, as keys of a configuration.
+
+    That is `num_classes`, `model.backbone` and `model.aspp_channels`. Output stride, dilations and `align_corners`
+    leave no trace in them; `model.multi_grid` is (1, 2, 4), as in PaddleSeg's recipes, cut to the number
+    of blocks.
+
+    Args:
+        state: PaddleSeg's names and arrays.
+        path: of their file, for messages.
+
+    Raises:
+        ConversionError: there is no such backbone here, or no classifier.
+    """
+    blocks = collections.Counter(int(name.split("_")[1]) for name in state if name.endswith(".conv0._conv.weight"))
+    bottleneck = "backbone.bb_0_0.conv2._conv.weight" in state
+    backbones = [
+        name
+        for name, counts in BLOCKS.items()
+        if tuple(blocks[stage] for stage in range(len(blocks))) == counts and (name in BASIC_BLOCKS) != bottleneck
+    ]
+    projection = state.get("head.aspp.conv_bn_relu._conv.bias")
+    num_classes = num_classes_of(state)
+    if not backbones or projection is None or num_classes is None:
+        raise ConversionError(
+            f"{path}: its arrays are not those of a DeepLabV3P with a ResNet-vd of {', '.join(BLOCKS)}: it has "
+            f"{sum(blocks.values())} blocks and {len(state)} arrays"
+        )
+    return {
+        "num_classes": num_classes,
+        "model.backbone": backbones[0],
+        "model.aspp_channels": len(projection),
+        "model.multi_grid": (1, 2, 4)[: BLOCKS[backbones[0]][-1]],
+    }
 
 
 def convert(state: Mapping[str, np.ndarray], model: DeepLabV3Plus) -> dict:

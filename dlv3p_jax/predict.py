@@ -6,6 +6,7 @@ shown in the classes' colours, and DIR/overlays pictures with the colours laid o
 
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from PIL import Image
 
-from dlv3p_jax import checkpoints, commands, predictor, sharding, viz, weights
+from dlv3p_jax import commands, predictor, sharding, viz, weights
 from dlv3p_jax.data import cityscapes_labels
 from dlv3p_jax.data.pictures import Problem
 
@@ -63,15 +64,15 @@ def _predict(paths: list[str], output: pathlib.Path) -> list[Problem]:
         return problems
     label_folder = output / (_VOC_FOLDER if _SUBMISSION.value == "voc" else "labels")
     label_names = _label_names(pictures)
-    config, model, variables = weights.load_checkpoint(_CONFIG.value, _CHECKPOINT.value, _views())
-    names, palette = predictor.classes_of(config, checkpoints.read_meta(checkpoints.find(_CHECKPOINT.value)))
+    trained = weights.load_checkpoint(_CONFIG.value, _CHECKPOINT.value, _views())
+    config, names, palette = trained.config, trained.class_names, trained.palette
     values = _values(config.num_classes)
     value_palette = _ID_PALETTE if _LABEL_IDS.value else palette
     # The mesh is of the machine: that of the checkpoint's config.json is of the one that trained.
     mesh = sharding.make_mesh() if _CONFIG.value is None else sharding.make_mesh(config.mesh.data, config.mesh.space)
 
     pixels, done = np.zeros(config.num_classes, np.int64), 0
-    for result in predictor.predict_pictures(config, model, variables, pictures, mesh):
+    for result in predictor.predict_pictures(config, trained.model, trained.variables, pictures, mesh):
         if isinstance(result, Problem):
             problems.append(result)
             continue
@@ -141,7 +142,7 @@ def _save(image: Image.Image, path: pathlib.Path, kind: str, **options) -> None:
     unfinished.replace(path)
 
 
-def _print_shares(pixels: np.ndarray, names: list[str]) -> None:
+def _print_shares(pixels: np.ndarray, names: Sequence[str]) -> None:
     """How much of all pixels each class has, the largest first: a model that answers one class to everything shows."""
     width = max(map(len, names))
     print(f"\n{'class':{width}}  % of the pixels")

@@ -2,13 +2,11 @@
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import io
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 from PIL import Image, UnidentifiedImageError
 
-from dlv3p_jax import evaluate, preprocess, sharding, steps, viz
-from dlv3p_jax.data import cityscapes_labels, records, voc2012
+from dlv3p_jax import evaluate, preprocess, sharding, steps
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pairs import EXTENSIONS
 from dlv3p_jax.data.pictures import Problem, read_image
@@ -92,32 +89,6 @@ def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
         for path in files
         if path.suffix.lower() in EXTENSIONS and not any(p.startswith(".") for p in path.relative_to(folder).parts)
     )
-
-
-def classes_of(config, meta: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
-    """Names and colours, uint8 `[C, 3]`, of a configuration's classes.
-
-    They are those that the checkpoint was trained on, if its `meta` (`checkpoints.read_meta`) has them; otherwise those
-    of the configuration's data set, if that is prepared.
-    """
-    names, palette = [f"class {index}" for index in range(config.num_classes)], viz.palette(config.num_classes)
-    if config.dataset == "cityscapes":
-        names, palette = cityscapes_labels.CLASS_NAMES, cityscapes_labels.PALETTE
-    if config.dataset == "voc2012":
-        names, palette = voc2012.CLASS_NAMES, viz.palette(len(voc2012.CLASS_NAMES))
-    if "class_names" in meta:
-        names, palette = meta["class_names"], meta["palette"]
-    else:
-        with contextlib.suppress(DatasetError):
-            dataset = records.open_dataset(config.dataset, config.data_dir)
-            names, palette = dataset.class_names, dataset.palette
-    if len(names) != config.num_classes:
-        logging.warning(
-            "%s has %d classes and the model %d, so they are called by their numbers",
-            *(config.dataset, len(names), config.num_classes),
-        )
-        return [f"class {index}" for index in range(config.num_classes)], viz.palette(config.num_classes)
-    return list(names), np.array(palette, np.uint8)
 
 
 def make_predict_step(config, model):

@@ -5,6 +5,15 @@ import os
 import pathlib
 from typing import NamedTuple
 
+from configs import (
+    cityscapes_r50,
+    cityscapes_r50_rmi,
+    cityscapes_r101,
+    cityscapes_r101_769,
+    common,
+    voc_r50,
+    voc_r101,
+)
 from dlv3p_jax import download
 
 ROOT = "https://bj.bcebos.com/paddleseg/dygraph"  # PaddleSeg's server; files are ROOT/PATH
@@ -53,6 +62,15 @@ PUBLISHED = {
     ),
 }
 
+_CONFIGS = {
+    "cityscapes_r50": cityscapes_r50.get_config,
+    "cityscapes_r50_rmi": cityscapes_r50_rmi.get_config,
+    "cityscapes_r101": cityscapes_r101.get_config,
+    "cityscapes_r101_769": cityscapes_r101_769.get_config,
+    "voc_r50": voc_r50.get_config,
+    "voc_r101": voc_r101.get_config,
+}
+
 # ImageNet weights by backbone: archives that hold model.pdparams.
 IMAGENET = {"resnet50_vd": "resnet50_vd_ssld_v2.tar.gz", "resnet101_vd": "resnet101_vd_ssld.tar.gz"}
 
@@ -69,6 +87,15 @@ def names() -> list[str]:
 def is_name(name: str) -> bool:
     """Whether `fetch` takes `name`."""
     return name in names()
+
+
+def config_of(name: str):
+    """The configuration of a published model, or for a backbone's name the defaults with this backbone."""
+    if name in _CONFIGS:
+        return _CONFIGS[name]()
+    config = common.get_config()
+    config.model.backbone = name
+    return config
 
 
 def fetch(name: str, cache_dir: str | os.PathLike | None = None, root: str | None = None) -> pathlib.Path:

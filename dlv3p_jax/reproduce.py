@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     from dlv3p_jax.data import records  # imports TensorFlow, which wrong flags do not wait for
 
     try:
-        config = values.config or commands.published_config(name)
+        config = values.config or pretrained.config_of(name)
         if values.data_dir is not None:
             config.data_dir = values.data_dir
         try:

@@ -1,33 +1,66 @@
 """Weights from wherever a user has them: a published name, a .pdparams file, a workdir or a checkpoint's folder."""
 
-from collections.abc import Mapping
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from absl import logging
 from etils import epath
 
-from dlv3p_jax import checkpoints, configuration, paddle_weights, pdparams, pretrained, steps
+from configs import common
+from dlv3p_jax import checkpoints, configuration, paddle_weights, pdparams, pretrained, steps, viz
+from dlv3p_jax.data import cityscapes_labels, voc2012_labels
+from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.models import build_model
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 
 
-def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, Any] | None = None):
-    """A checkpoint and the network that it is of.
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A network with its weights, and what its classes are called.
+
+    Attributes:
+        config: what it was trained with, with the changes that were asked for, as a FrozenConfigDict.
+        model: the linen module.
+        variables: {'params': …, 'batch_stats': …}; the averaged ones where a checkpoint has them.
+        class_names: C names.
+        palette: uint8 `[C, 3]`, the classes' colours.
+        source: where the weights are from, such as "workdir/mine/checkpoints/best/4000, step 4000 (ema)".
+    """
+
+    config: ml_collections.FrozenConfigDict
+    model: DeepLabV3Plus
+    variables: steps.Variables
+    class_names: tuple[str, ...]
+    palette: np.ndarray
+    source: str
+
+
+def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, Any] | None = None) -> TrainedModel:
+    """A trained model from wherever a user has it.
 
     Args:
-        config: a configuration; its `num_classes` is the checkpoint's where it is None. None: the checkpoint's own.
-        checkpoint: a workdir, or a checkpoint's folder.
+        config: a configuration; its `num_classes` is the checkpoint's where it is None. None: the checkpoint's own. A
+            published model has its own, and of a `.pdparams` file all that can be read from its arrays is: see
+            `paddle_weights.describe`.
+        checkpoint: a workdir, a checkpoint's folder, a `.pdparams` file or an archive with one, or the name of a
+            published model, which is fetched unless it is in the cache.
         changes: keys, dotted, that take other values.
 
-    Returns:
-        The configuration as a FrozenConfigDict, the linen module, and its variables: the averaged ones where there are.
-
     Raises:
-        ValueError: there is no such checkpoint, it is of another network than `config` says, or a key is wrong.
+        ValueError, OSError: there is no such checkpoint, it is of another network than `config` says, or a key is
+            wrong; the message names it.
     """
+    if pretrained.is_name(str(checkpoint)):
+        config = pretrained.config_of(str(checkpoint)) if config is None else config
+        return _load_paddle_model(config, pretrained.fetch(str(checkpoint)), changes)
+    if epath.Path(checkpoint).is_file():
+        return _load_paddle_model(config, checkpoint, changes)
     path = checkpoints.find(checkpoint)
     of_checkpoint = checkpoints.find_config(path)
     trained = None if of_checkpoint is None else configuration.read(of_checkpoint)
@@ -43,8 +76,75 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
     model = build_model(config)
     variables, averaged = checkpoints.read_model(path)
     variables, _ = checkpoints.fit_variables(variables, _shapes(model), allow_new_head=False, source=path)
-    logging.info("Loaded %s, step %d%s", path, checkpoints.read_meta(path)["step"], " (ema)" if averaged else "")
-    return ml_collections.FrozenConfigDict(config), model, variables
+    meta = checkpoints.read_meta(path)
+    return _trained_model(config, model, variables, meta, f"{path}, step {meta['step']}{' (ema)' if averaged else ''}")
+
+
+def _load_paddle_model(config, path: epath.PathLike, changes: Mapping[str, Any] | None) -> TrainedModel:
+    state = pdparams.load_pdparams(path)
+    if paddle_weights.is_backbone(state):
+        raise ValueError(f"{path} holds a backbone alone, which has no classes: give a whole model")
+    described = config is None
+    config = common.get_config() if described else config.copy_and_resolve_references()
+    if described:
+        config.update_from_flattened_dict(paddle_weights.describe(state, path))
+        logging.warning(
+            "%s does not say all of its network; taken are output_stride %d, multi_grid %s, aspp_rates %s and "
+            "align_corners %s: give --config=FILE if it was trained otherwise",
+            path,
+            *(config.model[key] for key in ("output_stride", "multi_grid", "aspp_rates", "align_corners")),
+        )
+    if config.num_classes is None:
+        config.num_classes = paddle_weights.num_classes_of(state)
+    config.update_from_flattened_dict(changes or {})
+    if not described:  # which has no data set
+        configuration.check(config)
+    model = build_model(config)
+    with _naming(path):
+        variables = paddle_weights.convert(state, model)
+    return _trained_model(config, model, variables, {}, str(path))
+
+
+def _trained_model(config, model, variables, meta: Mapping[str, Any], source: str) -> TrainedModel:
+    logging.info("Loaded %s", source)
+    names, palette = _classes_of(config, meta)
+    return TrainedModel(ml_collections.FrozenConfigDict(config), model, variables, tuple(names), palette, source)
+
+
+def _classes_of(config, meta: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
+    """Names and colours, uint8 `[C, 3]`, of a configuration's classes.
+
+    They are those that the checkpoint was trained on, if its `meta` (`checkpoints.read_meta`) has them; otherwise those
+    of the configuration's data set, if that is known or prepared.
+    """
+    numbers = [f"class {index}" for index in range(config.num_classes)], viz.palette(config.num_classes)
+    if "class_names" in meta:
+        names, palette = meta["class_names"], meta["palette"]
+    else:
+        names, palette = _classes_of_dataset(config.dataset, config.data_dir) or numbers
+    if len(names) != config.num_classes:
+        logging.warning(
+            "%s has %d classes and the model %d, so they are called by their numbers",
+            *(config.dataset, len(names), config.num_classes),
+        )
+        names, palette = numbers
+    return list(names), np.array(palette, np.uint8)
+
+
+def _classes_of_dataset(name: str | None, data_dir: str):
+    if name == "cityscapes":
+        return cityscapes_labels.CLASS_NAMES, cityscapes_labels.PALETTE
+    if name == "voc2012":
+        return voc2012_labels.CLASS_NAMES, viz.palette(len(voc2012_labels.CLASS_NAMES))
+    if name is None:
+        return None
+    from dlv3p_jax.data import records  # imports TensorFlow, which checkpoints that name their classes do without
+
+    try:
+        dataset = records.open_dataset(name, data_dir)
+    except DatasetError:
+        return None
+    return dataset.class_names, dataset.palette
 
 
 def load_paddle(path: epath.PathLike, model: DeepLabV3Plus, allow_new_head: bool) -> steps.Variables:
@@ -62,16 +162,23 @@ def load_paddle(path: epath.PathLike, model: DeepLabV3Plus, allow_new_head: bool
         ValueError: the file cannot be read, or is of another network; subclasses name what.
     """
     state = pdparams.load_pdparams(path)
-    try:
-        if paddle_weights.is_backbone(state):
+    if paddle_weights.is_backbone(state):
+        with _naming(path):
             variables, dropped = paddle_weights.convert_backbone(state, model)
-            if dropped:
-                logging.info("%s is a backbone with its classifier, which is left out: %s", path, ", ".join(dropped))
-            return variables
-        num_classes = paddle_weights.num_classes_of(state)
-        if allow_new_head and num_classes is not None:
-            model = model.clone(num_classes=num_classes)
+        if dropped:
+            logging.info("%s is a backbone with its classifier, which is left out: %s", path, ", ".join(dropped))
+        return variables
+    num_classes = paddle_weights.num_classes_of(state)
+    if allow_new_head and num_classes is not None:
+        model = model.clone(num_classes=num_classes)
+    with _naming(path):
         return paddle_weights.convert(state, model)
+
+
+@contextlib.contextmanager
+def _naming(path: epath.PathLike) -> Iterator[None]:
+    try:
+        yield
     except paddle_weights.ConversionError as error:
         raise paddle_weights.ConversionError(f"{path}: {error}") from error
 

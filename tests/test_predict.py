@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 
+import drawn
 import jax
 import numpy as np
 import pytest
 from absl import logging
+from drawn import draw_picture, make_config, save_checkpoint
 from PIL import Image
 
-from configs import common
 from dlv3p_jax import checkpoints, configuration, evaluator, predictor, sharding, steps, viz, weights
 from dlv3p_jax.data import cityscapes_labels
 from dlv3p_jax.data.builder import prepare_dataset
@@ -23,30 +24,12 @@ from dlv3p_jax.evaluate import predict_logits
 from dlv3p_jax.models import build_model
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-SETTINGS = {
-    "dataset": "cityscapes",
-    "crop_size": (32, 32),
-    "batch_size": 2,
-    "model.backbone": "resnet18_vd",
-    "model.output_stride": 16,
-    "model.multi_grid": (1, 1),
-    "model.aspp_rates": (1, 2),
-    "model.aspp_channels": 32,
-    "eval.batch_size": 2,
-    "mesh.data": 1,
-}
 VAL = [("frankfurt", 294), ("frankfurt", 576), ("munster", 19)]
 
 
 def write(path: pathlib.Path, values, **options) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     (values if isinstance(values, Image.Image) else Image.fromarray(values)).save(path, **options)
-
-
-def draw(rng, height, width) -> np.ndarray:
-    """Rectangles of colour and noise, uint8 [H, W, 3]."""
-    blocks = np.kron(rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3)), np.ones((8, 8, 1)))[:height, :width]
-    return np.clip(blocks + rng.normal(0, 20, blocks.shape), 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -57,33 +40,16 @@ def cityscapes(tmp_path_factory) -> pathlib.Path:
         for city, frame in frames:
             name = f"{city}_000000_{frame:06d}"
             ids = np.kron(rng.integers(0, 27, (6, 8)), np.ones((8, 8))).astype(np.uint8)
-            write(source / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", draw(rng, 48, 64))
+            write(source / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", draw_picture(rng, 48, 64))
             write(source / "gtFine" / split / city / f"{name}_gtFine_labelIds.png", ids)
     return source
 
 
-def make_config(changes=(), num_classes=19):
-    config = common.get_config()
-    config.update_from_flattened_dict(SETTINGS | {"num_classes": num_classes} | dict(changes))
-    return config
-
-
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> pathlib.Path:
-    """An untrained network, saved as training saves one; drawn here, as compiling the initialisation takes long."""
-    folder, config = tmp_path_factory.mktemp("workdir"), make_config()
-    model, rng = build_model(config), np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))
-
-    def value(path, leaf):
-        if path[-1].key == "kernel":
-            return np.float32(rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape))
-        return np.full(leaf.shape, path[-1].key in ("scale", "var"), np.float32)
-
-    variables = jax.tree.map_with_path(value, shapes)
-    with checkpoints.Checkpoints(folder) as saved:
-        saved.save_best(steps.create_train_state(config, model, variables), 0.5)
-    configuration.write(config, folder / "config.json")
+    """An untrained network, saved as training saves one."""
+    folder = tmp_path_factory.mktemp("workdir")
+    save_checkpoint(folder, make_config())
     return folder
 
 
@@ -139,7 +105,7 @@ def test_the_official_score_of_the_written_label_ids_is_that_of_the_evaluation(c
 
 def test_every_picture_that_can_be_read_is_predicted_and_the_others_are_listed(workdir, tmp_path):
     rng, source, output = np.random.default_rng(1), tmp_path / "in put", tmp_path / "out"
-    image = draw(rng, 32, 48)
+    image = draw_picture(rng, 32, 48)
     write(source / "a" / "1.png", image)
     write(source / "b" / "1.png", image[:, ::-1])
     write(source / "b" / "weed (27).png", np.dstack([image, image[..., 0]]))  # with alpha
@@ -151,7 +117,7 @@ def test_every_picture_that_can_be_read_is_predicted_and_the_others_are_listed(w
     (source / "empty.jpg").write_bytes(b"")
     (source / "notes.txt").write_text("no picture")
 
-    overrides = [f"--config.{key}={value}" for key, value in SETTINGS.items()]
+    overrides = [f"--config.{key}={value}" for key, value in drawn.SETTINGS.items()]
     process = run(
         *("--config=configs/common.py", *overrides, f"--checkpoint={workdir}", f"--output={output}"),
         *("--flip", "--scales=0.5,1.0", source, tmp_path / "absent.jpg"),
@@ -188,7 +154,8 @@ def test_voc_submission(workdir, tmp_path):
         saved.save_best(steps.create_train_state(config, build_model(config), variables), 0.5)
     configuration.write(config, tmp_path / "workdir" / "config.json")
     images = {
-        name: draw(np.random.default_rng(2), *size) for name, size in {"2008_1": (40, 60), "2008_2": (64, 33)}.items()
+        name: draw_picture(np.random.default_rng(2), *size)
+        for name, size in {"2008_1": (40, 60), "2008_2": (64, 33)}.items()
     }
     for name, image in images.items():
         write(tmp_path / "JPEGImages" / f"{name}.png", image)
@@ -285,7 +252,7 @@ def test_the_devices_are_those_of_this_machine_not_of_the_one_that_trained(workd
     trained = tmp_path / "trained"
     shutil.copytree(workdir, trained)
     configuration.write(make_config({"mesh.data": 64}), trained / "config.json")
-    write(tmp_path / "picture.png", draw(np.random.default_rng(0), 32, 48))
+    write(tmp_path / "picture.png", draw_picture(np.random.default_rng(0), 32, 48))
     process = run(f"--checkpoint={trained}", f"--output={tmp_path / 'out'}", tmp_path / "picture.png")
     assert process.returncode == 0, process.stderr
     assert (tmp_path / "out" / "labels" / "picture.png").exists()
@@ -294,52 +261,16 @@ def test_the_devices_are_those_of_this_machine_not_of_the_one_that_trained(workd
 def test_batches_over_devices_change_nothing(workdir, tmp_path, caplog):
     """Five pictures, two at a time, rounded up to three for as many devices."""
     rng = np.random.default_rng(3)
-    images = {f"{index}": draw(rng, 32, 48) for index in range(5)}
+    images = {f"{index}": draw_picture(rng, 32, 48) for index in range(5)}
     for name, image in images.items():
         write(tmp_path / f"{name}.png", image)
     pictures, _ = predictor.find_pictures([tmp_path])
     with caplog.at_level(logging.INFO):
-        config, model, variables = weights.load_checkpoint(None, workdir)
-        results = list(predictor.predict_pictures(config, model, variables, pictures, sharding.make_mesh(3, 1)))
+        trained = weights.load_checkpoint(None, workdir)
+        mesh = sharding.make_mesh(3, 1)
+        results = list(predictor.predict_pictures(trained.config, trained.model, trained.variables, pictures, mesh))
     assert "Predicting 5 pictures in 1 sizes" in caplog.text
     assert sorted(result.picture.name for result in results) == sorted(images)
     for result in results:
         np.testing.assert_array_equal(result.image, images[result.picture.name])
         np.testing.assert_array_equal(result.label, expected_label(workdir, result.image))
-
-
-def test_averaged_variables_are_preferred_and_another_network_is_told(workdir, tmp_path, caplog):
-    config = make_config({"ema_decay": 0.5})
-    model = build_model(config)
-    variables = checkpoints.read_variables(checkpoints.find(workdir))
-    state = steps.create_train_state(config, model, variables)
-    averaged = jax.tree.map(lambda x: x + 1, variables)
-    with checkpoints.Checkpoints(tmp_path) as saved:
-        saved.save_best(state.replace(ema=averaged), 0.5)
-    configuration.write(config, tmp_path / "config.json")
-    read, _, loaded = weights.load_checkpoint(None, tmp_path, {"eval.scales": (0.5,)})
-    assert read.eval.scales == (0.5,) and read.num_classes == 19 and read.crop_size == (32, 32)
-    jax.tree.map(np.testing.assert_array_equal, loaded, averaged)
-
-    message = 'another network:\n  model.aspp_channels: 32 then, 16 now; give --config.model.aspp_channels="32"'
-    with pytest.raises(configuration.ConfigError, match=message):
-        weights.load_checkpoint(make_config({"model.aspp_channels": 16}), tmp_path)
-    weights.load_checkpoint(make_config({"model.dtype": "bfloat16"}), tmp_path)
-    assert "config.model.dtype is 'bfloat16' here" in caplog.text
-    (tmp_path / "config.json").unlink()
-    with pytest.raises(ValueError, match="give --config=FILE"):
-        weights.load_checkpoint(None, tmp_path)
-
-
-def test_classes_are_named_by_the_data_set_or_known_or_numbered(data_dir):
-    config = make_config({"dataset": "image_folder", "data_dir": str(data_dir)}, num_classes=3)
-    assert predictor.classes_of(config, {})[0] == ["floor", "wall", "lamp"]
-    meta = checkpoints.describe_classes(["cat", "dog", "mouse"], [[1, 2, 3], [4, 5, 6], [7, 8, 9]], 255)
-    names, palette = predictor.classes_of(config, meta)  # whatever lies in data_dir today
-    assert names == ["cat", "dog", "mouse"] and palette[2].tolist() == [7, 8, 9] and palette.dtype == np.uint8
-    names, palette = predictor.classes_of(make_config({"data_dir": "nowhere"}), {})
-    assert names[0] == "road" and palette[0].tolist() == [128, 64, 128]
-    config = make_config({"data_dir": "nowhere", "dataset": "voc2012"}, num_classes=21)
-    assert predictor.classes_of(config, {})[0][:3] == ["background", "aeroplane", "bicycle"]
-    names, palette = predictor.classes_of(make_config({"data_dir": "nowhere"}, num_classes=5), {})
-    assert names[4] == "class 4" and np.array_equal(palette, viz.palette(5))

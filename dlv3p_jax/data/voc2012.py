@@ -10,12 +10,8 @@ from dlv3p_jax.data.builder import PictureBuilder
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pairs import first_five, read_lines, shared_pictures
 from dlv3p_jax.data.pictures import Pair, Problem, read_pair
+from dlv3p_jax.data.voc2012_labels import CLASS_NAMES, IGNORED
 
-CLASS_NAMES = (
-    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
-IGNORED = 255
 NUM_PICTURES = {"train": 1464, "val": 1449, "trainval": 2913, "trainaug": 10582}
 
 _AUGMENTED_LISTS = ("aug.txt", "trainaug.txt", "train_aug.txt")

@@ -1,0 +1,54 @@
+"""A small real network with weights that a generator draws: compiling the initialisation of one would take long."""
+
+import jax
+import numpy as np
+
+from configs import common
+from dlv3p_jax import checkpoints, configuration, steps
+from dlv3p_jax.models import build_model
+
+SETTINGS = {
+    "dataset": "cityscapes",
+    "crop_size": (32, 32),
+    "batch_size": 2,
+    "model.backbone": "resnet18_vd",
+    "model.output_stride": 16,
+    "model.multi_grid": (1, 1),
+    "model.aspp_rates": (1, 2),
+    "model.aspp_channels": 32,
+    "eval.batch_size": 2,
+    "mesh.data": 1,
+}
+
+
+def make_config(changes=(), num_classes=19):
+    config = common.get_config()
+    config.update_from_flattened_dict(SETTINGS | {"num_classes": num_classes} | dict(changes))
+    return config
+
+
+def draw_variables(config) -> steps.Variables:
+    """Kernels of the scale that keeps activations as they are, normalisations that change nothing."""
+    model, rng = build_model(config), np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))
+
+    def value(path, leaf):
+        if path[-1].key == "kernel":
+            return np.float32(rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape))
+        return np.full(leaf.shape, path[-1].key in ("scale", "var"), np.float32)
+
+    return jax.tree.map_with_path(value, shapes)
+
+
+def save_checkpoint(folder, config, meta=None) -> None:
+    """Saves drawn variables as training saves its best, with config.json."""
+    state = steps.create_train_state(config, build_model(config), draw_variables(config))
+    with checkpoints.Checkpoints(folder, meta=meta) as saved:
+        saved.save_best(state, 0.5)
+    configuration.write(config, folder / "config.json")
+
+
+def draw_picture(rng, height, width) -> np.ndarray:
+    """Rectangles of colour and noise, uint8 [H, W, 3]."""
+    blocks = np.kron(rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3)), np.ones((8, 8, 1)))[:height, :width]
+    return np.clip(blocks + rng.normal(0, 20, blocks.shape), 0, 255).astype(np.uint8)
