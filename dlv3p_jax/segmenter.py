@@ -1,0 +1,197 @@
+"""A trained model as a Python object: a picture in, the classes of its pixels out."""
+
+import dataclasses
+import io
+import os
+from collections.abc import Sequence
+from typing import Any, TypedDict, Unpack
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from PIL import Image, ImageOps
+
+from dlv3p_jax import evaluate, preprocess, pretrained, sharding, viz, weights
+from dlv3p_jax.data.pictures import read_image
+
+Picture = np.ndarray | Image.Image | str | os.PathLike[str]
+
+
+class Views(TypedDict, total=False):
+    """How a picture is looked at; what is left out is as in the configuration that the model was trained with.
+
+    Attributes:
+        flip: also mirrored left to right.
+        scales: sizes relative to the picture, such as (0.75, 1.0, 1.25).
+        window: (height, width) of a sliding window, None for the whole picture at once.
+        stride: (height, width) between windows; None: two thirds of the window.
+        average: what is averaged over the views: 'logits', or 'legacy', their probabilities.
+    """
+
+    flip: bool
+    scales: Sequence[float]
+    window: tuple[int, int] | None
+    stride: tuple[int, int] | None
+    average: str
+
+
+class Segmenter:
+    """Predicts pictures of any size, one at a time, on one device.
+
+        segmenter = Segmenter.from_checkpoint("workdir/mine")  # or .from_pretrained("voc_r50")
+        labels = segmenter("street.jpg")                        # int32 [H, W]
+        segmenter.overlay("street.jpg")                         # uint8 [H, W, 3]
+        segmenter.classes[labels[0, 0]]
+
+    A picture is a path, a PIL image or a uint8 array `[H, W, 3]` (RGB). Paths and PIL images may be of any kind that
+    `prepare` takes, and are turned as their EXIF orientation says. Labels are those of `python -m dlv3p_jax.predict`.
+
+    The first picture of each size is slow, for a program is compiled for it; `warm_up` does so beforehand. All methods
+    may be called from several threads at once.
+
+    Attributes:
+        classes: the names of the C classes.
+        palette: uint8 `[C, 3]`, their colours.
+        config: the configuration, as a FrozenConfigDict.
+        source: where the weights are from.
+    """
+
+    classes: tuple[str, ...]
+    palette: np.ndarray
+    config: ml_collections.FrozenConfigDict
+    source: str
+
+    def __init__(self, trained: weights.TrainedModel, device: jax.Device | None = None):
+        """Takes what `weights.load_checkpoint` gave; `device` is the first one by default.
+
+        Raises:
+            ValueError: the configuration's views make no sense together.
+        """
+        self.classes, self.palette, self.source = trained.class_names, trained.palette, trained.source
+        self.config = trained.config
+        self._trained = trained
+        self._mesh = sharding.make_mesh(1, 1, [device or jax.local_devices()[0]])
+        self._variables = jax.device_put(trained.variables, sharding.replicated(self._mesh))
+        self._programs = {name: self._compile(name) for name in ("labels", "probabilities")}
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: str | os.PathLike[str],
+        config: ml_collections.ConfigDict | None = None,
+        device: jax.Device | None = None,
+        **views: Unpack[Views],
+    ) -> "Segmenter":
+        """A model from a workdir, a checkpoint's folder, a `.pdparams` file or a published name.
+
+        Args:
+            checkpoint: of a workdir, the best checkpoint is taken, with its averaged weights where it has any.
+            config: where the checkpoint has none, or for other settings; of a `.pdparams` file, what its arrays do not
+                say (output stride, dilations, `align_corners`) is as in PaddleSeg's 512x512 and 1024x512 recipes.
+            device: to compute on; the first one by default.
+            **views: see `Views`.
+
+        Raises:
+            ValueError, OSError: it is none of these, or of another network than `config` says; the message names it.
+        """
+        return cls(weights.load_checkpoint(config, checkpoint, _changes(views)), device)
+
+    @classmethod
+    def from_pretrained(cls, name: str, device: jax.Device | None = None, **views: Unpack[Views]) -> "Segmenter":
+        """A model that PaddleSeg published, such as "cityscapes_r50"; fetched once, and then taken from the cache.
+
+        Raises:
+            ValueError: there is no such model; the message lists all.
+            download.DownloadError: it cannot be had; the message says where to put the file.
+        """
+        if name not in pretrained.PUBLISHED:
+            raise ValueError(f"{name!r} is no published model: there are {', '.join(pretrained.PUBLISHED)}")
+        return cls.from_checkpoint(name, device=device, **views)
+
+    def with_views(self, **views: Unpack[Views]) -> "Segmenter":
+        """The same model, with the same arrays on the device, that looks at pictures otherwise.
+
+        Raises:
+            ValueError: the views make no sense together.
+        """
+        config = self.config.as_configdict()
+        config.update_from_flattened_dict(_changes(views))
+        return Segmenter(
+            dataclasses.replace(self._trained, config=ml_collections.FrozenConfigDict(config)),
+            self._mesh.devices.item(),
+        )
+
+    def __call__(self, image: Picture) -> np.ndarray:
+        """The class of each pixel, int32 `[H, W]` in 0..C-1.
+
+        Raises:
+            ValueError: it is no picture, or cannot be read; the message names it.
+        """
+        return self._predict("labels", as_array(image)).astype(np.int32)
+
+    def probabilities(self, image: Picture) -> np.ndarray:
+        """The probability of each class at each pixel, float32 `[H, W, C]`, of sum 1; raises as a call does."""
+        return self._predict("probabilities", as_array(image))
+
+    def overlay(self, image: Picture, alpha: float = 0.5) -> np.ndarray:
+        """The picture with the classes' colours laid over, uint8 `[H, W, 3]`; raises as a call does.
+
+        Args:
+            image: the picture.
+            alpha: how much of a pixel is its class's colour, 0 to 1.
+        """
+        array = as_array(image)
+        return viz.overlay(array, self._predict("labels", array), self.palette, alpha)
+
+    def warm_up(self, size: tuple[int, int]) -> None:
+        """Compiles what a call for pictures of this (height, width) runs, and runs it once."""
+        self._predict("labels", np.zeros((*size, 3), np.uint8))
+
+    def __repr__(self) -> str:
+        return f"Segmenter({self.source!r}, {len(self.classes)} classes)"
+
+    def _predict(self, kind: str, image: np.ndarray) -> np.ndarray:
+        return np.asarray(self._programs[kind](self._variables, image))
+
+    def _compile(self, kind: str):
+        """A program for each size: `(variables, uint8 [H, W, 3])` to uint8 `[H, W]`, or float32 `[H, W, C]`."""
+        config, model, views = self.config, self._trained.model, evaluate.views_of(self.config)
+
+        def predict(variables: Any, image: jax.Array) -> jax.Array:
+            height, width, _ = image.shape
+            padded = (height, width) if config.eval_size is None else config.eval_size  # of evaluation
+            bottom, right = max(padded[0] - height, 0), max(padded[1] - width, 0)
+            images = jnp.pad(preprocess.normalize(image[None]), ((0, 0), (0, bottom), (0, right), (0, 0)))
+            scores = evaluate.predict_logits(model, variables, images, **views)[0, :height, :width]
+            if kind == "labels":
+                return jnp.argmax(scores, axis=-1).astype(jnp.uint8)
+            return scores if config.eval.average == "legacy" else jax.nn.softmax(scores)
+
+        everywhere = sharding.replicated(self._mesh)
+        return sharding.jit(self._mesh, predict, in_shardings=(everywhere, everywhere), out_shardings=everywhere)
+
+
+def as_array(image: Picture) -> np.ndarray:
+    """A picture as uint8 `[H, W, 3]`, RGB, turned as its EXIF orientation says.
+
+    Raises:
+        ValueError: it is no picture, or cannot be read; the message names it.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        data, _, _ = read_image(image)
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    if isinstance(image, Image.Image):
+        if image.mode.startswith(("F", "I")):
+            raise ValueError(f"a PIL image of mode {image.mode} has no known range: convert it to 8 bits first")
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise ValueError(
+            f"an array of {array.dtype} {list(array.shape)} is no picture: give uint8 [height, width, 3], RGB, 0..255"
+        )
+    return array
+
+
+def _changes(views: Views) -> dict[str, Any]:
+    return {f"eval.{key}": tuple(value) if key == "scales" else value for key, value in views.items()}
