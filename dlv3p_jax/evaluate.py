@@ -154,14 +154,14 @@ def _slide(apply: Callable, view: jax.Array, window: tuple[int, int], stride: tu
 
 
 def make_eval_step(config, model) -> Callable:
-    """A pure function that predicts a batch and counts: `eval_step(variables, batch) -> (matrix, predictions)`.
+    """A pure function that predicts a batch and counts: `eval_step(variables, batch) -> (matrices, predictions)`.
 
     `batch` is {'image': uint8 `[B, H, W, 3]`, 'label': uint8 `[B, H, W]`}; pictures are normalised and padded at the
     bottom and right to `eval_size` with 0 (which is 127.5 before normalisation), and the padding is cut off the logits.
     Where pictures of several sizes were padded on the host, to share a batch and a program, 'size' int32 `[B, 2]` tells
     their own (height, width); the padding's label is the ignore label.
-    `matrix` is the batch's int32 `[num_classes, num_classes]` confusion matrix [label, prediction] without ignored
-    pixels; `predictions` is uint8 `[B, H, W]`, which stays on the devices unless somebody asks for it.
+    `matrices` are the pictures' int32 `[B, num_classes, num_classes]` confusion matrices [label, prediction] without
+    ignored pixels; `predictions` is uint8 `[B, H, W]`, which stays on the devices unless somebody asks for it.
     """
     views = views_of(config)
     eval_size, num_classes, ignore_label = config.eval_size, config.num_classes, config.ignore_label
@@ -176,7 +176,7 @@ def make_eval_step(config, model) -> Callable:
             images = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
         logits = predict_logits(model, variables, images, **views)[:, :height, :width]
         predictions = jnp.argmax(logits, axis=-1).astype(jnp.uint8)
-        return metrics.confusion_matrix(batch["label"], predictions, num_classes, ignore_label), predictions
+        return metrics.confusion_matrices(batch["label"], predictions, num_classes, ignore_label), predictions
 
     return eval_step
 
@@ -194,7 +194,7 @@ def evaluate(
     variables,
     batches: Iterable,
     num_classes: int,
-    on_batch: Callable[[dict, jax.Array], None] = lambda batch, predictions: None,
+    on_batch: Callable[[dict, np.ndarray, jax.Array], None] = lambda batch, matrices, predictions: None,
 ) -> np.ndarray:
     """Runs a jitted `eval_step` over all batches and adds up the counts.
 
@@ -204,19 +204,25 @@ def evaluate(
       batches: {'image', 'label'} and perhaps 'size' on the devices, and whatever `on_batch` wants to see. Pictures that
         only fill up a batch carry the ignore label everywhere and so count nothing.
       num_classes: the number of classes C.
-      on_batch: is called with every batch and its predictions (on the devices), for example to save some of them.
+      on_batch: is called with every batch, its int32 `[B, C, C]` matrices on the host and its predictions on the
+        devices, for example to save some of them.
 
     Returns:
       int64 `[C, C]` confusion matrix [label, prediction] on the host: over a data set, int32 would overflow.
     """
     total = np.zeros((num_classes, num_classes), np.int64)
-    pending: jax.Array | None = None
+
+    def finish(batch, matrices, predictions):
+        matrices = jax.device_get(matrices)
+        np.add(total, matrices.sum(0, dtype=np.int64), out=total)
+        on_batch(batch, matrices, predictions)
+
+    pending = None
     for batch in batches:
-        matrix, predictions = eval_step(variables, {name: batch[name] for name in STEP_INPUTS if name in batch})
-        on_batch(batch, predictions)
+        outputs = eval_step(variables, {name: batch[name] for name in STEP_INPUTS if name in batch})
         if pending is not None:  # one behind, so that the devices never wait for the host
-            total += jax.device_get(pending)
-        pending = matrix
+            finish(*pending)
+        pending = (batch, *outputs)
     if pending is not None:
-        total += jax.device_get(pending)
+        finish(*pending)
     return total

@@ -1,6 +1,7 @@
 """Evaluation of a model on a prepared split: batches in, tables, JSON and pictures out."""
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -14,7 +15,17 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from dlv3p_jax import __version__, checkpoints, configuration, evaluate, metrics, sharding, steps, viz
+from dlv3p_jax import (
+    checkpoints,
+    configuration,
+    evaluate,
+    metrics,
+    picture_scores,
+    provenance,
+    sharding,
+    steps,
+    viz,
+)
 from dlv3p_jax.data import pipeline, records
 from dlv3p_jax.models import build_model
 
@@ -93,10 +104,11 @@ def make_evaluator(
     """A function that evaluates variables and writes what it finds; the program is compiled once for each picture size.
 
     `run(variables, step, suffix) -> Result` writes, below WORKDIR/eval, STEP.json and STEP.png and the same once more
-    with the views in the name, so that another evaluation of this step does not lose them. `suffix` ('' or 'ema') tells
-    two models of one step apart. `absent_class` is how `metrics.summarize` counts a class that occurs nowhere.
-    `checkpoint` is where the variables are from, for the reports; None: from the run of `workdir`. `between_batches` is
-    called after each batch, and what it raises ends the evaluation.
+    with the views in the name, so that another evaluation of this step does not lose them, and STEP.VIEWS.npz with what
+    `picture_scores` keeps. `suffix` ('' or 'ema') tells two models of one step apart. `absent_class` is how
+    `metrics.summarize` counts a class that occurs nowhere. `checkpoint` is where the variables are from, for the
+    reports; None: from the run of `workdir`. `between_batches` is called after each batch, and what it raises ends the
+    evaluation.
 
     Raises:
       ValueError: the split or the mesh cannot be used.
@@ -127,26 +139,30 @@ def make_evaluator(
             *(len(sizes), dataset.title, config.eval_split, views, batch_size, len(plan.sizes)),
         )
         start = time.monotonic()
-        samples, seen, num_batches = [], 0, 0
+        samples, ids = [], {}
+        pictures = picture_scores.Collector(sizes, config.num_classes)
+        numbered = enumerate(plan.batches)
 
-        def look_at(batch, predictions):
-            nonlocal seen, num_batches
-            filled = [place for place, picture_id in enumerate(batch["id"]) if picture_id]
-            seen += len(filled)
-            num_batches += 1
-            if num_batches <= NUM_SAMPLES:  # all processes together; every batch has at least one picture
-                everything = sharding.whole(predictions)
+        def look_at(batch, matrices, predictions):
+            number, indices = next(numbered)
+            filled = [place for place, row in enumerate(our_rows) if row < len(indices)]
+            ids.update((indices[our_rows[place]], batch["id"][place]) for place in filled)
+            everything = functools.cache(lambda: sharding.whole(predictions))  # of all processes, which ask together
+            if number < NUM_SAMPLES:  # every batch has at least one picture
+                found = everything()
                 for place in filled:
                     height, width = batch["host_size"][place]
-                    triple = (batch["host_image"][place], batch["host_label"][place], everything[our_rows[place]])
+                    triple = (batch["host_image"][place], batch["host_label"][place], found[our_rows[place]])
                     samples.append([array[:height, :width] for array in triple])
+            pictures.add(indices, matrices, everything)
             between_batches()
 
         batches = _on_devices(config, dataset, mesh)
         matrix = evaluate.evaluate(eval_step, variables, batches, config.num_classes, look_at)
         seconds = time.monotonic() - start
-        if seen != len(sizes) and jax.process_count() == 1:
-            raise EvaluationError(f"{seen} pictures were evaluated instead of {len(sizes)}")
+        names = picture_scores.gather_ids(ids, len(sizes))
+        if not all(names):
+            raise EvaluationError(f"{len(names) - names.count('')} pictures were evaluated instead of {len(sizes)}")
         _check_pixels(matrix, dataset, config.eval_split)
         summary = metrics.summarize(matrix, absent_class)
         sheet = None
@@ -155,28 +171,39 @@ def make_evaluator(
             sheet = viz.contact_sheet(
                 *zip(*samples[:NUM_SAMPLES], strict=True), dataset.class_names, dataset.palette, config.ignore_label
             )
-            report = metrics.to_json(summary) | {
-                "checkpoint": str(checkpoint),
-                "step": step,
-                "model": configuration.to_dict(config)["model"],
-                "version": __version__,
-                "dataset": config.dataset,
-                "synthetic": dataset.metadata["synthetic"],
-                "split": config.eval_split,
-                "num_pictures": len(sizes),
-                "num_pixels": int(matrix.sum()),
-                "class_names": list(dataset.class_names),
-                "scales": list(config.eval.scales),
-                "flip": config.eval.flip,
-                "window": config.eval.window,
-                "stride": config.eval.stride,
-                "average": config.eval.average,
-                "absent_class": absent_class,
-                "eval_size": config.eval_size,
-                "confusion_matrix": matrix.tolist(),
-                "seconds": seconds,
-            }
-            write_report(workdir / "eval", name, views, report, sheet)
+            report = (
+                metrics.to_json(summary)
+                | provenance.describe()
+                | {
+                    "checkpoint": str(checkpoint),
+                    "step": step,
+                    "model": configuration.to_dict(config)["model"],
+                    "dataset": config.dataset,
+                    "synthetic": dataset.metadata["synthetic"],
+                    "split": config.eval_split,
+                    "num_pictures": len(sizes),
+                    "num_pixels": int(matrix.sum()),
+                    "class_names": list(dataset.class_names),
+                    "palette": np.asarray(dataset.palette).tolist(),
+                    "scales": list(config.eval.scales),
+                    "flip": config.eval.flip,
+                    "window": config.eval.window,
+                    "stride": config.eval.stride,
+                    "average": config.eval.average,
+                    "absent_class": absent_class,
+                    "eval_size": config.eval_size,
+                    "confusion_matrix": matrix.tolist(),
+                    "seconds": seconds,
+                    "devices": sharding.describe(mesh),
+                }
+            )
+            source = dataset.source(config.eval_split)
+            shown = tuple(
+                picture_scores.make_shown(kind, index, source[index], pictures.predictions[index], dataset.palette)
+                for kind, index in pictures.choose()
+            )
+            kept = picture_scores.PictureScores(tuple(names), pictures.counts, shown)
+            write_report(workdir / "eval", name, views, report, sheet, kept)
         _warn_of_degenerate(matrix, dataset.class_names, absent_class)
         title = f"{dataset.title} {config.eval_split}, {views}: {checkpoint}, step {step}{' (ema)' if suffix else ''}"
         return Result(summary, sheet, len(sizes), seconds, title, workdir / "eval" / name)
@@ -208,7 +235,7 @@ def evaluate_checkpoint(
     if trained is not None:
         configuration.check_model(config, configuration.read(trained), path)
     if workdir is None:
-        workdir = path if trained is None else trained.parent
+        workdir = home(path)
     meta = checkpoints.read_meta(path)
     lines = checkpoints.other_classes(meta, dataset.class_names)
     if lines:
@@ -229,13 +256,31 @@ def evaluate_checkpoint(
     return result.summary
 
 
+def home(checkpoint: epath.PathLike) -> epath.Path:
+    """The workdir that a checkpoint belongs to, which holds its config.json; where there is none, its own folder.
+
+    Raises:
+      CheckpointError: it is none.
+    """
+    path = checkpoints.find(checkpoint)
+    trained = checkpoints.find_config(path)
+    return path if trained is None else trained.parent
+
+
 def init_variables(config, model) -> steps.Variables:
     """Fresh variables, decided by the seed; a small picture will do, since no parameter's shape depends on its size."""
     return model.init(jax.random.key(config.seed), np.zeros((1, 32, 32, 3), np.float32), train=False)
 
 
-def write_report(folder: epath.Path, name: str, views: str, report: dict[str, Any], sheet) -> None:
-    """Writes NAME.json and NAME.png, and the same as NAME.VIEWS.*; each file appears whole or not at all.
+def write_report(
+    folder: epath.Path,
+    name: str,
+    views: str,
+    report: dict[str, Any],
+    sheet: PIL.Image.Image,
+    pictures: picture_scores.PictureScores,
+) -> None:
+    """Writes NAME.json and NAME.png, the same as NAME.VIEWS.*, and NAME.VIEWS.npz; each is whole or not there.
 
     What is overwritten of another run's checkpoint is logged.
     """
@@ -250,6 +295,7 @@ def write_report(folder: epath.Path, name: str, views: str, report: dict[str, An
         with unfinished.open("wb") as file:
             sheet.save(file, format="PNG")
         unfinished.replace(folder / f"{stem}.png")
+    picture_scores.write(folder / f"{name}.{views}.npz", pictures)
 
 
 def _checkpoint_in(report: epath.Path) -> str | None:

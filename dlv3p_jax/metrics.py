@@ -35,6 +35,42 @@ def confusion_matrix(labels: Array, predictions: Array, num_classes: int, ignore
     )
 
 
+def confusion_matrices(labels: Array, predictions: Array, num_classes: int, ignore_label: int = 255) -> Array:
+    """`confusion_matrix` of each picture of a batch: int32 `[B, C, C]`; the rest is the same."""
+    count = functools.partial(confusion_matrix, num_classes=num_classes, ignore_label=ignore_label)
+    return jax.vmap(count)(labels, predictions)
+
+
+def pixel_counts(matrices: np.ndarray) -> np.ndarray:
+    """What IoU and accuracy follow from: confusion matrices `[..., C, C]` to counts of pixels `[..., 3, C]`.
+
+    The three are, for each class, those labelled and predicted so (hits), those labelled so, those predicted so.
+    """
+    return np.stack([np.diagonal(matrices, axis1=-2, axis2=-1), matrices.sum(-1), matrices.sum(-2)], -2)
+
+
+def scores(counts: np.ndarray, absent_class: str = "nan") -> dict[str, np.ndarray]:
+    """IoU and accuracy, as `summarize` defines them, of many data sets at once, from `pixel_counts` `[..., 3, C]`.
+
+    Returns:
+        float64 `mIoU`, `accuracy` and `mean_accuracy` `[...]`, `IoU` and `class_accuracy` `[..., C]`.
+    """
+    if absent_class not in ("nan", "one"):
+        raise ValueError(f"absent_class = {absent_class!r}: it is 'nan' or 'one'")
+    hits, label, predicted = np.moveaxis(counts, -2, 0)
+    iou = _divide(hits, label + predicted - hits)
+    if absent_class == "one":
+        iou = np.nan_to_num(iou, nan=1.0)
+    class_accuracy = _divide(hits, label)
+    return {
+        "mIoU": _mean(iou),
+        "IoU": iou,
+        "accuracy": _divide(hits.sum(-1), label.sum(-1)),
+        "mean_accuracy": _mean(class_accuracy),
+        "class_accuracy": class_accuracy,
+    }
+
+
 def summarize(matrix: np.ndarray, absent_class: str = "nan") -> dict[str, float | np.ndarray]:
     """The usual scores of a whole data set, from its confusion matrix.
 
@@ -52,29 +88,25 @@ def summarize(matrix: np.ndarray, absent_class: str = "nan") -> dict[str, float 
         `dice`; float64 `[C]` `IoU`, `class_accuracy`, `class_precision`, `class_dice`; and int64 `[C]` `label_pixels`.
         NaN where nothing defines the value.
     """
-    if absent_class not in ("nan", "one"):
-        raise ValueError(f"absent_class = {absent_class!r}: it is 'nan' or 'one'")
     matrix = np.asarray(matrix, np.int64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"a confusion matrix is [C, C], not {list(matrix.shape)}")
-    hits, label, predicted = np.diagonal(matrix), matrix.sum(1), matrix.sum(0)
-    iou = _divide(hits, label + predicted - hits)
+    hits, label, predicted = pixel_counts(matrix)
+    values = scores(pixel_counts(matrix), absent_class)
     class_dice = _divide(2 * hits, label + predicted)
     if absent_class == "one":
-        iou, class_dice = np.nan_to_num(iou, nan=1.0), np.nan_to_num(class_dice, nan=0.0)
-    total = matrix.sum()
-    accuracy = float(_divide(hits.sum(), total))
-    chance = float(_divide((label.astype(np.float64) * predicted).sum(), float(total) ** 2))
-    class_accuracy = _divide(hits, label)
+        class_dice = np.nan_to_num(class_dice, nan=0.0)
+    accuracy = float(values["accuracy"])
+    chance = float(_divide((label.astype(np.float64) * predicted).sum(), float(matrix.sum()) ** 2))
     return {
-        "mIoU": _mean(iou),
-        "IoU": iou,
+        "mIoU": float(values["mIoU"]),
+        "IoU": values["IoU"],
         "accuracy": accuracy,
-        "mean_accuracy": _mean(class_accuracy),
-        "class_accuracy": class_accuracy,
+        "mean_accuracy": float(values["mean_accuracy"]),
+        "class_accuracy": values["class_accuracy"],
         "class_precision": _divide(hits, predicted),
         "kappa": float(_divide(accuracy - chance, 1 - chance)),
-        "dice": _mean(class_dice),
+        "dice": float(_mean(class_dice)),
         "class_dice": class_dice,
         "label_pixels": label,
     }
@@ -131,8 +163,8 @@ def _divide(numerator, denominator):
 
 
 def _mean(values):
-    """The mean of what is not NaN; NaN if nothing is."""
-    return float(_divide(np.nansum(values), np.count_nonzero(~np.isnan(values))))
+    """The mean over the last axis of what is not NaN; NaN if nothing is."""
+    return _divide(np.nansum(values, -1), np.count_nonzero(~np.isnan(values), -1))
 
 
 def _percent(fraction):

@@ -1,12 +1,13 @@
 """Label maps as people can read them: colours, overlays, palette PNGs, contact sheets. On the host, in NumPy."""
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 IGNORED = (255, 255, 255)  # the colour of ignored pixels; no class of `palette` has it
-_WRONG = (220, 30, 30)
+WRONG = (220, 30, 30)  # the colour of pixels that are predicted wrongly
 _INK, _PAPER, _OUTLINE = (20, 20, 20), (246, 246, 246), (150, 150, 150)
 _MARGIN = 12
 
@@ -62,6 +63,19 @@ def label_png(label: np.ndarray, palette: Palette) -> Image.Image:
     return image
 
 
+def error_png(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> bytes:
+    """A PNG to lie over a picture: `WRONG` where the prediction is, pale where the label is no class, else transparent.
+
+    `label` and `prediction` are integers `[H, W]`.
+    """
+    ignored = (label < 0) | (label >= num_classes)
+    image = Image.fromarray(np.where(ignored, 2, label != prediction).astype(np.uint8))
+    image.putpalette([0, 0, 0, *WRONG, *IGNORED])
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=bytes([0, 255, 140]))
+    return file.getvalue()
+
+
 def contact_sheet(
     images: Sequence[np.ndarray],
     labels: Sequence[np.ndarray],
@@ -99,7 +113,7 @@ def contact_sheet(
         )
 
     headings = ("picture", "label", "prediction", "errors")
-    entries = [*zip(class_names, colors.tolist(), strict=True), ("ignored", IGNORED), ("wrong", _WRONG)]
+    entries = [*zip(class_names, colors.tolist(), strict=True), ("ignored", IGNORED), ("wrong", WRONG)]
     line_height, swatch = 26, 18
     entry_width = swatch + 8 + max(int(np.ceil(font.getlength(name))) for name, _ in entries) + 18
     width = len(headings) * (cell_width + _MARGIN) + _MARGIN
@@ -128,7 +142,7 @@ def contact_sheet(
 
 def _errors(image, label, prediction):
     grey = np.asarray(Image.fromarray(image).convert("L"))[..., None] // 2 + np.uint8([64, 64, 64])
-    wrong = np.where((label != prediction)[..., None], np.uint8(_WRONG), grey)
+    wrong = np.where((label != prediction)[..., None], np.uint8(WRONG), grey)
     return np.where((label == -1)[..., None], np.uint8(IGNORED), wrong)
 
 

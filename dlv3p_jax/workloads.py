@@ -163,7 +163,7 @@ def evaluate_views(
     scales: Sequence[float],
     flip: bool,
 ) -> Workload:
-    """An evaluation step of `eval.batch_size` pictures of `size` with these views: to a confusion matrix.
+    """An evaluation step of `eval.batch_size` pictures of `size` with these views: to confusion matrices.
 
     Raises:
         ValueError: the mesh does not divide the batch, or the views make no sense.

@@ -15,7 +15,7 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 
 from configs import common
-from dlv3p_jax import checkpoints, distributed
+from dlv3p_jax import checkpoints, distributed, picture_scores
 from dlv3p_jax.data import pipeline, records
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -127,8 +127,13 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_what_one_proces
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 3  # process 0, at each start
     reports = [json.loads((workdir / "eval" / f"{STEPS}.json").read_text()) for workdir in (one, tmp_path)]
     for report in reports:
-        del report["seconds"], report["checkpoint"]
+        del report["seconds"], report["checkpoint"], report["date"]
     assert reports[0] == reports[1]
+    pictures = [
+        picture_scores.read(workdir / "eval" / f"{STEPS}.plain-padded-40x56.npz") for workdir in (one, tmp_path)
+    ]
+    assert pictures[0].ids == pictures[1].ids and pictures[0].shown == pictures[1].shown
+    np.testing.assert_array_equal(pictures[0].counts, pictures[1].counts)
     expected, values = (
         flatten_dict(checkpoints.read_variables(checkpoints.find(workdir / "checkpoints" / "latest")), sep="/")
         for workdir in (one, tmp_path)

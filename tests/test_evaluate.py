@@ -182,14 +182,14 @@ def count(labels, predictions):
 def test_a_batch_is_normalised_padded_with_zero_predicted_and_counted(eval_size):
     images, labels = make_pictures(2)
     step = jax.jit(evaluate.make_eval_step(make_config(eval_size=eval_size), MODEL))
-    matrix, predictions = step(VARIABLES, {"image": images, "label": labels})
+    matrices, predictions = step(VARIABLES, {"image": images, "label": labels})
     for image, prediction in zip(images, predictions, strict=True):
         height, width = (13, 22) if eval_size is None else np.maximum(eval_size, (13, 22))
         padded = np.zeros((height, width, 3), np.float32)
         padded[:13, :22] = image / 127.5 - 1
         np.testing.assert_array_equal(prediction, FormulaModel.numpy(KERNELS, padded)[:13, :22].argmax(-1))
-    assert predictions.dtype == np.uint8 and matrix.dtype == np.int32
-    np.testing.assert_array_equal(matrix, count(labels, np.asarray(predictions)))
+    assert predictions.dtype == np.uint8 and matrices.dtype == np.int32
+    np.testing.assert_array_equal(matrices, list(map(count, labels, np.asarray(predictions))))
 
 
 def test_pictures_padded_on_the_host_are_predicted_as_those_padded_here():
@@ -200,12 +200,12 @@ def test_pictures_padded_on_the_host_are_predicted_as_those_padded_here():
     labels = labels.copy()  # JAX may still be reading the first
     labels[1, 9:], labels[1, :, 15:] = 255, 255
     sizes = np.int32([[13, 22], [9, 15]])
-    matrix, together = step(VARIABLES, {"image": images, "label": labels, "size": sizes})
+    matrices, together = step(VARIABLES, {"image": images, "label": labels, "size": sizes})
     np.testing.assert_array_equal(together[1, :9, :15], alone[0])
     np.testing.assert_array_equal(
         together[0], FormulaModel.numpy(KERNELS, (images[0] / 127.5 - 1).astype(np.float32)).argmax(-1)
     )
-    np.testing.assert_array_equal(matrix, count(labels, np.asarray(together)))
+    np.testing.assert_array_equal(matrices, list(map(count, labels, np.asarray(together))))
 
 
 def test_the_views_of_the_configuration_are_taken():
@@ -225,12 +225,12 @@ class BrightestChannel:
 def test_predictions_under_ignored_pixels_count_nothing():
     images, labels = make_pictures(2)
     step = jax.jit(evaluate.make_eval_step(make_config(), BrightestChannel()))
-    matrix, predictions = step({}, {"image": images, "label": labels})
+    matrices, predictions = step({}, {"image": images, "label": labels})
     changed = np.where((labels == 255)[..., None], 255 - images, images)  # a copy: JAX may still be reading the first
     again, others = step({}, {"image": changed, "label": labels})
     assert np.any(np.asarray(others) != predictions)
-    np.testing.assert_array_equal(matrix, again)
-    assert matrix.sum() == (labels != 255).sum()
+    np.testing.assert_array_equal(matrices, again)
+    assert matrices.sum() == (labels != 255).sum()
 
 
 def batches_of(images, labels, batch_size):
@@ -255,14 +255,19 @@ def test_counts_are_the_same_to_the_bit_on_any_mesh_and_with_any_number_of_pictu
     predictions = np.stack([expected_scores(x, flip=True).argmax(-1) for x in (images / 127.5 - 1).astype(np.float32)])
     for number in (1, 7, 8, 9):
         batches = [sharding.put_batch(mesh, batch) for batch in batches_of(images[:number], labels[:number], 8)]
-        matrix = evaluate.evaluate(step, variables, batches, 3)
+        seen = []
+        matrix = evaluate.evaluate(
+            step, variables, batches, 3, lambda _, matrices, __, seen=seen: seen.extend(matrices)
+        )
         np.testing.assert_array_equal(matrix, count(labels[:number], predictions[:number]))
+        alone = list(map(count, labels[:number], predictions[:number]))
+        np.testing.assert_array_equal(seen, alone + [np.zeros((3, 3))] * (len(seen) - number))
 
 
 def test_counts_are_exact_at_the_size_of_cityscapes_train():
     """2,975 pictures of 2048x1024: beyond int32, and odd numbers beyond what float32 tells apart."""
     pixels = 2048 * 1024
-    counts = jnp.array([[pixels - 3, 1], [0, 2]], jnp.int32)
+    counts = jnp.array([[[pixels - 3, 1], [0, 2]]], jnp.int32)
     batches = [{"image": None, "label": None}] * 2975
     total = evaluate.evaluate(lambda variables, batch: (counts, None), {}, batches, 2)
     assert total.dtype == np.int64 and total.sum() == 6_239_027_200
@@ -299,7 +304,7 @@ def test_only_counts_leave_the_devices():
     with jax.transfer_guard("disallow"):
         matrix = evaluate.evaluate(
             lambda variables, batch: (step(variables, batch)[0], Unreadable()),
-            *(variables, batches, 3, lambda batch, predictions: seen.append((batch, predictions))),
+            *(variables, batches, 3, lambda batch, matrices, predictions: seen.append((batch, predictions))),
         )
     assert matrix.sum() == (labels != 255).sum()
     assert [batch for batch, _ in seen] == batches and all(isinstance(x, Unreadable) for _, x in seen)
@@ -328,7 +333,7 @@ def test_nothing_as_large_as_logits_is_put_out_and_memory_does_not_grow_with_the
         step = jax.jit(evaluate.make_eval_step(config, model))
         compiled = step.lower(variables, {"image": images, "label": labels}).compile()
         outputs = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(compiled.out_info)]
-        assert outputs == [((3, 3), np.int32), (labels.shape, np.uint8)]
+        assert outputs == [((4, 3, 3), np.int32), (labels.shape, np.uint8)]
         memory[len(scales)] = compiled.memory_analysis().temp_size_in_bytes
     assert memory[2] > images.size * 4 * 64 / 3  # at least one of the wide maps
     assert memory[6] <= 1.15 * memory[2]

@@ -47,6 +47,13 @@ def test_both_forms_of_counting_agree(batch, count):
     )
 
 
+@pytest.mark.parametrize("count", [metrics._count_by_product, metrics._count_by_scatter])
+def test_each_picture_of_a_batch_is_counted_by_itself(batch, count, monkeypatch):
+    monkeypatch.setattr(metrics, "_count_by_scatter", count)  # what a CPU takes
+    matrices = metrics.confusion_matrices(*batch, NUM_CLASSES)
+    np.testing.assert_array_equal(matrices, list(map(numpy_matrix, *batch)))
+
+
 def test_predictions_under_ignored_pixels_change_nothing(batch):
     labels, predictions = batch
     changed = np.where(labels == 255, (predictions + 1) % NUM_CLASSES, predictions)
@@ -72,7 +79,23 @@ def test_values_outside_the_classes_are_not_counted():
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4), (4, 2)])
-def test_any_sharding_gives_the_same_counts_and_moves_only_counts(batch, shape):
+def test_any_sharding_gives_the_same_counts_of_each_picture_and_moves_only_counts(batch, shape):
+    mesh = Mesh(np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape), ("data", "space"))
+    sharding = NamedSharding(mesh, PartitionSpec("data", "space"))
+    count = jax.jit(
+        functools.partial(metrics.confusion_matrices, num_classes=NUM_CLASSES),
+        in_shardings=(sharding, sharding),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
+    np.testing.assert_array_equal(count(*batch), list(map(numpy_matrix, *batch)))
+    program = count.lower(*batch).compile().as_text()
+    assert not re.search(r"all-to-all|collective-permute", program)
+    moved = set(re.findall(r"= (\S+?)\{[\d,]*\} all-gather", program))
+    assert moved <= {f"s32[4,{NUM_CLASSES},{NUM_CLASSES}]"}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4), (4, 2)])
+def test_any_sharding_gives_the_same_sum_and_moves_only_counts(batch, shape):
     mesh = Mesh(np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape), ("data", "space"))
     sharding = NamedSharding(mesh, PartitionSpec("data", "space"))
     count = jax.jit(
@@ -145,6 +168,17 @@ def test_the_score_is_of_the_data_set_not_the_mean_over_pictures():
     pictures = [np.array([[90, 0], [0, 10]]), np.array([[0, 0], [40, 60]])]
     summary = metrics.summarize(sum(pictures))
     np.testing.assert_allclose(summary["IoU"], [90 / 130, 70 / 110])
+
+
+def test_scores_of_many_data_sets_at_once_are_those_of_each():
+    matrices = np.random.default_rng(0).integers(0, 9, (2, 3, 4, 4))
+    matrices[0, 1, 2], matrices[0, 1, :, 2], matrices[1, 2] = 0, 0, 0
+    for absent_class in ("nan", "one"):
+        together = metrics.scores(metrics.pixel_counts(matrices), absent_class)
+        for place in np.ndindex(2, 3):
+            summary = metrics.summarize(matrices[place], absent_class)
+            for name, values in together.items():
+                np.testing.assert_array_equal(values[place], summary[name])
 
 
 def test_an_empty_matrix_is_nan_throughout():

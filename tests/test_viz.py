@@ -79,7 +79,7 @@ def test_contact_sheet_lines_pictures_up(sheet):
     assert cells[1][30, 70].tolist() == [128, 0, 0]
     assert cells[1][10, 70].tolist() == list(viz.IGNORED)
     assert np.all(cells[2] == 0)
-    wrong = np.all(cells[3] == viz._WRONG, axis=-1)
+    wrong = np.all(cells[3] == viz.WRONG, axis=-1)
     assert wrong[20:, 40:].all()
     assert wrong.sum() == 20 * 40  # nothing that is right or ignored
     assert np.all(cells[3][:20, 40:] == viz.IGNORED)
@@ -90,7 +90,7 @@ def test_contact_sheet_has_headings_and_a_legend(sheet):
     dark = (pixels < 100).all(-1)
     assert dark[12:38].any(axis=0)[12:92].any()  # letters above the first column
     legend = pixels[38 + 40 + 12 + 80 + 12 :]
-    for color in (*viz.palette(2).tolist(), viz.IGNORED, viz._WRONG):
+    for color in (*viz.palette(2).tolist(), viz.IGNORED, viz.WRONG):
         assert (legend == color).all(-1).sum() >= 17 * 17
 
 

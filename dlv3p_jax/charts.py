@@ -1,0 +1,93 @@
+"""Charts as SVG that lies inside a page: its text is text, in the page's font and colour, whichever these are."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+COLORS = ("#2f7de1", "#e8830c", "#12a37a", "#d6459b", "#8a63d2", "#b59f00")  # seen on white and on black
+_INK = "#010203"  # stands for the page's colour until the SVG is written
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "text.parse_math": False,  # a class may be called $
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    **dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), _INK
+    ),
+    "grid.alpha": 0.15,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+def curves(name: str, title: str, series: Mapping[str, tuple[Sequence[int], Sequence[float]]], percent=False) -> str:
+    """Lines over steps, with a legend where there are several.
+
+    Args:
+        name: tells the SVG's ids from those of other charts in the page.
+        title: above it.
+        series: {name: (steps, values)}.
+        percent: whether values are fractions to be shown in per cent.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        for (label, (steps, values)), color in zip(series.items(), COLORS, strict=False):
+            marker = "o" if len(steps) <= 30 else None
+            values = np.multiply(values, 100 if percent else 1)
+            axes.plot(steps, values, color=color, marker=marker, markersize=3, linewidth=1.5, label=label)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("step")
+        if len(series) > 1:
+            axes.legend()
+        return _to_svg(figure, name, title)
+
+
+def intervals(
+    name: str, title: str, rows: Sequence[str], columns: Mapping[str, tuple[np.ndarray, np.ndarray | None]]
+) -> str:
+    """A dot for each row and column of scores, with its interval, in per cent.
+
+    Args:
+        name, title: see `curves`.
+        rows: the R names.
+        columns: {name: (fractions `[R]`, their intervals `[R, 2]` or None)}; NaN is not drawn.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.6, 0.7 + len(rows) * (0.14 + 0.1 * len(columns))), layout="constrained")
+        axes = figure.add_subplot()
+        offsets = (np.arange(len(columns)) - (len(columns) - 1) / 2) * 0.22
+        for (label, (values, bounds)), offset, color in zip(columns.items(), offsets, COLORS, strict=False):
+            places = np.arange(len(rows)) + offset
+            if bounds is not None:
+                axes.hlines(places, *(100 * bounds.T), color=color, linewidth=1.5, alpha=0.6)
+            axes.plot(100 * np.asarray(values), places, "o", color=color, markersize=4, label=label)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(f"{title}, %")
+        if len(columns) > 1:
+            figure.legend(loc="outside upper left", ncols=2)
+        return _to_svg(figure, name, title)
+
+
+def _to_svg(figure: Figure, name: str, title: str) -> str:
+    file = io.StringIO()
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    FigureCanvasSVG(figure).print_svg(file, metadata=metadata)
+    text = file.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{name}-", text)
+    size = re.search(r' width="[\d.]+pt"', text), re.search(r' height="[\d.]+pt"', text)
+    for attribute in size:
+        text = text.replace(attribute[0], "", 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

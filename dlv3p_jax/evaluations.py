@@ -1,0 +1,126 @@
+"""The evaluations that lie in a workdir, read again and checked."""
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from dlv3p_jax import bootstrap, metrics, picture_scores
+
+_HOW = "evaluate with python -m dlv3p_jax.main --mode=eval"
+
+
+class ReportError(ValueError):
+    """There is nothing to report, or it cannot be read; the message names the file and says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One evaluation: `report` is its JSON, `pictures` what was kept of its pictures, None where that is absent.
+
+    `name` is that of its files below WORKDIR/eval without the step, such as 'plain' or 'ema.scales-0.75-1-1.25-flip'.
+    """
+
+    name: str
+    step: int
+    report: dict[str, Any]
+    pictures: picture_scores.PictureScores | None
+
+    @property
+    def is_ema(self) -> bool:
+        return self.name.startswith("ema.")
+
+    @property
+    def title(self) -> str:
+        """How it was evaluated, for people."""
+        report, parts = self.report, []
+        if report["flip"]:
+            parts.append("flip")
+        if report["scales"] != [1.0]:
+            parts.append("scales " + ", ".join(f"{scale:g}" for scale in report["scales"]))
+        if report["window"]:
+            parts.append("window {}x{}".format(*report["window"]))
+            if report["stride"]:
+                parts.append("stride {}x{}".format(*report["stride"]))
+        if report["average"] != "logits" and parts:
+            parts.append(report["average"])
+        if not parts:
+            parts.append("plain")
+        if report["eval_size"]:
+            parts.append("padded {}x{}".format(*report["eval_size"]))
+        return " + ".join(parts) + (" (EMA)" if self.is_ema else "")
+
+    @functools.cached_property
+    def matrix(self) -> np.ndarray:
+        """int64 `[C, C]` [label, prediction]."""
+        return np.array(self.report["confusion_matrix"], np.int64)
+
+    @functools.cached_property
+    def scores(self) -> dict[str, np.ndarray]:
+        """What `metrics.scores` says of the whole data set."""
+        return metrics.scores(metrics.pixel_counts(self.matrix), self.report["absent_class"])
+
+    @functools.cached_property
+    def intervals(self) -> dict[str, np.ndarray] | None:
+        """`bootstrap.intervals`; None where the single pictures were not kept."""
+        if self.pictures is None:
+            return None
+        return bootstrap.intervals(self.pictures.counts, self.report["absent_class"])
+
+
+def read(workdir: epath.Path, step: int | None = None) -> list[Evaluation]:
+    """The evaluations of one step, the simplest first and the averaged model's before the plain one's.
+
+    Those of another split than the first's are left out.
+
+    Args:
+      workdir: of a run.
+      step: whose; None: of the best checkpoint where it was evaluated, else the last that was.
+
+    Raises:
+      ReportError: there are none, or a file is damaged.
+    """
+    folder = workdir / "eval"
+    if not workdir.is_dir():
+        raise ReportError(f"{workdir} is no folder: give the --workdir of a run")
+    names = (
+        [path.name.removesuffix(".json").partition(".") for path in folder.glob("*.json")] if folder.is_dir() else []
+    )
+    # What has no views in its name is the newest of the others once more.
+    names = [(int(number), name) for number, _, name in names if number.isdigit() and name not in ("", "ema")]
+    steps = sorted({number for number, _ in names})
+    if not steps:
+        raise ReportError(f"{folder} holds no evaluations: {_HOW} --workdir={workdir}")
+    if step is None:
+        best = workdir / "checkpoints" / "best"
+        kept = [int(path.name) for path in best.iterdir() if path.name.isdigit()] if best.is_dir() else []
+        step = max(set(kept) & set(steps) or steps)
+    elif step not in steps:
+        raise ReportError(f"step {step} of {workdir} was not evaluated: take one of {', '.join(map(str, steps))}")
+    evaluations = [_read(folder / f"{step}.{name}.json", step, name) for number, name in names if number == step]
+    evaluations.sort(key=lambda e: (e.report["split"] != "val", not e.is_ema, len(e.report["scales"]), e.name))
+    return [e for e in evaluations if e.report["split"] == evaluations[0].report["split"]]
+
+
+def _read(path: epath.Path, step: int, name: str) -> Evaluation:
+    try:
+        report = json.loads(path.read_text())
+        number = len(report["class_names"])
+        if np.shape(report["confusion_matrix"]) != (number, number) or len(report["IoU"]) != number:
+            raise ValueError(f"it is not of {number} classes throughout")
+        evaluation = Evaluation(name, step, report, picture_scores.read(path.with_suffix(".npz")))
+        _ = evaluation.title, evaluation.scores, report["dataset"], report["split"], report["num_pictures"]
+    except picture_scores.PictureScoresError as error:
+        raise ReportError(f"{error}: {_HOW} again, or remove it") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ReportError(f"{path} is damaged ({reason}): {_HOW} again, or remove it") from error
+    pictures = evaluation.pictures
+    if pictures is not None and not np.array_equal(
+        pictures.counts.sum(0, dtype=np.int64), metrics.pixel_counts(evaluation.matrix)
+    ):
+        raise ReportError(f"{path} and the .npz beside it are not of one evaluation: {_HOW} again, or remove the .npz")
+    return evaluation
