@@ -1,161 +1,130 @@
-"""Prediction of picture files with a checkpoint: any formats and sizes in, labels out; nothing is written here."""
+"""Prediction of picture files with a trained model: any formats and sizes in, labels out; nothing is written here."""
 
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import io
-import os
-import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 from absl import logging
 from jax.sharding import Mesh
 from PIL import Image, UnidentifiedImageError
 
 from dlv3p_jax import evaluate, preprocess, sharding, steps
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.data.pairs import EXTENSIONS
 from dlv3p_jax.data.pictures import Problem, read_image
+from dlv3p_jax.picture_files import Picture
 
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
 _READERS = 4  # threads that decode
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """A picture file; `name` is what its outputs are called: a relative path, in general without its extension."""
-
-    path: pathlib.Path
-    name: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A picture, uint8 `[H, W, 3]`, and the classes of its pixels, uint8 `[H, W]`."""
+    """A picture, uint8 `[H, W, 3]`, the classes of its pixels, uint8 `[H, W]`, and perhaps how probable each class is.
+
+    `probabilities` is float16 `[H, W, C]`, which is within 0.0003 of float32 and half its size; or None.
+    """
 
     picture: Picture
     image: np.ndarray
     label: np.ndarray
+    probabilities: np.ndarray | None
 
 
-def find_pictures(
-    paths: Sequence[str | os.PathLike], output: str | os.PathLike | None = None
-) -> tuple[list[Picture], list[Problem]]:
-    """Picture files, and those below folders, sorted within each folder.
-
-    Names are relative to the deepest folder that holds all of `paths`, so that pictures of one name in two folders stay
-    apart. They leave out the extension, unless two pictures differ in nothing else.
-
-    Args:
-        paths: files and folders. Hidden files in folders, and files that are no pictures by their extension, are not
-            looked at.
-        output: a folder to leave out, because it is where outputs go.
-
-    Returns:
-        The pictures, each once, and what is wrong with paths that are not there or hold no picture.
-    """
-    files, problems = {}, []
-    skipped = None if output is None else pathlib.Path(os.path.abspath(output))
-    paths = [pathlib.Path(os.path.abspath(os.path.expanduser(path))) for path in paths]
-    for path in paths:
-        if path.is_dir():
-            found = [file for file in _files_below(path) if skipped is None or skipped not in file.parents]
-            if not found:
-                problems.append(Problem(str(path), f"{path}: no pictures in this folder"))
-            files |= dict.fromkeys(found)
-        elif path.is_file():
-            files[path] = None
-        else:
-            problems.append(Problem(str(path), f"{path}: no such file or folder"))
-    if not files:
-        return [], problems
-    root = os.path.commonpath([path if path.is_dir() else path.parent for path in paths if path.exists()])
-    relative = {path: path.relative_to(root) for path in files}
-    stems = collections.Counter(name.with_suffix("") for name in relative.values())
-    pictures = [
-        Picture(path, (name.with_suffix("") if stems[name.with_suffix("")] == 1 else name).as_posix())
-        for path, name in relative.items()
-    ]
-    return pictures, problems
-
-
-def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
-    files = (pathlib.Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
-    return sorted(
-        path
-        for path in files
-        if path.suffix.lower() in EXTENSIONS and not any(p.startswith(".") for p in path.relative_to(folder).parts)
-    )
-
-
-def make_predict_step(config, model):
-    """A pure function `predict_step(variables, images, sizes) -> labels` with the views of `config.eval`.
+def make_predict_step(config, model, probabilities: bool = False) -> Callable:
+    """A pure function `predict_step(variables, images, sizes) -> (labels, probabilities)` with the views of `config`.
 
     `images` is uint8 `[B, H, W, 3]`, each of which fills `sizes` (int32 `[B, 2]`, height and width) from the top left.
     What lies beyond becomes 0 after normalisation, as the padding of an evaluation is, whatever it holds. `labels` is
-    uint8 `[B, H, W]`, and means nothing beyond the picture.
+    uint8 `[B, H, W]`, and means nothing beyond the picture. `probabilities` is float16 `[B, H, W, C]` if they are asked
+    for, and None otherwise.
     """
     views = evaluate.views_of(config)
 
     def predict_step(variables, images, sizes):
         images = evaluate.clear_padding(preprocess.normalize(images), sizes)
-        logits = evaluate.predict_logits(model, variables, images, **views)
-        return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+        scores = evaluate.predict_logits(model, variables, images, **views)
+        labels = jnp.argmax(scores, axis=-1).astype(jnp.uint8)
+        if not probabilities:
+            return labels, None
+        values = scores if config.eval.average == "legacy" else jax.nn.softmax(scores)
+        return labels, values.astype(jnp.float16)
 
     return predict_step
 
 
 def predict_pictures(
-    config, model, variables: steps.Variables, pictures: Sequence[Picture], mesh: Mesh
+    config,
+    model,
+    variables: steps.Variables,
+    pictures: Sequence[Picture],
+    mesh: Mesh,
+    done: Collection[str] = (),
+    probabilities: bool = False,
 ) -> Iterator[Prediction | Problem]:
     """Predicts all pictures, size by size; what is smaller than `config.eval_size` is padded to it, as in evaluation.
 
     Args:
-        config, model, variables: what `weights.load_checkpoint` gave.
-        pictures: what `find_pictures` gave.
+        config, model, variables: of a `weights.TrainedModel`.
+        pictures: what `picture_files.find_pictures` gave.
         mesh: the devices. A batch holds `config.eval.batch_size` pictures at most, rounded up to fill them.
+        done: names of pictures to leave out. Their places in the batches stay empty, so that the others come out to the
+            same bits as if all were predicted: batches of another size are other programs, which round otherwise.
+        probabilities: whether to give these too.
 
     Yields:
-        A prediction for each picture, or why it cannot be read, in no particular order.
+        A prediction for each picture, or why it cannot be read or predicted, in no particular order.
 
     Raises:
         ValueError: a view or the mesh cannot be used.
     """
     predict_step = sharding.jit(
         mesh,
-        make_predict_step(config, model),
+        make_predict_step(config, model, probabilities),
         in_shardings=(sharding.replicated(mesh), sharding.batched(mesh), sharding.rows(mesh)),
         out_shardings=sharding.batched(mesh),
     )
     groups = collections.defaultdict(list)
     for picture in pictures:
         size = _read_size(picture)
-        if isinstance(size, Problem):
-            yield size
-        else:
+        if not isinstance(size, Problem):
             groups[_padded(size, config.eval_size)].append(picture)
+        elif picture.name not in done:
+            yield size
+    num_pictures = sum(picture.name not in done for group in groups.values() for picture in group)
     logging.info(
-        "Predicting %d pictures in %d sizes, each compiled at its first batch, on %s",
-        *(sum(map(len, groups.values())), len(groups), sharding.describe(mesh)),
+        "Predicting %d pictures in %d sizes, each compiled at its first batch, on %s%s",
+        *(num_pictures, len(groups), sharding.describe(mesh)),
+        f"; {len(done)} are there already" if done else "",
     )
     variables = jax.device_put(variables, sharding.replicated(mesh))
     pending = None
     with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
-        for size, batch in _batches(groups, config.eval.batch_size):
-            read = list(readers.map(lambda picture, size=size: _read(picture, size, config.eval_size), batch))
-            yield from (result for result in read if isinstance(result, Problem))
-            read = [result for result in read if not isinstance(result, Problem)]
-            if not read:
+        for size, group in groups.items():
+            batches = _batches(group, config.eval.batch_size, done)
+            if not batches:
                 continue
-            rows = min(config.eval.batch_size, len(groups[size]))
-            images, sizes = _stack([image for _, image in read], size, rows, mesh)
-            labels = predict_step(variables, images, sizes)
-            if pending is not None:  # one behind, so that the devices compute while the host decodes
-                yield from _cut(*pending)
-            pending = (read, labels)
+            num_rows = _num_rows(min(config.eval.batch_size, len(group)), size, mesh)
+            try:
+                program = _compile(predict_step, variables, num_rows, size, mesh)
+            except MemoryError as error:
+                left = (picture for batch in batches for picture in batch if picture is not None)
+                yield from (Problem(picture.name, f"{picture.path}: {error}") for picture in left)
+                continue
+            for batch in batches:
+                read = list(readers.map(functools.partial(_read, padded_size=size, eval_size=config.eval_size), batch))
+                yield from (result for result in read if isinstance(result, Problem))
+                read = [None if isinstance(result, Problem) else result for result in read]
+                results = program(variables, *_stack(read, size, num_rows, mesh))
+                if pending is not None:  # one behind, so that the devices compute while the host decodes
+                    yield from _cut(*pending)
+                pending = (read, *results)
     if pending is not None:
         yield from _cut(*pending)
 
@@ -164,10 +133,53 @@ def _padded(size: tuple[int, int], eval_size: tuple[int, int] | None) -> tuple[i
     return size if eval_size is None else tuple(map(max, size, eval_size))
 
 
-def _batches(groups, batch_size: int) -> Iterator[tuple[tuple[int, int], list[Picture]]]:
-    for size, pictures in groups.items():
-        for start in range(0, len(pictures), batch_size):
-            yield size, pictures[start : start + batch_size]
+def _batches(group: Sequence[Picture], batch_size: int, done: Collection[str]) -> list[list[Picture | None]]:
+    """The batches in which something is left to do, with None in the places of what is done."""
+    places = [None if picture.name in done else picture for picture in group]
+    batches = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
+    return [batch for batch in batches if any(batch)]
+
+
+def _num_rows(num_pictures: int, size: tuple[int, int], mesh: Mesh) -> int:
+    """How many rows the batches of a size have: all the same, and enough for all devices."""
+    devices = mesh.shape[sharding.DATA]
+    num_rows = -(-num_pictures // devices) * devices
+    sharding.check_batch(mesh, num_rows, size[0], "config.eval.batch_size")
+    return num_rows
+
+
+def _compile(predict_step, variables, num_rows: int, size: tuple[int, int], mesh: Mesh) -> Callable:
+    """The program for batches of one size. It is dropped after them: of thousands of sizes, not all could be kept.
+
+    Raises:
+        MemoryError: it needs more than there is.
+    """
+    images = jax.ShapeDtypeStruct((num_rows, *size, 3), jnp.uint8)
+    sizes = jax.ShapeDtypeStruct((num_rows, 2), jnp.int32)
+    what = f"{size[0]}x{size[1]} pixels (height x width), {num_rows} at a time"
+    advice = "give a smaller --batch_size, or --window=HEIGHT,WIDTH"
+    try:
+        program = predict_step.lower(variables, images, sizes).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(f"{what}, take more memory than the device has: {advice}") from error
+    memory = program.memory_analysis()
+    if memory is not None:
+        needed = memory.temp_size_in_bytes + memory.output_size_in_bytes
+        logging.info("Compiled for %s: %.1f GiB of memory on each device, beside the weights", what, needed / 2**30)
+        free = _free_memory(mesh)
+        if needed > free:
+            raise MemoryError(f"{what}, take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free: {advice}")
+    return program
+
+
+def _free_memory(mesh: Mesh) -> float:
+    """Bytes that can be had on each device."""
+    stats = [device.memory_stats() for device in mesh.devices.flat]
+    if all(stats):
+        return min(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
+    return (psutil.virtual_memory().available + psutil.swap_memory().free) / len(stats)
 
 
 def _read_size(picture: Picture) -> tuple[int, int] | Problem:
@@ -185,7 +197,9 @@ def _read_size(picture: Picture) -> tuple[int, int] | Problem:
     return (width, height) if turned else (height, width)
 
 
-def _read(picture: Picture, padded_size, eval_size) -> tuple[Picture, np.ndarray] | Problem:
+def _read(picture: Picture | None, padded_size, eval_size) -> tuple[Picture, np.ndarray] | Problem | None:
+    if picture is None:
+        return None
     try:
         data, size, _ = read_image(picture.path)
     except DatasetError as error:
@@ -195,21 +209,26 @@ def _read(picture: Picture, padded_size, eval_size) -> tuple[Picture, np.ndarray
     return picture, np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def _stack(images: list[np.ndarray], size: tuple[int, int], rows: int, mesh: Mesh):
-    """The pictures in one array on the mesh, with their sizes; its rows are as many for every batch of a size."""
-    devices = mesh.shape[sharding.DATA]
-    rows = -(-rows // devices) * devices
-    sharding.check_batch(mesh, rows, size[0], "config.eval.batch_size")
-    stacked = np.zeros((rows, *size, 3), np.uint8)
-    sizes = np.zeros((rows, 2), np.int32)
-    for row, image in enumerate(images):
-        sizes[row] = image.shape[:2]
-        stacked[row, : sizes[row, 0], : sizes[row, 1]] = image
+def _stack(read: Sequence[tuple[Picture, np.ndarray] | None], size: tuple[int, int], num_rows: int, mesh: Mesh):
+    """The pictures in one array on the mesh, with their sizes, each in its own place; the other rows are empty."""
+    stacked = np.zeros((num_rows, *size, 3), np.uint8)
+    sizes = np.zeros((num_rows, 2), np.int32)
+    for row, result in enumerate(read):
+        if result is not None:
+            _, image = result
+            sizes[row] = image.shape[:2]
+            stacked[row, : sizes[row, 0], : sizes[row, 1]] = image
     batch = sharding.put_batch(mesh, {"image": stacked, "size": sizes})
     return batch["image"], batch["size"]
 
 
-def _cut(read: list[tuple[Picture, np.ndarray]], labels: jax.Array) -> Iterator[Prediction]:
-    labels = np.asarray(labels)
-    for (picture, image), label in zip(read, labels[: len(read)], strict=True):
-        yield Prediction(picture, image, label[: image.shape[0], : image.shape[1]])
+def _cut(
+    read: Sequence[tuple[Picture, np.ndarray] | None], labels: jax.Array, probabilities: jax.Array | None
+) -> Iterator[Prediction]:
+    """The predictions of a batch, each of the size of its picture."""
+    labels, probabilities = jax.device_get((labels, probabilities))
+    for row, result in enumerate(read):
+        if result is not None:
+            picture, image = result
+            inside = (row, slice(image.shape[0]), slice(image.shape[1]))
+            yield Prediction(picture, image, labels[inside], None if probabilities is None else probabilities[inside])

@@ -12,11 +12,10 @@ import drawn
 import jax
 import numpy as np
 import pytest
-from absl import logging
 from drawn import draw_picture, make_config, save_checkpoint
 from PIL import Image
 
-from dlv3p_jax import checkpoints, configuration, evaluator, predictor, sharding, steps, viz, weights
+from dlv3p_jax import checkpoints, configuration, evaluator, steps, viz
 from dlv3p_jax.data import cityscapes_labels
 from dlv3p_jax.data.builder import prepare_dataset
 from dlv3p_jax.data.cityscapes import Cityscapes
@@ -87,7 +86,7 @@ def test_the_official_score_of_the_written_label_ids_is_that_of_the_evaluation(c
     output = tmp_path / "out"
     process = run(f"--checkpoint={workdir}", f"--output={output}", "--label_ids", cityscapes / "leftImg8bit" / "val")
     assert process.returncode == 0, process.stderr
-    files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
+    files = sorted(path.relative_to(output).as_posix() for path in output.glob("*/**/*") if path.is_file())
     names = [f"{city}/{city}_000000_{frame:06d}_leftImg8bit" for city, frame in VAL]
     assert files == [f"labels/{name}.png" for name in names] + [f"overlays/{name}.jpg" for name in names]
 
@@ -113,7 +112,9 @@ def test_every_picture_that_can_be_read_is_predicted_and_the_others_are_listed(w
     turned[0x0112] = 6  # to be turned clockwise when it is shown
     write(source / "turned.jpg", image, quality=95, exif=turned)
     write(source / "cmyk.jpg", Image.fromarray(image).convert("CMYK"), quality=95)
+    write(source / "grey.png", image[..., 0])
     (source / "damaged.png").write_bytes((source / "a" / "1.png").read_bytes()[:-300])
+    (source / "cut.jpg").write_bytes((source / "cmyk.jpg").read_bytes()[: (source / "cmyk.jpg").stat().st_size // 2])
     (source / "empty.jpg").write_bytes(b"")
     (source / "notes.txt").write_text("no picture")
 
@@ -124,17 +125,18 @@ def test_every_picture_that_can_be_read_is_predicted_and_the_others_are_listed(w
     )
     assert process.returncode == 1 and "Traceback" not in process.stderr
     message = process.stderr[process.stderr.index("predict: what could not be predicted:") :]
-    assert [line.split(":")[0] for line in message.splitlines()[1:]] == [
-        f"  {path}" for path in (tmp_path / "absent.jpg", source / "empty.jpg", source / "damaged.png")
-    ]
-    assert "5 pictures" in process.stdout and f"labels: {output / 'labels'}" in process.stdout
-    shares = [float(line.split()[-1]) for line in process.stdout.splitlines() if line[-3:-2] == "."]
-    assert shares and abs(sum(shares) - 100) < 0.1
+    wrong = (tmp_path / "absent.jpg", source / "cut.jpg", source / "damaged.png", source / "empty.jpg")  # as given
+    assert [line.split(":")[0] for line in message.splitlines()[1:]] == [f"  {path}" for path in wrong]
+    assert "6 pictures" in process.stdout and f"labels: {output / 'labels'}" in process.stdout
+    shares = [line.split() for line in process.stdout.splitlines() if line[-3:-2] == "."]
+    assert shares and abs(sum(float(share[-1]) for share in shares) - 100) < 0.1
+    colors = ["#" + bytes(color).hex() for color in cityscapes_labels.PALETTE]
+    assert all(colors[cityscapes_labels.CLASS_NAMES.index(" ".join(name))] == color for *name, color, _ in shares)
 
     names = [path.relative_to(output / "labels").as_posix() for path in sorted((output / "labels").rglob("*.png"))]
-    assert names == [f"{name}.png" for name in ("a/1", "b/1", "b/weed (27)", "cmyk", "turned")]
+    assert names == [f"{name}.png" for name in ("a/1", "b/1", "b/weed (27)", "cmyk", "grey", "turned")]
     views = {"scales": (0.5, 1.0), "flip": True}
-    for name, pixels in (("a/1", image), ("b/1", image[:, ::-1])):
+    for name, pixels in (("a/1", image), ("b/1", image[:, ::-1]), ("grey", np.dstack([image[..., 0]] * 3))):
         label = np.asarray(Image.open(output / "labels" / f"{name}.png"))
         np.testing.assert_array_equal(label, expected_label(workdir, pixels, **views))
         overlay = np.asarray(Image.open(output / "overlays" / f"{name}.jpg"), float)
@@ -145,7 +147,7 @@ def test_every_picture_that_can_be_read_is_predicted_and_the_others_are_listed(w
 
 def test_voc_submission(workdir, tmp_path):
     """A checkpoint of 21 classes: the 19 of the fixture, and two that never win."""
-    config = make_config({"dataset": "voc2012", "eval_size": (64, 64)}, num_classes=21)
+    config = make_config({"dataset": "voc2012"}, num_classes=21)
     variables = checkpoints.read_variables(checkpoints.find(workdir))
     head = variables["params"]["decoder"]["classifier"]
     head["kernel"] = np.pad(head["kernel"], [(0, 0)] * 3 + [(0, 2)])
@@ -162,10 +164,11 @@ def test_voc_submission(workdir, tmp_path):
 
     output = tmp_path / "out"
     process = run(
-        *(f"--checkpoint={tmp_path / 'workdir'}", f"--output={output}", "--submission=voc"), tmp_path / "JPEGImages"
+        *(f"--checkpoint={tmp_path / 'workdir'}", f"--output={output}", "--submission=voc", "--pad_to=64,64"),
+        tmp_path / "JPEGImages",
     )
     assert process.returncode == 0, process.stderr
-    assert "Predicting 2 pictures in 1 sizes" in process.stderr
+    assert "Predicting 2 pictures in 1 sizes" in process.stderr and "which changes their labels" in process.stderr
     folder = output / "results" / "VOC2012" / "Segmentation" / "comp6_test_cls"
     assert sorted(path.name for path in folder.iterdir()) == ["2008_1.png", "2008_2.png"]
     for name, image in images.items():
@@ -177,75 +180,59 @@ def test_voc_submission(workdir, tmp_path):
         assert label.mode == "P" and label.getpalette()[: 3 * 21] == viz.palette(21).ravel().tolist()
 
 
-# What each of several command lines says, a line of Python each, in one process: importing takes longer than they do.
+# What each of several command lines says, a line of Python each, in one process, and whether JAX was imported for it.
 MESSAGES = """
 import ast, sys
-from absl import flags
+from absl import app, flags
 from dlv3p_jax import commands, predict
 for line in sys.stdin:
     flags.FLAGS.unparse_flags()
-    flags.FLAGS["submission"].value = flags.FLAGS["window"].value = flags.FLAGS["stride"].value = None
+    for name in ("checkpoint", "output", "submission", "window", "stride", "scales", "pad_to"):
+        flags.FLAGS[name].value = None
     try:
         predict.main(commands.make_flags_parser("predict")(["predict", *ast.literal_eval(line)]))
-    except SystemExit as stopped:
-        print(repr(stopped.code))
+    except (SystemExit, app.UsageError) as stopped:
+        print(repr((str(stopped), "jax" in sys.modules)))
 """
 
 
 def test_wrong_commands_end_in_one_message(workdir, tmp_path):
-    picture, output = tmp_path / "1.png", f"--output={tmp_path}/out"
+    picture, output, checkpoint = tmp_path / "1.png", f"--output={tmp_path}/out", f"--checkpoint={workdir}"
     write(picture, np.zeros((8, 8, 3), np.uint8))
-    lines = [
-        [f"--checkpoint={workdir}", output, "--submission=voc", str(picture)],
-        [f"--checkpoint={tmp_path}", output, "--window=64", "--stride=a,b", str(picture)],
-        [f"--checkpoint={workdir}", f"--output={picture}/out", str(picture)],
+    cases = [
+        ([output, str(picture)], "give --checkpoint"),
+        ([checkpoint, output], "give the pictures"),
+        ([checkpoint, output, "--pad_to=x", str(picture)], "predict: --pad_to=x: give whole numbers, HEIGHT,WIDTH"),
+        ([checkpoint, output, "--pad_to=64", str(picture)], "predict: --pad_to=64: give whole numbers, HEIGHT,WIDTH"),
+        ([checkpoint, output, "--window=64,64", "--stride=a,b", str(picture)], "predict: --stride=a,b: give whole"),
+        ([checkpoint, output, "--window=0,64", str(picture)], "predict: --window=0,64: give whole numbers"),
+        ([checkpoint, output, "--scales=1,x", str(picture)], "predict: --scales=1,x: give numbers"),
+        ([checkpoint, output, "--batch_size=0", str(picture)], "predict: flag --batch_size=0"),
+        (
+            [checkpoint, f"--output={picture}/out", str(picture)],
+            f"predict: --output={picture}/out: {picture} is a file",
+        ),
+        (["--checkpoint=voc_50", output, str(picture)], "predict: --checkpoint=voc_50: no such file or folder, and no"),
+        ([checkpoint, output, "/no/such.png"], "predict: what could not be predicted:\n  /no/such.png: no such file"),
+        (
+            [checkpoint, output, str(tmp_path / "*.jpg")],
+            f"predict: what could not be predicted:\n  {tmp_path}/*.jpg: no",
+        ),
     ]
+    late = ([checkpoint, output, "--submission=voc", str(picture)], "predict: --submission=voc is for the classes of")
     process = subprocess.run(
         [sys.executable, "-c", MESSAGES],
-        input="\n".join(map(repr, lines)),
+        input="\n".join(repr(line) for line, _ in [*cases, late]),
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
     )
     assert process.returncode == 0, process.stderr
-    voc, stride, folder = map(ast.literal_eval, process.stdout.splitlines())
-    assert voc.startswith("predict: --submission=voc is for the classes of Pascal VOC, of which there are 21")
-    assert stride.startswith("predict: --stride=a,b: give whole numbers")
-    assert folder == f"predict: --output={picture}/out: {picture} is a file, not a folder"
-    assert process.stderr.count("Loaded ") == 1  # by the first alone
-
-
-def test_names_mirror_folders_and_every_picture_is_found_once(tmp_path):
-    for name in (
-        "a/1.jpg",
-        "b/1.jpg",
-        "b/c/2.PNG",
-        "b/2.jpg",
-        "b/2.png",
-        ".hidden/3.png",
-        "out/labels/1.png",
-        "b/x.txt",
-    ):
-        write(tmp_path / name, np.zeros((4, 4, 3), np.uint8), format="PNG")
-
-    def names(*paths):
-        pictures, problems = predictor.find_pictures([tmp_path / path for path in paths], tmp_path / "out")
-        assert not problems
-        return {picture.name: picture.path.relative_to(tmp_path).as_posix() for picture in pictures}
-
-    assert names("a") == {"1": "a/1.jpg"}
-    assert names("a/1.jpg", "b/1.jpg") == {"a/1": "a/1.jpg", "b/1": "b/1.jpg"}
-    assert names("b", "b/1.jpg", "b/c") == {
-        "1": "b/1.jpg",
-        "2.jpg": "b/2.jpg",  # alike but for the extension
-        "2.png": "b/2.png",
-        "c/2": "b/c/2.PNG",
-    }
-    assert set(names(".")) == {"a/1", "b/1", "b/2.jpg", "b/2.png", "b/c/2"}
-    pictures, problems = predictor.find_pictures([tmp_path / "a/1.jpg", "/no/such/2.jpg"])
-    assert [picture.name for picture in pictures] == ["1"] and len(problems) == 1  # which changes no name
-    pictures, problems = predictor.find_pictures([tmp_path / "out", tmp_path / "none.png"], tmp_path / "out")
-    assert not pictures and ["no pictures in this folder" in p.message for p in problems] == [True, False]
+    *early, last = map(ast.literal_eval, process.stdout.splitlines())
+    for (line, message), (said, imported) in zip(cases, early, strict=True):
+        assert said.startswith(message) and not imported, (line, said)
+    assert last[0].startswith(f"{late[1]} Pascal VOC, of which there are 21; this checkpoint has 19")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_devices_are_those_of_this_machine_not_of_the_one_that_trained(workdir, tmp_path):
@@ -256,21 +243,3 @@ def test_the_devices_are_those_of_this_machine_not_of_the_one_that_trained(workd
     process = run(f"--checkpoint={trained}", f"--output={tmp_path / 'out'}", tmp_path / "picture.png")
     assert process.returncode == 0, process.stderr
     assert (tmp_path / "out" / "labels" / "picture.png").exists()
-
-
-def test_batches_over_devices_change_nothing(workdir, tmp_path, caplog):
-    """Five pictures, two at a time, rounded up to three for as many devices."""
-    rng = np.random.default_rng(3)
-    images = {f"{index}": draw_picture(rng, 32, 48) for index in range(5)}
-    for name, image in images.items():
-        write(tmp_path / f"{name}.png", image)
-    pictures, _ = predictor.find_pictures([tmp_path])
-    with caplog.at_level(logging.INFO):
-        trained = weights.load_checkpoint(None, workdir)
-        mesh = sharding.make_mesh(3, 1)
-        results = list(predictor.predict_pictures(trained.config, trained.model, trained.variables, pictures, mesh))
-    assert "Predicting 5 pictures in 1 sizes" in caplog.text
-    assert sorted(result.picture.name for result in results) == sorted(images)
-    for result in results:
-        np.testing.assert_array_equal(result.image, images[result.picture.name])
-        np.testing.assert_array_equal(result.label, expected_label(workdir, result.image))

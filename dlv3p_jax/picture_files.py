@@ -1,0 +1,89 @@
+"""Finding picture files: paths, folders and globs in, files and the names of their outputs out; without JAX."""
+
+import collections
+import dataclasses
+import glob
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+from dlv3p_jax.data.pairs import EXTENSIONS
+from dlv3p_jax.data.pictures import Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture file; `name` is what its outputs are called: a relative path, in general without its extension."""
+
+    path: pathlib.Path
+    name: str
+
+
+def find_pictures(
+    paths: Sequence[str | os.PathLike], output: str | os.PathLike | None = None
+) -> tuple[list[Picture], list[Problem]]:
+    """Picture files, those below folders, and those that globs match, sorted within each folder or glob.
+
+    Names are relative to the deepest folder that holds all of `paths`, so that pictures of one name in two folders stay
+    apart. They leave out the extension, unless two pictures differ in nothing else.
+
+    Args:
+        paths: files, folders and globs, in which `**` matches folders of any depth. Hidden files in folders, and files
+            in folders and globs that are no pictures by their extension, are not looked at.
+        output: a folder to leave out, because it is where outputs go.
+
+    Returns:
+        The pictures, each once, in the order of `paths`, and what is wrong with paths that are not there or hold no
+        picture, and with folders that cannot be read.
+    """
+    outputs = None if output is None else pathlib.Path(os.path.abspath(output))
+    files, roots, problems = {}, [], []
+    for path in (os.path.abspath(os.path.expanduser(path)) for path in paths):
+        is_there = os.path.exists(path)
+        found, is_output = [], False
+        for match in map(pathlib.Path, [path] if is_there else sorted(glob.glob(path, recursive=True))):
+            if match.is_dir():
+                is_output = outputs in (match, *match.parents)
+                if not is_output:
+                    roots.append(match)
+                    found += [file for file in _pictures_below(match, problems) if outputs not in file.parents]
+            elif is_there or (_is_picture(match) and outputs not in match.parents):
+                roots.append(match.parent)
+                found.append(match)
+        if not found and not is_output:  # the shell puts the folder of outputs in place of a *, once it is there
+            reason = "no pictures in this folder" if is_there else "no such file or folder"
+            problems.append(Problem(path, f"{path}: {reason}"))
+        files |= dict.fromkeys(found)
+    if not files:
+        return [], problems or [Problem(str(output), f"{output}: no pictures beside those of this folder of outputs")]
+    root = os.path.commonpath(roots)
+    names = _names([path.relative_to(root) for path in files])
+    return [Picture(path, name) for path, name in zip(files, names, strict=True)], problems
+
+
+def _pictures_below(folder: pathlib.Path, problems: list[Problem]) -> list[pathlib.Path]:
+    """The pictures of a folder and its sub-folders; adds to `problems` the folders that cannot be read."""
+
+    def note(error: OSError) -> None:
+        problems.append(Problem(error.filename, f"{error.filename}: cannot be read ({error.strerror})"))
+
+    walk = os.walk(folder, followlinks=True, onerror=note)
+    files = (pathlib.Path(root, name) for root, _, names in walk for name in names)
+    return sorted(
+        path
+        for path in files
+        if _is_picture(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _is_picture(path: pathlib.Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS
+
+
+def _names(paths: Sequence[pathlib.Path]) -> Iterable[str]:
+    """A name for each path, all different."""
+    count = collections.Counter(path.with_suffix("") for path in paths)
+    names = [(path if count[path.with_suffix("")] > 1 else path.with_suffix("")).as_posix() for path in paths]
+    if len(set(names)) < len(names):  # 1.jpg, 1.png and 1.jpg.png
+        return [path.as_posix() for path in paths]
+    return names

@@ -1,0 +1,131 @@
+"""The files that predict writes for a picture: where they are, what they hold, and that they are whole or not there."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from dlv3p_jax import viz
+from dlv3p_jax.data import cityscapes_labels, voc2012_labels
+from dlv3p_jax.picture_files import Picture
+from dlv3p_jax.predictor import Prediction
+
+_VOC_FOLDER = pathlib.Path("results", "VOC2012", "Segmentation", "comp6_test_cls")
+_ID_PALETTE = [label.color for label in cityscapes_labels.LABELS if label.id >= 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Where the outputs of a picture go; `probabilities` None: they are not written."""
+
+    label: pathlib.Path
+    overlay: pathlib.Path
+    probabilities: pathlib.Path | None
+
+    def are_there(self) -> bool:
+        return all(path is None or path.is_file() for path in (self.label, self.overlay, self.probabilities))
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelValues:
+    """What a label PNG holds for each class, uint8 `[C]`, and the palette that it shows these values in."""
+
+    values: np.ndarray
+    palette: viz.Palette
+
+
+def label_folder(submission: str | None) -> pathlib.Path:
+    """The folder of labels, below that of all outputs."""
+    return _VOC_FOLDER if submission == "voc" else pathlib.Path("labels")
+
+
+def files_of(
+    pictures: Sequence[Picture], output: pathlib.Path, submission: str | None, probabilities: bool
+) -> dict[str, Files]:
+    """The `Files` of each picture in the folder `output`, by its name.
+
+    Args:
+        pictures: what `picture_files.find_pictures` gave.
+        output: the folder.
+        submission: 'voc' for the label folder that VOC's server takes, which wants all labels side by side; or None.
+        probabilities: whether there are any.
+
+    Raises:
+        ValueError: two labels would be called the same.
+    """
+    files, stems, labels = {}, {}, output / label_folder(submission)
+    for picture in pictures:
+        label = labels / f"{picture.name}.png"
+        if submission == "voc":
+            label = labels / f"{picture.path.stem}.png"
+            other = stems.setdefault(label, picture)
+            if other is not picture:
+                raise ValueError(f"{other.path} and {picture.path} would both be {label.name} in the submission")
+        overlay = output / "overlays" / f"{picture.name}.jpg"
+        values = output / "probabilities" / f"{picture.name}.npy" if probabilities else None
+        files[picture.name] = Files(label, overlay, values)
+    return files
+
+
+def label_values(num_classes: int, palette: viz.Palette, label_ids: bool, submission: str | None) -> LabelValues:
+    """What label PNGs of a model hold: class indices, or Cityscapes' official ids.
+
+    Args:
+        num_classes, palette: of the model.
+        label_ids: whether to write Cityscapes' official ids.
+        submission: 'voc' where the labels are for VOC's server; or None.
+
+    Raises:
+        ValueError: the model has other classes than that.
+    """
+    if label_ids:
+        _require(num_classes, len(cityscapes_labels.LABEL_IDS), "--label_ids is for the train ids of Cityscapes")
+        return LabelValues(cityscapes_labels.LABEL_IDS, _ID_PALETTE)
+    if submission == "voc":
+        _require(num_classes, len(voc2012_labels.CLASS_NAMES), "--submission=voc is for the classes of Pascal VOC")
+    return LabelValues(np.arange(num_classes, dtype=np.uint8), palette)
+
+
+def _require(num_classes: int, expected: int, what: str) -> None:
+    if num_classes != expected:
+        raise ValueError(f"{what}, of which there are {expected}; this checkpoint has {num_classes} classes")
+
+
+def write(files: Files, prediction: Prediction, palette: viz.Palette, label_values: LabelValues) -> None:
+    """Writes the outputs of a picture; a file appears under its name when it is whole.
+
+    Args:
+        files: where to.
+        prediction: of the picture, with probabilities where `files` has a place for them.
+        palette: the classes' colours, for the overlay.
+        label_values: for the label.
+
+    Raises:
+        OSError: a file cannot be written; it names the file.
+    """
+    if files.probabilities is not None:
+        with _replacing(files.probabilities) as path, path.open("wb") as file:  # np.save would add .npy to a path
+            np.save(file, prediction.probabilities)
+    with _replacing(files.overlay) as path:
+        overlay = Image.fromarray(viz.overlay(prediction.image, prediction.label, palette))
+        overlay.save(path, "JPEG", quality=90)
+    with _replacing(files.label) as path:
+        viz.label_png(label_values.values[prediction.label], label_values.palette).save(path, "PNG")
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A file to write to, which takes its place at `path` at the end, and is removed if that is not reached."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        unfinished.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()  # on a full disk, it takes what others could have
+        error.filename = error.filename or str(path)  # a write that fails does not say which file it was to
+        raise

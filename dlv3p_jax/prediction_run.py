@@ -1,0 +1,197 @@
+"""A run of predict into a folder, which goes on where it was killed.
+
+The folder's record, predict.jsonl, says in its first line how the outputs are made (checkpoint, network, views). Then
+comes a line for each picture: its file, and how many pixels have each class. The line is added when all outputs of the
+picture are whole under their names.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TextIO
+
+import numpy as np
+from absl import logging
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from dlv3p_jax import configuration, evaluate, prediction_files, predictor, weights
+from dlv3p_jax.data.pictures import Problem
+from dlv3p_jax.picture_files import Picture
+
+RECORD = "predict.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A picture whose outputs are written: `Picture.name`, its file as it was then, and the pixels of each class."""
+
+    name: str
+    path: str
+    num_bytes: int
+    mtime_ns: int
+    pixels: tuple[int, ...]
+
+    def is_of(self, other: "Entry") -> bool:
+        """Whether both are of the same picture file, unchanged."""
+        return dataclasses.replace(self, pixels=()) == dataclasses.replace(other, pixels=())
+
+
+def write_predictions(
+    trained: weights.TrainedModel,
+    pictures: Sequence[Picture],
+    mesh: Mesh,
+    output: pathlib.Path,
+    *,
+    label_ids: bool = False,
+    submission: str | None = None,
+    probabilities: bool = False,
+    overwrite: bool = False,
+) -> tuple[np.ndarray, list[Problem]]:
+    """Predicts pictures into a folder, going on where a run before was killed, and ending as if it had not been.
+
+    What is there is not made again if it was made in the same way of the same file.
+
+    Args:
+        trained: what `weights.load_checkpoint` gave.
+        pictures: what `picture_files.find_pictures` gave.
+        mesh: the devices.
+        output: the folder; `prediction_files.files_of` says what goes where.
+        label_ids, submission: what labels hold, and where they go; see `prediction_files`.
+        probabilities: whether to write them too.
+        overwrite: make everything again, whatever is there and however it was made.
+
+    Returns:
+        How many pixels of all pictures each class has, int64 `[C]`, and what could not be predicted, in the order of
+        `pictures`.
+
+    Raises:
+        ValueError: what is there was made otherwise, or of other pictures; the labels asked for are of other classes; a
+            view or the mesh cannot be used.
+        OSError: something cannot be written.
+    """
+    num_classes = len(trained.class_names)
+    label_values = prediction_files.label_values(num_classes, trained.palette, label_ids, submission)
+    files = prediction_files.files_of(pictures, output, submission, probabilities)
+    how = _describe(trained, label_ids)
+    before = {} if overwrite else _read(output, how)
+    now = {picture.name: _entry(picture) for picture in pictures}
+    for name, entry in now.items():
+        if name in before and before[name].path != entry.path:
+            raise ValueError(
+                f"{files[name].label} is of {before[name].path}, and would now be of {entry.path}: give another "
+                "--output, or --overwrite to make all anew"
+            )
+    done = {
+        name: before[name]
+        for name, entry in now.items()
+        if name in before and before[name].is_of(entry) and files[name].are_there()
+    }
+    others = [entry for name, entry in before.items() if name not in now]
+    output.mkdir(parents=True, exist_ok=True)
+    _write(output, how, [*others, *done.values()])
+    predictions = predictor.predict_pictures(
+        *(trained.config, trained.model, trained.variables, pictures, mesh), set(done), probabilities
+    )
+    problems = {}
+    with (
+        (output / RECORD).open("a") as record,
+        tqdm(total=len(pictures), initial=len(done), unit=" pictures", disable=None) as progress,
+    ):
+        for result in predictions:
+            if isinstance(result, Problem):
+                problems[result.id] = result
+            else:
+                name = result.picture.name
+                prediction_files.write(files[name], result, trained.palette, label_values)
+                pixels = np.bincount(result.label.ravel(), minlength=num_classes)
+                done[name] = dataclasses.replace(now[name], pixels=tuple(pixels.tolist()))
+                _add(record, done[name])
+            progress.update()
+            if progress.disable:
+                logging.log_every_n_seconds(logging.INFO, "%d of %d pictures", 10, len(done) + len(problems), len(now))
+    entries = [done[name] for name in now if name in done]
+    _write(output, how, [*others, *entries])
+    pixels = np.array([entry.pixels for entry in entries], np.int64).reshape(-1, num_classes).sum(axis=0)
+    return pixels, [problems[name] for name in now if name in problems]
+
+
+def _describe(trained: weights.TrainedModel, label_ids: bool) -> dict[str, Any]:
+    """All that decides what is written for a picture, as JSON values.
+
+    The size of a batch is not among it: another one changes nothing but rounding.
+    """
+    digest = hashlib.sha256()
+    for name, array in sorted(flatten_dict(trained.variables, sep="/").items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array))
+    values = {
+        "checkpoint": trained.source,
+        "weights": digest.hexdigest(),
+        "model": trained.config.model.to_dict(),
+        "views": evaluate.views_of(trained.config),
+        "pad_to": trained.config.eval_size,
+        "label_ids": label_ids,
+        "class_names": trained.class_names,
+    }
+    return json.loads(json.dumps(values))
+
+
+def _entry(picture: Picture) -> Entry:
+    """A picture as its file is now; one that is not there has -1 bytes."""
+    try:
+        stat = os.stat(picture.path)
+    except OSError:
+        return Entry(picture.name, str(picture.path), -1, 0, ())
+    return Entry(picture.name, str(picture.path), stat.st_size, stat.st_mtime_ns, ())
+
+
+def _read(output: pathlib.Path, how: Mapping[str, Any]) -> dict[str, Entry]:
+    """What the record of a folder holds, by name; nothing where there is none.
+
+    Args:
+        output: the folder.
+        how: what `_describe` gave.
+
+    Raises:
+        ValueError: it is of predictions made otherwise, or the file is no such record.
+    """
+    path = output / RECORD
+    if not path.exists():
+        return {}
+    try:
+        whole, _, _ = path.read_text().rpartition("\n")  # the rest is what a killed run began to write
+        then, *entries = map(json.loads, whole.split("\n"))
+        entries = {values["name"]: Entry(**values | {"pixels": tuple(values["pixels"])}) for values in entries}
+        same_weights = then["weights"] == how["weights"]
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"{path} is no record of predictions: give another --output, or --overwrite") from error
+    if same_weights:
+        then["checkpoint"] = how["checkpoint"]  # wherever it lies
+    found = configuration.differences(then, how)
+    if found:
+        lines = "".join(f"\n  {key}: {before!r} then, {now!r} now" for key, (before, now) in found.items())
+        raise ValueError(
+            f"{output} holds predictions that were made otherwise:{lines}\n"
+            "give the values of then to go on with them, another --output, or --overwrite to make all anew"
+        )
+    return entries
+
+
+def _write(output: pathlib.Path, how: Mapping[str, Any], entries: Iterable[Entry]) -> None:
+    """Writes a record that appears whole or not at all."""
+    unfinished = output / f".{RECORD}.unfinished"
+    with unfinished.open("w") as file:
+        file.write(json.dumps(how) + "\n")
+        for entry in entries:
+            _add(file, entry)
+    unfinished.replace(output / RECORD)
+
+
+def _add(file: TextIO, entry: Entry) -> None:
+    file.write(json.dumps(dataclasses.asdict(entry)) + "\n")
+    file.flush()

@@ -1,0 +1,92 @@
+"""Which picture files are found, in which order, and what their outputs are called."""
+
+import os
+
+import pytest
+
+from dlv3p_jax.picture_files import find_pictures
+
+FILES = ("a/1.jpg", "b/1.jpg", "b/c/2.PNG", "b/2.jpg", "b/2.png", ".hidden/3.png", "out/labels/1.png", "b/x.txt")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Empty files: nothing here opens one."""
+    for name in FILES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def find(*paths):
+    """Files by the names of their outputs, in order."""
+    pictures, problems = find_pictures(paths, "out")
+    assert not problems
+    return [(picture.name, os.path.relpath(picture.path)) for picture in pictures]
+
+
+B = [("1", "b/1.jpg"), ("2.jpg", "b/2.jpg"), ("2.png", "b/2.png"), ("c/2", "b/c/2.PNG")]  # 2 alike but for extensions
+ALL = [("a/1", "a/1.jpg"), ("b/1", "b/1.jpg"), ("b/2.jpg", "b/2.jpg"), ("b/2.png", "b/2.png"), ("b/c/2", "b/c/2.PNG")]
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["a"], [("1", "a/1.jpg")]),
+        (["b/1.jpg", "a/1.jpg"], [("b/1", "b/1.jpg"), ("a/1", "a/1.jpg")]),
+        (["b", "b/1.jpg", "b/c"], B),
+        (["."], ALL),
+        (["b/x.txt"], [("x", "b/x.txt")]),  # whoever names a file wants it
+        (["*/1.jpg"], [("a/1", "a/1.jpg"), ("b/1", "b/1.jpg")]),
+        (["b/*"], B),
+        (["**/*.jpg"], [("a/1", "a/1.jpg"), ("b/1", "b/1.jpg"), ("b/2", "b/2.jpg")]),
+        (["**"], ALL),
+        (["b/**/2.*"], [("2.jpg", "b/2.jpg"), ("2.png", "b/2.png"), ("c/2", "b/c/2.PNG")]),
+        (["b/[12].jpg", "a"], [("b/1", "b/1.jpg"), ("b/2", "b/2.jpg"), ("a/1", "a/1.jpg")]),
+    ],
+)
+def test_every_picture_is_found_once_and_names_mirror_folders(folder, paths, expected):
+    assert find(*paths) == expected
+
+
+def test_the_folder_of_outputs_changes_nothing(folder):
+    os.rename("b", ".b")
+    assert find("*") == find("a", "out") == [("1", "a/1.jpg")]
+    pictures, problems = find_pictures(["out"], "out")
+    assert not pictures and "no pictures beside those" in problems[0].message
+
+
+def test_brackets_in_a_name_are_no_glob(folder):
+    os.rename("a/1.jpg", "a/weed [1].jpg")
+    assert find("a/weed [1].jpg") == [("weed [1]", "a/weed [1].jpg")]
+
+
+def test_names_stay_apart_whatever_files_are_called(folder):
+    (folder / "b" / "2.jpg.png").touch()
+    names = [name for name, _ in find("b")]
+    assert len(set(names)) == len(names) == 5
+
+
+def test_what_is_not_there_or_cannot_be_read_is_told_and_changes_no_name(folder, monkeypatch):
+    (folder / "a" / "empty").mkdir()
+    pictures, problems = find_pictures(["a/1.jpg", "/no/such/2.jpg", "c*/*.jpg", "a/empty"])
+    assert [picture.name for picture in pictures] == ["1"]
+    assert [problem.message for problem in problems] == [
+        "/no/such/2.jpg: no such file or folder",
+        f"{folder}/c*/*.jpg: no such file or folder",
+        f"{folder}/a/empty: no pictures in this folder",
+    ]
+    assert find_pictures(["none.png"])[0] == []
+
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("b/c"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    pictures, problems = find_pictures(["b"])
+    assert [problem.message for problem in problems] == [f"{folder}/b/c: cannot be read (Permission denied)"]
+    assert len(pictures) == 3
