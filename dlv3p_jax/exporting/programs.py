@@ -1,0 +1,41 @@
+"""The network from uint8 pictures to labels, as one JAX program for any number of pictures on any platform."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from dlv3p_jax import preprocess, sharding
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def predict(model, variables, images: jax.Array, platforms=PLATFORMS) -> dict[str, jax.Array]:
+    """Labels and logits, in the forms that each platform is fast with; which one is decided where the program runs.
+
+    The forms of the network's operations (`models.ops`) are chosen while it is traced, for the platform that it is
+    traced for. So it is traced once for each, and all of these programs share one copy of the weights.
+
+    Args:
+        model, variables: a network and its weights.
+        images: uint8 `[B, H, W, 3]`, RGB. B may be a symbolic dimension, H and W have to be numbers.
+        platforms: some of `PLATFORMS`, what `jax.export` or the like lowers this for.
+
+    Returns:
+        `labels`, uint8 `[B, H, W]`, and `logits`, float32 `[B, H, W, num_classes]`.
+    """
+    programs = {platform: functools.partial(_predict_on, platform, model) for platform in platforms}
+    return jax.lax.platform_dependent(variables, images, **programs)
+
+
+def _predict_on(platform, model, variables, images):
+    device = jax.sharding.AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
+    mesh = sharding.make_mesh(1, 1).abstract_mesh.update(abstract_device=device)
+
+    def predict_one(image):
+        logits = model.apply(variables, preprocess.normalize(image[None]), train=False)[0]
+        return {"labels": jnp.argmax(logits, -1).astype(jnp.uint8), "logits": logits}
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        # Picture by picture, because forms also depend on how many pictures there are, which is not known here.
+        return jax.vmap(predict_one)(images)

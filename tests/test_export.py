@@ -1,0 +1,220 @@
+"""Exported models: that they are the network, alone and at every size that they take, and how wrong exports end."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import ml_collections
+import numpy as np
+import onnxruntime
+import pytest
+import tiny
+from PIL import Image
+
+from configs import common
+from dlv3p_jax import checkpoints, configuration, preprocess, steps
+from dlv3p_jax.data import street_scenes
+from dlv3p_jax.exporting import folders, onnx, programs, write
+from dlv3p_jax.models import build_model
+from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
+from dlv3p_jax.weights import TrainedModel
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+SIZE = (48, 80)
+# Basic blocks with a stage on sub-images, bottlenecks with aligned corners; fewer of both than any real backbone has.
+NETWORK = {"num_classes": 4, "blocks": (1, 1, 1, 2), "multi_grid": (1, 2), "aspp_channels": 16, "dropout": 0.1}
+BASIC = NETWORK | {"bottleneck": False, "output_stride": 8, "aspp_rates": (1, 3, 4), "align_corners": False}
+BOTTLENECKS = NETWORK | {"bottleneck": True, "output_stride": 16, "aspp_rates": (1, 2), "align_corners": True}
+# What TensorFlow alone makes of a SavedModel: neither this program nor JAX can be imported.
+TENSORFLOW = """
+import sys
+sys.modules["jax"] = sys.modules["dlv3p_jax"] = None
+import numpy as np, tensorflow as tf
+signatures = tf.saved_model.load(sys.argv[1]).signatures
+images = np.load(sys.argv[2])
+outputs = signatures["serving_default"](image=images) | signatures["logits"](image=images)
+np.savez(sys.argv[3], **outputs)
+"""
+
+
+def make_trained(model, **settings) -> TrainedModel:
+    """`model` with random weights and statistics, drawn here, as compiling the initialisation takes long."""
+    config, rng = common.get_config(), np.random.default_rng(0)
+    config.update_from_flattened_dict({"num_classes": 4} | settings)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))
+
+    def draw(path, leaf):
+        if path[-1].key == "kernel":
+            return np.float32(rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape))
+        return np.float32(rng.uniform(0.5, 1, leaf.shape) * (1 if path[-1].key in ("scale", "var") else 0.3))
+
+    palette = rng.integers(0, 256, (4, 3)).astype(np.uint8)
+    variables, names = jax.tree.map_with_path(draw, shapes), ("floor", "wall", "lamp", "cat")
+    return TrainedModel(ml_collections.FrozenConfigDict(config), model, variables, names, palette, "drawn")
+
+
+@pytest.fixture(scope="module")
+def trained() -> TrainedModel:
+    return make_trained(DeepLabV3Plus(**BASIC))
+
+
+def pictures(height: int, width: int) -> np.ndarray:
+    """Three, uint8 [3, height, width, 3]."""
+    drawn = [Image.fromarray(street_scenes.draw_scene("val", i)[0]).resize((width, height)) for i in range(3)]
+    return np.stack([np.asarray(picture) for picture in drawn])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, variables, images):
+    return model.apply(variables, images, train=False)
+
+
+def expected(trained, images) -> np.ndarray:
+    return np.asarray(apply(trained.model, trained.variables, np.float32(images) / 127.5 - 1))
+
+
+def assert_equal(outputs, logits) -> None:
+    """Rounding aside. What is drawn has several classes, and few pixels are undecided."""
+    np.testing.assert_allclose(outputs["logits"], logits, rtol=0, atol=1e-5 * np.abs(logits).max())
+    assert outputs["labels"].dtype == np.uint8 and len(np.unique(logits.argmax(-1))) > 1
+    assert np.mean(np.asarray(outputs["labels"]) != logits.argmax(-1)) < 1e-4
+
+
+@pytest.mark.parametrize("platform", programs.PLATFORMS)
+def test_the_program_of_every_platform_is_the_network(trained, platform):
+    """Each in the forms of its platform, run on this one; in the file, a program chooses among these three."""
+    images = pictures(*SIZE)
+    run = jax.jit(functools.partial(programs._predict_on, platform, trained.model))
+    assert_equal(run(trained.variables, images), expected(trained, images))
+
+
+def test_stablehlo(trained, tmp_path):
+    write.export(trained, "stablehlo", tmp_path, SIZE)
+    exported = jax.export.deserialize(bytearray((tmp_path / "stablehlo" / "model.stablehlo").read_bytes()))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    images = pictures(*SIZE)
+    assert_equal(exported.call(images), expected(trained, images))
+
+
+def test_savedmodel_in_tensorflow_alone(trained, tmp_path):
+    write.export(trained, "savedmodel", tmp_path, SIZE)
+    images = pictures(*SIZE)
+    np.save(tmp_path / "images.npy", images)
+    paths = [tmp_path / name for name in ("savedmodel", "images.npy", "outputs.npz")]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
+    subprocess.run([sys.executable, "-c", TENSORFLOW, *map(str, paths)], check=True, cwd=tmp_path, env=environment)
+    assert_equal(np.load(tmp_path / "outputs.npz"), expected(trained, images))
+
+
+@pytest.mark.parametrize("network", [BASIC, BOTTLENECKS], ids=["basic blocks", "bottlenecks"])
+def test_onnx_of_any_size(network, tmp_path):
+    trained = make_trained(DeepLabV3Plus(**network))
+    write.export(trained, "onnx", tmp_path, None)
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+    assert [value.shape for value in session.get_inputs()] == [["batch", "height", "width", 3]]
+    for size in (SIZE, (51, 37)):
+        images = pictures(*size)
+        labels, logits = session.run(["labels", "logits"], {"image": images})
+        assert_equal({"labels": labels, "logits": logits}, expected(trained, images))
+
+
+def test_the_description_says_what_a_user_needs(trained, tmp_path):
+    comparison = write.export(trained, "onnx", tmp_path, SIZE)
+    description = json.loads((tmp_path / "onnx" / "model.json").read_text())
+    assert description["input"]["shape"] == ["batch", *SIZE, 3]
+    assert description["outputs"]["logits"]["shape"] == ["batch", *SIZE, 4]
+    assert description["classes"] == ["floor", "wall", "lamp", "cat"]
+    assert description["palette"] == trained.palette.tolist()
+    assert description["model"]["align_corners"] is False and description["checkpoint"] == "drawn"
+    assert description["comparison"]["equal_labels"] == comparison.equal_labels > 0.999
+
+    images = pictures(*SIZE)
+    mean, std = (np.float32(description["normalization"][key]) for key in ("mean", "std"))
+    np.testing.assert_allclose((images / np.float32(255) - mean) / std, preprocess.normalize(images), atol=1e-6)
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+    with pytest.raises(Exception, match="Expected: 48"):
+        session.run(None, {"image": images[:, :-1]})
+
+
+def test_a_model_that_is_not_the_network_is_not_written(trained, tmp_path, monkeypatch):
+    other = jax.tree.map(np.array, trained.variables)
+    other["params"]["decoder"]["classifier"]["bias"] += np.float32([0, 0, 0, 1])
+    writes = onnx.write
+    monkeypatch.setattr(onnx, "write", lambda model, variables, *rest: writes(model, other, *rest))
+    with pytest.raises(write.ExportError, match=r"onnx: only \d+\.\d+% of the labels"):
+        write.export(trained, "onnx", tmp_path, SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_are_refused(trained, tmp_path):
+    variables = jax.tree.map(np.array, trained.variables)
+    variables["params"]["decoder"]["classifier"]["bias"][1] = np.nan
+    with pytest.raises(write.ExportError, match="not finite"):
+        write.export(dataclasses.replace(trained, variables=variables), "onnx", tmp_path, SIZE)
+
+
+def test_a_folder_appears_whole_or_not_at_all_and_only_exports_are_replaced(tmp_path):
+    folder = tmp_path / "onnx"
+    with folders.whole(folder) as unfinished:
+        (unfinished / "model.json").write_text('{"producer": "dlv3p_jax 0.1.0"}')
+        assert not folder.exists()
+    folders.check(tmp_path, "onnx")
+    with pytest.raises(KeyError), folders.whole(folder) as unfinished:
+        (unfinished / "half").touch()
+        raise KeyError
+    assert [path.name for path in tmp_path.rglob("*")] == ["onnx", "model.json"]
+    with folders.whole(folder) as unfinished:
+        (unfinished / "model.json").write_text('["no description"]')
+    with pytest.raises(ValueError, match="onnx exists and is no export"):
+        folders.check(tmp_path, "onnx")
+
+
+def run(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "dlv3p_jax.export", *map(str, arguments)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+def test_the_command(tmp_path):
+    workdir, output, picture = tmp_path / "workdir", tmp_path / "out", tmp_path / "picture.png"
+    backbone = {"model.backbone": "resnet18_vd", "model.multi_grid": (1, 1), "model.aspp_channels": 16}
+    config = tiny.make_config(tmp_path, num_classes=4, **backbone, **{"model.dtype": "bfloat16"})
+    trained = make_trained(build_model(config))
+    with checkpoints.Checkpoints(workdir) as saved:
+        saved.save_best(steps.create_train_state(config, trained.model, trained.variables), 0.5)
+    configuration.write(config, workdir / "config.json")
+    Image.fromarray(pictures(60, 90)[0]).save(picture)
+
+    size = ("--height=32", "--width=48", f"--picture={picture}")
+    process = run(f"--checkpoint={workdir}", f"--output={output}", "--format=onnx", *size)
+    assert process.returncode == 0, process.stderr
+    assert f"onnx: {output / 'onnx'}\n  compared on {picture}, at 32x48: 100.0000% of" in process.stdout
+    assert sorted(path.name for path in output.rglob("*")) == ["model.json", "model.onnx", "onnx"]
+    assert json.loads((output / "onnx" / "model.json").read_text())["model"]["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format=onnx", "--height=64"], "give --height and --width"),
+        (["--format=tflite", "--height=64", "--width=64"], "--format=tflite: choose from stablehlo, savedmodel, onnx"),
+        (["--format=onnx,stablehlo", "--dynamic"], "--dynamic is for --format=onnx alone"),
+        (["--format=onnx", "--dynamic", "--width=64"], "leave out --height and --width"),
+        (["--format=onnx", "--dynamic"], "absent.png"),
+    ],
+)
+def test_wrong_flags_are_told_before_anything_is_loaded(arguments, message, tmp_path):
+    process = run("--checkpoint=absent", f"--output={tmp_path}", "--picture=absent.png", *arguments)
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert message in process.stderr + process.stdout
+
+
+def test_a_missing_package_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(folders.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    with pytest.raises(ValueError, match=r"--format=onnx needs onnxruntime: pip install 'dlv3p_jax\[export\]'"):
+        folders.check(tmp_path, "onnx")
+    folders.check(tmp_path, "savedmodel")
