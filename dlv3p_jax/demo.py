@@ -1,0 +1,82 @@
+"""A local page to try a model on: python -m dlv3p_jax.demo --checkpoint=WORKDIR
+
+Drop a picture on it, and see it under the colours of its classes, with the share of the pixels that each has. Opacity,
+flip and scales can be changed there. It needs NiceGUI (pip install '.[demo]') and no network.
+"""
+
+import importlib.util
+import ipaddress
+import socket
+import sys
+from typing import Any
+
+from absl import app, flags, logging
+
+from dlv3p_jax import commands
+
+
+def define_flags() -> None:
+    """Defines the command's flags; not at import, since tests import this module beside others."""
+    flags.DEFINE_string("checkpoint", None, "A workdir, a checkpoint, a .pdparams file or a published model's name.")
+    flags.DEFINE_string("host", "127.0.0.1", "The address to listen at; 0.0.0.0 is all of this machine's, for others.")
+    flags.DEFINE_integer("port", 8080, "The port to listen at; 0 is any that is free.", 0, 65535)
+    flags.DEFINE_bool("flip", None, "What the page begins with; config.eval.flip by default.")
+    flags.DEFINE_list("scales", None, "Likewise, such as 0.75,1.0,1.25; config.eval.scales by default.")
+    flags.DEFINE_integer("max_pixels", 16_000_000, "The largest picture that is taken, in pixels.", 1)
+    flags.DEFINE_float("max_megabytes", 30.0, "The largest file that is taken.", 0.001)
+
+
+def main(argv: list[str]) -> None:
+    values = flags.FLAGS
+    commands.refuse_words(argv)
+    if values.checkpoint is None:
+        raise app.UsageError("give --checkpoint=WORKDIR, or another checkpoint")
+    views = _views(values.flip, values.scales)
+    if importlib.util.find_spec("nicegui") is None:
+        sys.exit("demo: the page needs NiceGUI, which is not installed: pip install '.[demo]'")
+    commands.configure_logging()
+    try:
+        with _listen(values.host, values.port) as listening:
+            _serve(values, views, listening)
+    except KeyboardInterrupt:
+        print("\nStopped", flush=True)
+    except (ValueError, OSError) as error:
+        logging.debug("The traceback of the error below", exc_info=True)
+        sys.exit(f"demo: {error}")
+
+
+def _views(flip: bool | None, scales: list[str] | None) -> dict[str, Any]:
+    """The flags that are given, as `Segmenter` takes them."""
+    views = {} if flip is None else {"flip": flip}
+    if scales is not None:
+        try:
+            views["scales"] = tuple(map(float, scales))
+        except ValueError:
+            raise app.UsageError(f"--scales={','.join(scales)}: give numbers, with commas and no blanks") from None
+    return views
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ValueError(f"cannot listen at --host={host} --port={port}: {error.strerror}; try another one") from error
+
+
+def _serve(values, views: dict[str, Any], listening: socket.socket) -> None:
+    from dlv3p_jax import demo_page  # NiceGUI and JAX: wrong flags do not wait for them
+    from dlv3p_jax.segmenter import Segmenter
+
+    address, port = listening.getsockname()[:2]
+    if not ipaddress.ip_address(address).is_loopback:
+        logging.warning("--host=%s: whoever reaches this machine can use the page, without a password", values.host)
+    segmenter = Segmenter.from_checkpoint(values.checkpoint, **views)
+    page = demo_page.make_app(segmenter, values.max_pixels, int(values.max_megabytes * 1e6))
+    host = f"[{values.host}]" if ":" in values.host else values.host
+    print(f"Open http://{host}:{port} in a browser; Ctrl-C ends this", flush=True)
+    demo_page.serve(page, listening)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main, flags_parser=commands.make_flags_parser("demo"))

@@ -1,0 +1,331 @@
+"""The demo's page in a headless Chromium, and the command that serves it."""
+
+import base64
+import functools
+import http.client
+import io
+import pathlib
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import types
+import zlib
+
+import drawn
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlv3p_jax import viz
+from dlv3p_jax.segmenter import Segmenter
+
+pytest.importorskip("nicegui", reason="nicegui is not installed (the extra demo)")
+import uvicorn  # noqa: E402
+
+from dlv3p_jax import demo_page  # noqa: E402
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+NAMES = ("floor", "wall", "lamp", "<b>unseen</b>")
+PALETTE = np.array([(230, 25, 75), (60, 180, 75), (0, 130, 200), (255, 225, 25)], np.uint8)
+MAX_PIXELS, MAX_BYTES = 100_000, 200_000
+COMMAND = """
+from absl import app
+from dlv3p_jax import commands, demo
+demo.define_flags()
+try:
+    app.run(demo.main, flags_parser=commands.make_flags_parser("demo"))
+finally:
+    assert "jax" not in sys.modules
+"""
+
+
+def gradient(height=60, width=90) -> np.ndarray:
+    """Noise, dark to light from left to right."""
+    rng = np.random.default_rng(height)
+    ramp = 230 * np.linspace(0, 1, width)[:, None] ** 2 + rng.uniform(0, 20, (height, width, 3))
+    return ramp.astype(np.uint8)
+
+
+def bands(image) -> np.ndarray:
+    return image.mean(axis=-1).astype(np.int32) // 86
+
+
+def encode(image, kind="PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+class Bands:
+    """Stands for a Segmenter: three classes by brightness, the other way round with flip; notes its calls."""
+
+    classes, palette, source = NAMES, PALETTE, "workdir/bands, step 3"
+    may_answer = threading.Event()
+    may_answer.set()
+
+    def __init__(self, calls, **views):
+        self.calls, self.views = calls, views
+        self.config = types.SimpleNamespace(eval=types.SimpleNamespace(**views))
+
+    def with_views(self, **views):
+        return Bands(self.calls, **views)
+
+    def __call__(self, image):
+        self.calls.append(self.views)
+        self.may_answer.wait()
+        if len(image) == 7:
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return 2 - bands(image) if self.views["flip"] else bands(image)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workdir")
+    drawn.save_checkpoint(folder, drawn.make_config())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served():
+    """The page at a port of its own, in a thread; gives its address and the calls of the segmenter."""
+    calls = []
+    app = demo_page.make_app(Bands(calls, flip=False, scales=(0.5,)), MAX_PIXELS, MAX_BYTES)
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}/", calls
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens pages of 390 x 800 pixels that keep their consoles silent and ask nobody else for anything."""
+    pages, said, asked = [], [], []
+
+    def open_page(url):
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        pages.append(page)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(url)
+        page.get_by_text("Opacity").wait_for()
+        ours = tuple(start + url.partition(":")[2] for start in ("http:", "ws:", "blob:http:")) + ("data:",)
+        assert not [other for other in asked if not other.startswith(ours)]
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert not [message for message in said if "ERR_CONNECTION_REFUSED" not in message]  # after Ctrl-C
+
+
+@pytest.fixture
+def page(visit, served):
+    served[1].clear()
+    return visit(served[0])
+
+
+def upload(page, data, name="street.png") -> None:
+    page.set_input_files("input[type=file]", {"name": name, "mimeType": "image/png", "buffer": data})
+
+
+def shown(page) -> np.ndarray:
+    """What the picture looks like on the screen, int [H, W, 3]; at a whole pixel, where nothing is resampled."""
+    page.add_style_tag(content=".layers { position: fixed; left: 0; top: 50px; z-index: 9 }")
+    data = page.locator(".layers").screenshot()
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+def legend(page) -> list[str]:
+    return page.get_by_role("listitem").all_inner_texts()
+
+
+def expected_legend(label, names) -> list[str]:
+    shares = {name: 100 * np.mean(label == index) for index, name in enumerate(names)}
+    return [f"{name} {share:.1f} %" for name, share in sorted(shares.items(), key=lambda item: -item[1]) if share]
+
+
+def wait_until(page, holds) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        page.wait_for_timeout(20)
+
+
+def test_the_command_serves_a_checkpoint_until_ctrl_c(workdir, visit):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dlv3p_jax.demo", f"--checkpoint={workdir}", "--port=0"],
+        **dict(cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True),
+    )
+    try:
+        page = visit(re.search(r"http://127.0.0.1:\d+/?", process.stdout.readline())[0])
+        image = drawn.draw_picture(np.random.default_rng(0), 40, 56)
+        upload(page, encode(image))
+        page.get_by_text("street.png: 56 x 40 pixels").wait_for()
+        process.send_signal(signal.SIGINT)
+        output, log = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and output.strip() == "Stopped", log
+    assert "Traceback" not in log and "WARNING" not in log
+    segmenter = Segmenter.from_checkpoint(workdir)
+    assert legend(page) == expected_legend(segmenter(image), segmenter.classes)
+    assert np.abs(shown(page) - segmenter.overlay(image)).max() <= 2
+
+
+def test_a_picture_is_seen_under_its_classes(page, served):
+    assert legend(page) == list(NAMES)
+    image = gradient()
+    upload(page, encode(image))
+    page.get_by_text("street.png: 90 x 60 pixels").wait_for()
+    assert legend(page) == expected_legend(bands(image), NAMES)
+    page.get_by_text("Not in this picture: <b>unseen</b>").wait_for()
+    swatches = page.locator(".swatch").evaluate_all("all => all.map(one => getComputedStyle(one).backgroundColor)")
+    order = [NAMES.index(entry.split()[0]) for entry in legend(page)]
+    assert swatches == ["rgb({}, {}, {})".format(*PALETTE[index]) for index in order]
+    # The browser's opacity and its products have 8 bits.
+    assert np.abs(shown(page) - viz.overlay(image, bands(image), PALETTE, 0.5)).max() <= 2
+
+    page.locator(".q-slider [tabindex]").press("ArrowRight")
+    page.wait_for_function("getComputedStyle(document.querySelector('.layers .classes')).opacity == '0.55'")
+    assert np.abs(shown(page) - viz.overlay(image, bands(image), PALETTE, 0.55)).max() <= 2
+    assert served[1] == [{"flip": False, "scales": (0.5,)}]
+
+
+def test_flip_and_scales_predict_again(page, visit, served):
+    page.get_by_text("Flip").click()  # without a picture there is nothing to predict
+    page.get_by_text("Flip").click()
+    image = gradient()
+    upload(page, encode(image))
+    page.get_by_text("street.png: 90 x 60 pixels").wait_for()
+    page.get_by_text("Flip").click()
+    wait_until(page, lambda: legend(page) == expected_legend(2 - bands(image), NAMES))
+    page.get_by_label("Scales").click()
+    page.get_by_role("option", name="0.75, 1, 1.25", exact=True).click()
+    wait_until(page, lambda: len(served[1]) == 3)
+    views = [(False, (0.5,)), (True, (0.5,)), (True, (0.75, 1.0, 1.25))]
+    assert served[1] == [{"flip": flip, "scales": scales} for flip, scales in views]
+    assert legend(visit(served[0])) == list(NAMES)  # another visit sees nothing of this one
+
+
+def test_the_page_says_that_it_works_and_shows_only_what_was_asked_last(page, served):
+    Bands.may_answer.clear()
+    upload(page, encode(gradient(50)))
+    page.get_by_text("Predicting street.png.").wait_for()
+    wait_until(page, lambda: len(served[1]) == 1)
+    upload(page, encode(gradient(70)), "lane.png")
+    page.get_by_text("Predicting lane.png.").wait_for()
+    upload(page, encode(gradient(80)), "path.png")
+    page.get_by_text("Predicting path.png.").wait_for()
+    Bands.may_answer.set()
+    page.get_by_text("path.png: 90 x 80 pixels").wait_for()
+    assert not page.get_by_text("Predicting").is_visible()
+    assert len(served[1]) == 2  # the one in between was not begun
+
+
+def test_a_dropped_picture_and_a_long_name_fit_on_a_phone(page):
+    image = Image.fromarray(gradient(150, 600))
+    dropped = page.evaluate_handle(
+        """([data, name]) => {
+            const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))
+            const transfer = new DataTransfer()
+            transfer.items.add(new File([bytes], name, {type: "image/png"}))
+            return transfer
+        }""",
+        [base64.b64encode(encode(image)).decode(), "street" * 40 + ".png"],
+    )
+    page.dispatch_event(".q-uploader", "dragover", {"dataTransfer": dropped})
+    page.dispatch_event(".q-uploader__dnd", "drop", {"dataTransfer": dropped})
+    page.get_by_text("600 x 150 pixels").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    boxes = [page.locator(f".layers .{name}").bounding_box() for name in ("picture", "classes")]
+    assert boxes[0] == boxes[1] and boxes[0]["width"] == pytest.approx(4 * boxes[0]["height"], rel=0.01)
+
+
+def test_what_cannot_be_predicted_is_said(page, served):
+    header = b"\x89PNG\r\n\x1a\n"
+    for kind, content in ((b"IHDR", struct.pack(">IIBBBBB", 60_000, 50_000, 8, 2, 0, 0, 0)), (b"IEND", b"")):
+        header += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    alert = page.get_by_role("alert")
+    for name, data, message in (
+        ("notes.txt", b"no picture", "notes.txt is no picture of these formats: JPEG, PNG"),
+        ("cut.png", encode(gradient())[:-100], "cut.png cannot be read: damaged or truncated"),
+        ("scan.eps", encode(gradient(), "EPS"), "scan.eps is no picture of these formats"),
+        ("bomb.png", header, "bomb.png cannot be read: Image size (3000000000 pixels) exceeds limit"),
+        ("large.png", encode(np.zeros((400, 300), np.uint8)), "large.png is 300 x 400: 120,000 pixels, and 100,000"),
+        ("heavy.png", encode(noise), "This file is larger than 0.2 MB"),
+        ("tiny.png", encode(gradient(7)), "tiny.png was not predicted: RESOURCE_EXHAUSTED: out of memory. Try a sm"),
+        ("tiny.png", encode(gradient(7)), "tiny.png was not predicted"),  # the same once more
+    ):
+        upload(page, data, name)
+        alert.filter(has_text=message).wait_for()
+        assert not page.locator(".layers").count() and legend(page) == list(NAMES)
+    assert len(served[1]) == 2
+    upload(page, encode(gradient()))
+    page.locator(".layers").wait_for()
+    assert not alert.is_visible()
+
+
+@pytest.mark.parametrize(
+    ("header", "status"), [(("Content-Length", "220000"), 413), (("Transfer-Encoding", "chunked"), 411)]
+)
+def test_large_requests_are_refused_unread(served, header, status):
+    connection = http.client.HTTPConnection(served[0].removeprefix("http://").rstrip("/"), timeout=30)
+    connection.putrequest("POST", "/_nicegui/client/x/upload/1")
+    connection.putheader(*header)
+    connection.endheaders()
+    assert connection.getresponse().status == status
+    connection.close()
+
+
+def test_pictures_are_upright_and_the_page_shows_what_is_predicted():
+    image = gradient()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn to the right
+    for data, expected in (
+        (encode(image), image),
+        (encode(np.rot90(image).copy(), exif=exif), image),
+        (encode(np.dstack([image, image[..., :1]])), image),
+        (encode(image, "WEBP", lossless=True), image),
+        (encode(image[..., 0]), np.dstack([image[..., 0]] * 3)),
+        (encode(image[..., 0].astype(np.uint16) * 257), np.dstack([image[..., 0]] * 3)),
+    ):
+        picture = demo_page.read_picture("street", data, max_pixels=60 * 90)
+        np.testing.assert_array_equal(picture.image, expected)
+        in_page = Image.open(io.BytesIO(base64.b64decode(picture.url.partition(",")[2])))
+        np.testing.assert_array_equal(np.asarray(in_page.convert("RGB")), expected)
+        with pytest.raises(ValueError, match="5,400 pixels, and 5,399 are"):
+            demo_page.read_picture("street", data, max_pixels=60 * 90 - 1)
+
+
+@pytest.fixture
+def free_port_taken():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+def test_wrong_flags_end_in_a_line_before_jax_is_imported(free_port_taken):
+    prelude = "import sys\n"
+    run = functools.partial(subprocess.run, cwd=REPOSITORY, capture_output=True, text=True)
+    for setup, arguments, message in (
+        ("", [], "give --checkpoint=WORKDIR"),
+        ("", ["--checkpoint=w", "picture.png"], "unexpected argument 'picture.png'"),
+        ("", ["--checkpoint=w", "--scales=0.5,big"], "--scales=0.5,big: give numbers"),
+        ("", ["--checkpoint=w", "--port=70000"], "port"),
+        ("", ["--checkpoint=w", f"--port={free_port_taken}"], f"--port={free_port_taken}: Address already in use"),
+        ("sys.modules['nicegui'] = None\n", ["--checkpoint=w"], "pip install '.[demo]'"),
+    ):
+        process = run([sys.executable, "-c", prelude + setup + COMMAND, *arguments])
+        lines = process.stderr.strip().splitlines()
+        assert process.returncode and message in process.stderr, process.stderr
+        assert "Traceback" not in process.stderr and len(lines) <= 3
