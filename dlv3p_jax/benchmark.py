@@ -51,6 +51,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"--size={','.join(values.size)}: {what}")
     if values.use_data and values.kind != "input":
         raise app.UsageError("--use_data goes with --kind=input; the others measure made batches")
+    if values.json is not None:
+        commands.check_folder("benchmark", "json", pathlib.Path(values.json).expanduser().parent)
     commands.configure_logging()
     stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)  # it tells of every change of its cache
     try:
@@ -96,4 +98,4 @@ def _measure(values):
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     define_flags()
-    app.run(main, flags_parser=commands.make_flags_parser("benchmark"))
+    commands.run(main, "benchmark")

@@ -389,7 +389,10 @@ def fit_variables(
             else:
                 problems.append(f"{name} is {loaded[name].shape} there and {expected[name].shape} in this model")
     if problems:
-        shown = "\n  ".join(sorted(problems)[:20] + (["…"] if len(problems) > 20 else []))
-        raise CheckpointError(f"{source} is of another model ({len(problems)} differences):\n  {shown}")
+        shown = "\n  ".join(sorted(problems)[:5] + (["…"] if len(problems) > 5 else []))
+        raise CheckpointError(
+            f"{source} is of another model ({len(problems)} differences): give the config.model that it was trained "
+            f"with, or other weights\n  {shown}"
+        )
     merged = {name: expected[name] if name in fresh else loaded[name] for name in expected}
     return unflatten_dict(merged, sep="/"), sorted(fresh)

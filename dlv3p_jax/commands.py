@@ -1,11 +1,15 @@
-"""What the commands that take a --config have in common: their log, and how they answer to wrong flags."""
+"""What the commands have in common: their log, their --help, and how they answer to wrong flags and folders."""
 
 import collections
+import difflib
 import logging as stdlib_logging
 import os
 import pathlib
 import re
 import sys
+import tempfile
+import textwrap
+import traceback
 from collections.abc import Callable, Iterator
 
 from absl import app, flags, logging
@@ -14,15 +18,16 @@ from etils import epath
 from configs import common
 
 
-def _keys_that_can_be_none(config, prefix: str = "") -> Iterator[str]:
+def _flatten(config, prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in config.items():  # not flax's flatten_dict, which imports JAX: wrong flags do not wait for that
         if hasattr(value, "items"):
-            yield from _keys_that_can_be_none(value, f"{prefix}{key}.")
-        elif value is None:
-            yield prefix + key
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
-_KEYS_THAT_CAN_BE_NONE = list(_keys_that_can_be_none(common.get_config()))
+_DEFAULTS = dict(_flatten(common.get_config()))
+_CONFIGS = pathlib.Path(common.__file__).parent
 
 
 def configure_logging() -> None:
@@ -45,17 +50,22 @@ def make_deterministic() -> None:
 
 
 def check_folder(command: str, flag: str, path: str | os.PathLike) -> None:
-    """Ends the program in one line if no folder can be at `path`, the value of `flag`.
+    """Ends the program in one line if nothing can be written below `path`, the value of `flag`, which need not exist.
 
-    A part of it is a file, or it is in a bucket that cannot be written.
+    A part of it is a file, its file system is read-only or full, or it is in a bucket that cannot be written.
     """
     if "://" in os.fspath(path):
         if reason := _why_not_written(os.fspath(path)):
             sys.exit(f"{command}: --{flag}={path} cannot be written: {reason}")
         return
-    found = next((part for part in (pathlib.Path(path), *pathlib.Path(path).parents) if part.exists()), None)
-    if found is not None and not found.is_dir():
-        sys.exit(f"{command}: --{flag}={path}: {found} is a file, not a folder")
+    path = pathlib.Path(path).absolute()
+    found = next(part for part in (path, *path.parents) if part.exists())
+    if not found.is_dir():
+        sys.exit(f"{command}: --{flag}={path}: {found} is a file, not a folder; give another --{flag}")
+    try:
+        tempfile.TemporaryDirectory(dir=found, prefix=".dlv3p_jax_").cleanup()  # root passes every question for rights
+    except OSError as error:
+        sys.exit(f"{command}: --{flag}={path}: {found} cannot be written ({error.strerror}); give another --{flag}")
 
 
 def _why_not_written(url: str) -> str | None:
@@ -103,12 +113,33 @@ def require_config(argv: list[str]) -> None:
         raise app.UsageError("give --config=FILE, such as --config=configs/cityscapes_r50.py")
 
 
+def run(main: Callable[[list[str]], None], command: str) -> None:
+    """Runs a command, whose flags are defined; what is wrong with them ends it in one line that begins with its name.
+
+    Args:
+      main: gets what is left of the arguments beside flags, `argv[0]` being the program; raises app.UsageError where
+        flags do not go together.
+      command: its name.
+    """
+
+    def answer(argv: list[str]) -> None:
+        try:
+            main(argv)
+        except app.UsageError as error:  # which absl would answer with all of --help
+            sys.exit(f"{command}: {error} (--help lists the flags)")
+
+    app.run(answer, flags_parser=make_flags_parser(command))
+
+
 def make_flags_parser(command: str) -> Callable[[list[str]], list[str]]:
     """For `app.run`: wrong flags end in one line that begins with the command's name, without a traceback."""
 
     def parse(argv: list[str]) -> list[str]:
+        if {"--help", "-help", "-h", "-?"} & set(argv[1:]):
+            print(_help(flags.FLAGS))
+            sys.exit()
         # ml_collections would take None for a word or a wrong number, and it reads sys.argv as well.
-        to_none = {f"--config.{key}=None": key for key in _KEYS_THAT_CAN_BE_NONE}
+        to_none = {f"--config.{key}=None": key for key, default in _DEFAULTS.items() if default is None}
         keys = [to_none[arg] for arg in argv if arg in to_none]
         sys.argv = [arg for arg in argv if arg not in to_none]
         given = collections.Counter(match[1] for arg in argv if (match := re.match(r"--?(config\.[\w.]+)(?:=|$)", arg)))
@@ -116,16 +147,60 @@ def make_flags_parser(command: str) -> Callable[[list[str]], list[str]]:
             sys.exit(f"{command}: --{twice[0]} is given twice: leave one")
         try:
             positional = flags.FLAGS(sys.argv)
-            if keys and flags.FLAGS.config is not None:
-                flags.FLAGS.config.update_from_flattened_dict(dict.fromkeys(keys))
+            config = flags.FLAGS.config if "config" in flags.FLAGS else None
+            if config is not None:  # a file that could not be loaded raises when the first key is asked for
+                config["dataset"]
+                config.update_from_flattened_dict(dict.fromkeys(keys))
             return positional
-        except (
-            AttributeError,
-            KeyError,
-        ) as error:  # what ml_collections answers to an unknown key, with its suggestion
-            key = re.sub(r"[\\'\"]", "", str(error.args[0]).replace("\\n", ". "))
-            sys.exit(f"{command}: the config has no key {key} (configs/common.py has them all)")
-        except (flags.Error, TypeError, ValueError) as error:
-            sys.exit(f"{command}: {error} (--help lists the flags)")
+        except Exception as error:
+            sys.exit(f"{command}: {_in_words(error)}")
 
     return parse
+
+
+def _in_words(error: Exception) -> str:
+    """One line of what absl, ml_collections and files of configurations say about a wrong flag."""
+    text = " ".join(str(error).split())
+    if missing := re.search(r"earlier failure to load: .*No such file or directory: '(.*?)'", text):
+        names = {path.stem: f"configs/{path.name}" for path in _CONFIGS.glob("[a-z]*.py")}
+        near = difflib.get_close_matches(pathlib.Path(missing[1]).stem, names, n=1, cutoff=0.4) or ["common"]
+        return f"--config={missing[1]}: there is no such file; --config={names[near[0]]} is one"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if isinstance(error, SyntaxError) or last.name in ("get_config", "<module>"):
+        file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (last.filename, last.lineno)
+        return f"--config={file} cannot be loaded: line {line}: {type(error).__name__}: {error}"
+    if "has no attribute 'get_config'" in text:
+        return "the file of --config has no function get_config(), as those in configs/ have"
+    if isinstance(error, AttributeError | KeyError):  # ml_collections', of an unknown key and with its suggestion
+        key = re.sub(r"[\\'\"]", "", str(error.args[0]).replace("\\n", ". "))
+        return f"the config has no key {key} (configs/common.py has them all)"
+    text = re.sub("Configuration is not available .* failure to load", "--config cannot be loaded", text)
+    for pattern, expected in (
+        (r": invalid literal for int\(\) with base 10: .*", "a whole number"),
+        (r": could not convert string to float: .*", "a number"),
+        (r": \('Non-boolean argument.*", "True or False"),
+    ):
+        text = re.sub(pattern, f": give {expected}", text)
+    return f"{text} (--help lists the flags)"
+
+
+def _help(values: flags.FlagValues) -> str:
+    """What a command does and takes: its own flags, those of our libraries behind it, and the configuration's keys."""
+    doc = sys.modules["__main__"].__doc__ or ""
+    parts = [doc.strip(), f"Flags:\n{_flags_of(values, sys.argv[0])}"]
+    for name in sorted(values.flags_by_module_dict()):
+        if name.startswith("dlv3p_jax."):
+            title = sys.modules[name].__doc__.splitlines()[0].rstrip(".")
+            parts.append(f"{title}:\n{_flags_of(values, name)}")
+    if "config" in values:
+        groups = collections.defaultdict(list)
+        for key, default in _DEFAULTS.items():
+            groups[key.rpartition(".")[0]].append(f"{key}={default!r}".replace(" ", ""))
+        keys = (textwrap.indent(textwrap.fill(" ".join(group), 78), "  ") for group in groups.values())
+        title = "Keys of --config, as --config.KEY=VALUE, with their defaults (README.md explains them):"
+        parts.append("\n".join([title, *keys]))
+    return "\n\n".join([*parts, "--helpfull lists the flags of the libraries too."])
+
+
+def _flags_of(values: flags.FlagValues, module: str) -> str:
+    return values.module_help(module).strip("\n").partition("\n")[2]  # without the module's name

@@ -1,5 +1,6 @@
 """A run's configuration: checked before anything is built, written as JSON, compared when a run goes on."""
 
+import difflib
 import json
 import math
 from typing import Any
@@ -45,7 +46,7 @@ def resolve(config: ml_collections.ConfigDict, num_classes: int, ignore_label: i
     """The configuration with what the data set knows filled in.
 
     Raises:
-      ConfigError: `num_classes` or `ignore_label` is set and differs from the data set's.
+      ConfigError: `num_classes`, `ignore_label` or the number of `loss.class_weights` differs from the data set's.
     """
     config = config.copy_and_resolve_references()
     for key, value in (("num_classes", num_classes), ("ignore_label", ignore_label)):
@@ -56,12 +57,20 @@ def resolve(config: ml_collections.ConfigDict, num_classes: int, ignore_label: i
                 f"config.{key}={config[key]}, but the data set {config.dataset} in {config.data_dir} has {value}: "
                 f"give --config.{key}={value}, or prepare the data set again"
             )
+    weights = config.loss.class_weights
+    if weights is not None and len(weights) != num_classes:
+        raise ConfigError(f"config.loss.class_weights={weights}: give one for each of the {num_classes} classes")
     return ml_collections.FrozenConfigDict(config)
 
 
 def check(config) -> None:
     """Raises ConfigError for the first key that no run can use; model, views and mesh check their own."""
     values = flatten_dict(config.to_dict(), sep=".")
+    known = flatten_dict(common.get_config().to_dict(), sep=".")
+    for key in values.keys() - known.keys():  # a slip in a config file, which would count for nothing
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "configs/common.py has them all"
+        raise ConfigError(f"config.{key} is no key that is known here: {hint}")
 
     def require(condition: bool, key: str, expected: str) -> None:
         if not condition:

@@ -97,4 +97,4 @@ def write_pdparams(config, checkpoint: str, output: pathlib.Path) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=commands.make_flags_parser("convert_paddle"))
+    commands.run(main, "convert_paddle")

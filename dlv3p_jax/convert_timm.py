@@ -56,4 +56,4 @@ def _convert(file: pathlib.Path, output: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=commands.make_flags_parser("convert_timm"))
+    commands.run(main, "convert_timm")

@@ -29,6 +29,8 @@ from etils import epath
 from jax._src import distributed as jax_distributed  # the public part does not tell which address JAX found
 from jax.experimental import multihost_utils
 
+from dlv3p_jax import sharding
+
 _ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0 of a run of several processes.")
 _COUNT = flags.DEFINE_integer("num_processes", None, "How many processes the run has; 1: this one alone.")
 _INDEX = flags.DEFINE_integer("process_id", None, "Which of them this is: 0 … num_processes - 1.")
@@ -94,9 +96,11 @@ def initialize() -> None:
 
     Raises:
       DistributedError: see `arguments`; or what JAX says about a cluster that it cannot make out.
+      ValueError: this process is alone, and the devices that JAX is told to use are not here.
     """
     settings = arguments()
     if settings is None:
+        sharding.find_devices()
         return
     met = threading.Event()
     threading.Thread(target=_remind, args=(met,), daemon=True).start()

@@ -8,7 +8,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dlv3p_jax import checkpoints, commands, configuration, disk_errors, distributed, preemption, pretrained
+from dlv3p_jax import checkpoints, commands, configuration, disk_errors, distributed, memory, preemption, pretrained
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
 _WORKDIR = flags.DEFINE_string(
@@ -67,7 +67,8 @@ def _run(argv: list[str]) -> None:
         sys.exit(f"main: {error}")
     name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))[0]
     workdir = _WORKDIR.value or (os.path.join("workdir", name) if _CHECKPOINT.value is None else None)
-    commands.check_folder("main", "workdir", workdir or ".")
+    if workdir is not None:
+        commands.check_folder("main", "workdir", workdir)
 
     told = preemption.Preemption()
     told.install()
@@ -104,7 +105,9 @@ def _run(argv: list[str]) -> None:
 
 
 def _message(error: Exception, workdir: str | None) -> str | None:
-    """What to say of a disk that is full or read-only, whichever part of the program ran into it; None if it is not."""
+    """What to say of too little memory or disk, whichever part of the program ran into it; None if it is not that."""
+    if message := memory.exhausted(error):
+        return message
     for link in disk_errors.chain(error):
         if isinstance(link, checkpoints.SaveError):
             return str(link)
@@ -116,4 +119,4 @@ def _message(error: Exception, workdir: str | None) -> str | None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=commands.make_flags_parser("main"))
+    commands.run(main, "main")

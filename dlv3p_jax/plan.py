@@ -42,6 +42,8 @@ def main(argv: list[str]) -> None:
             raise app.UsageError(f"give --{name}=…, such as --{name}={example}")
     if values.compare_meshes and values.all_views:
         raise app.UsageError("--compare_meshes compiles training steps only: leave --all_views")
+    if values.json is not None:
+        commands.check_folder("plan", "json", pathlib.Path(values.json).expanduser().parent)
     commands.configure_logging()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the compiler ends with us
     try:
@@ -95,4 +97,4 @@ def _plan(values, piece: slices.Slice):
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     define_flags()
-    app.run(main, flags_parser=commands.make_flags_parser("plan"))
+    commands.run(main, "plan")

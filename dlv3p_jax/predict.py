@@ -158,4 +158,4 @@ def _message(error: ValueError | OSError) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=commands.make_flags_parser("predict"))
+    commands.run(main, "predict")

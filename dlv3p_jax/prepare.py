@@ -9,7 +9,7 @@ import pathlib
 import sys
 import time
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from dlv3p_jax import commands
 from dlv3p_jax.data.errors import DatasetError
@@ -220,4 +220,4 @@ def _warn(*warnings: str) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=commands.make_flags_parser("prepare"))
+    commands.run(main, "prepare")

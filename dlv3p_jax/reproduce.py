@@ -206,4 +206,4 @@ def _markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=commands.make_flags_parser("reproduce"))
+    commands.run(main, "reproduce")

@@ -5,24 +5,42 @@ its pictures over `space`; parameters, statistics and counts are replicated. All
 """
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 DATA = "data"
 SPACE = "space"
+
+
+def find_devices() -> list[jax.Device]:
+    """All devices of the run.
+
+    Raises:
+      ValueError: the platform that JAX_PLATFORMS asks for is not here.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts where the plugin for GPUs is not installed
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        reason = " ".join(str(error).partition("(set JAX_PLATFORMS")[0].split())
+        raise ValueError(
+            f"JAX finds no device of JAX_PLATFORMS={wanted}{reason and f' ({reason})'}: unset it to compute on what is "
+            "here; GPUs need pip install '.[gpu]' and a driver (see nvidia-smi), TPUs pip install '.[tpu]'"
+        ) from error
 
 
 def make_mesh(data: int = -1, space: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of `data` x `space` devices; `data=-1` takes all that there are.
 
     Raises:
-      ValueError: the devices cannot be laid out this way.
+      ValueError: the devices are not here, or cannot be laid out this way.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices = list(find_devices() if devices is None else devices)
     if space < 1 or (data < 1 and data != -1):
         raise ValueError(f"mesh.data={data} and mesh.space={space}: give counts of devices (mesh.data=-1: all of them)")
     if data == -1:
@@ -53,7 +71,7 @@ def rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
-def jit(mesh: Mesh, function: Callable, in_shardings, out_shardings, **options) -> Callable:
+def jit(mesh: Mesh, function: Callable, in_shardings, out_shardings, **options) -> jax.stages.Wrapped:
     """`jax.jit` for a mesh that `function`, while it is traced, can ask for layouts on (`by_rows` and its like)."""
 
     @functools.wraps(function)
@@ -133,7 +151,7 @@ def replicate(mesh: Mesh, tree):
     return jax.tree.map(put, tree)
 
 
-def check_batch(mesh: Mesh, batch_size: int, height: int, name: str) -> None:
+def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, height: int, name: str) -> None:
     """Raises ValueError, naming the key `name`, where such a batch cannot be split over the mesh."""
     if batch_size % mesh.shape[DATA]:
         raise ValueError(
@@ -144,7 +162,7 @@ def check_batch(mesh: Mesh, batch_size: int, height: int, name: str) -> None:
         raise ValueError(f"a picture height of {height} does not divide over mesh.space={mesh.shape[SPACE]} devices")
 
 
-def check_micro_batch(mesh: Mesh, batch_size: int, accumulate_steps: int, height: int) -> None:
+def check_micro_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulate_steps: int, height: int) -> None:
     """The same of the micro-batches that a training step makes of `config.batch_size` pictures."""
     name = "config.batch_size" if accumulate_steps == 1 else "(config.batch_size / config.accumulate_steps)"
     check_batch(mesh, batch_size // accumulate_steps, height, name)
@@ -156,7 +174,7 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     The rows are those of `local_rows`, whole pictures in this order. Images and labels are laid out as `batched` says,
     arrays of one or two dimensions as `rows` says.
     """
-    return {name: _put(batched(mesh) if array.ndim > 2 else rows(mesh), array) for name, array in batch.items()}
+    return {name: _put(mesh, batched(mesh) if array.ndim > 2 else rows(mesh), array) for name, array in batch.items()}
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
@@ -165,11 +183,11 @@ def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
     Processes that lie along `data` have rows of their own; those that share pictures over `space` have the same.
     """
     placed = rows(mesh).addressable_devices_indices_map((batch_size,))
-    return tuple(sorted({row for (index,) in placed.values() for row in range(*index.indices(batch_size))}))
+    parts = [index[0] for index in placed.values() if index is not None]
+    return tuple(sorted({row for part in parts for row in range(*part.indices(batch_size))}))
 
 
-def _put(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
-    mesh = sharding.mesh
+def _put(mesh: Mesh, sharding: NamedSharding, array: np.ndarray) -> jax.Array:
     batch_size = len(array) * mesh.shape[DATA] // _local_size(mesh)
     place = {row: index for index, row in enumerate(local_rows(mesh, batch_size))}
 

@@ -14,7 +14,7 @@ from absl import logging
 from clu import metric_writers, periodic_actions
 from etils import epath
 
-from dlv3p_jax import checkpoints, configuration, distributed, losses, sharding, steps, weights, workdir_lock
+from dlv3p_jax import checkpoints, configuration, distributed, losses, memory, sharding, steps, weights, workdir_lock
 from dlv3p_jax.data import augment, pipeline, records
 from dlv3p_jax.evaluator import Result, init_variables, make_evaluator, prepare_run, print_result, views_name
 from dlv3p_jax.models import build_model
@@ -54,6 +54,8 @@ def train_and_evaluate(
     workdir = epath.Path(workdir)
     config, dataset, mesh = prepare_run(config)
     losses.check_weights(config.loss)
+    augment.scale_steps(config.augment.min_scale, config.augment.max_scale, config.augment.scale_step)
+    memory.check_logits(config, mesh)
     sharding.check_micro_batch(mesh, config.batch_size, config.accumulate_steps, config.crop_size[0])
     configuration.warn_of_few_pictures(config)
     num_pictures = dataset.num_pictures(config.train_split)
@@ -266,8 +268,6 @@ class _Meter:
 
 
 def _train_batches(config, dataset: records.Dataset, mesh, first_step: int):
-    # Raises here what TensorFlow's tracing would wrap in pages.
-    augment.scale_steps(config.augment.min_scale, config.augment.max_scale, config.augment.scale_step)
     return pipeline.train_batches(
         dataset,
         config.train_split,
@@ -319,6 +319,7 @@ def _compile_step(config, mesh, model, state: steps.TrainState, rng: jax.Array):
         donate_argnums=0,
     ).lower(state, batch, rng)
     compiled = lowered.compile()
+    memory.check_program(config, mesh, compiled)
     logging.info("Compiled in %.0f s", time.monotonic() - start)
     return compiled
 

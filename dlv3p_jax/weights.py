@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -61,7 +62,7 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
         return _load_paddle_model(config, pretrained.fetch(str(checkpoint)), changes)
     if epath.Path(checkpoint).is_file():
         return _load_paddle_model(config, checkpoint, changes)
-    path = checkpoints.find(checkpoint)
+    path = _find(checkpoint)
     of_checkpoint = checkpoints.find_config(path)
     trained = None if of_checkpoint is None else configuration.read(of_checkpoint)
     if config is None and trained is None:
@@ -78,6 +79,14 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
     variables, _ = checkpoints.fit_variables(variables, _shapes(model), allow_new_head=False, source=path)
     meta = checkpoints.read_meta(path)
     return _trained_model(config, model, variables, meta, f"{path}, step {meta['step']}{' (ema)' if averaged else ''}")
+
+
+def _find(source: epath.PathLike) -> epath.Path:
+    try:
+        return checkpoints.find(source)
+    except checkpoints.CheckpointError as error:
+        near = difflib.get_close_matches(str(source), pretrained.names(), n=1)
+        raise checkpoints.CheckpointError(f"{error}{f'; did you mean {near[0]}?' if near else ''}") from error
 
 
 def _load_paddle_model(config, path: epath.PathLike, changes: Mapping[str, Any] | None) -> TrainedModel:
@@ -204,7 +213,7 @@ def load_pretrained(source: epath.PathLike, model: DeepLabV3Plus, fresh: steps.V
         path = source
         loaded = load_paddle(path, model, allow_new_head=True)
     else:
-        path = checkpoints.find(source)
+        path = _find(source)
         loaded, averaged = checkpoints.read_model(path)
     variables, new = checkpoints.fit_variables(loaded, fresh, allow_new_head=True, source=path)
     total = len(jax.tree.leaves(fresh))

@@ -303,13 +303,13 @@ def test_loaded_values_are_taken_and_new_ones_keep_their_initial_values():
     np.testing.assert_array_equal(variables["params"]["aspp"]["bias"], np.full(4, 2.0))
 
 
-def test_every_difference_is_listed_up_to_twenty():
+def test_every_difference_is_listed_up_to_five():
     loaded = {"params": {"a": np.zeros(2), "b": np.zeros(2), "decoder": {"classifier": {"kernel": np.zeros((2, 2))}}}}
     expected = {"params": {"a": np.zeros(3), "c": np.zeros(2), "decoder": {"classifier": {"kernel": np.zeros((2, 2))}}}}
     with pytest.raises(CheckpointError) as caught:
         checkpoints.fit_variables(loaded, expected, allow_new_head=True)
     first, *lines = str(caught.value).splitlines()
-    assert first == "the checkpoint is of another model (3 differences):"
+    assert first.startswith("the checkpoint is of another model (3 differences): give the config.model")
     with pytest.raises(CheckpointError, match="^workdir/a is of another model"):
         checkpoints.fit_variables(loaded, expected, allow_new_head=True, source="workdir/a")
     assert [line.strip() for line in lines] == [
@@ -321,4 +321,4 @@ def test_every_difference_is_listed_up_to_twenty():
     with pytest.raises(CheckpointError, match="30 differences") as caught:
         checkpoints.fit_variables(many, {"params": {}}, allow_new_head=True)
     lines = str(caught.value).splitlines()
-    assert len(lines) == 22 and lines[-1].strip() == "…"
+    assert len(lines) == 7 and lines[-1].strip() == "…"

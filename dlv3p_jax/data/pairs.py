@@ -12,11 +12,13 @@ from dlv3p_jax.data.pictures import Pair, Problem
 
 SPLITS = ("train", "val", "test")
 REQUIRED = ("train", "val")
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".webp")
-EXTENSIONS += (".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".webp"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif"),
+)
 LAYOUTS = """\
-Either list files train.txt and val.txt (and test.txt) in it, with "image label" on every line, relative to the folder,
-or folders images/train, images/val, labels/train, labels/val whose files have the same names but for the extension."""
+  Either list files train.txt and val.txt (and test.txt) in it, with "image label" on every line, relative to it,
+  or folders images/train, images/val, labels/train, labels/val whose files have the same names up to the extension."""
 
 
 def find_pairs(source: str | os.PathLike) -> tuple[dict[str, list[Pair]], list[Problem], list[str]]:
@@ -107,7 +109,8 @@ def _is_unlabelled(path: pathlib.Path) -> bool:
 
 
 def _read_list(path: pathlib.Path, source: pathlib.Path) -> tuple[list[Pair], list[Problem], list[str]]:
-    rows, problems, repeated = {}, [], []
+    rows: dict[str, tuple[str, int]] = {}
+    problems, repeated = [], []
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
@@ -199,7 +202,8 @@ def _match_folders(source: pathlib.Path, split: str) -> tuple[list[Pair], list[P
 
 def pictures_below(folder: pathlib.Path) -> tuple[dict[str, pathlib.Path], list[pathlib.Path]]:
     """Picture files of a folder and its sub-folders by relative stem, sorted, and the other files; no hidden ones."""
-    pictures, other = {}, []
+    pictures: dict[str, pathlib.Path] = {}
+    other = []
     files = [pathlib.Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names]
     for path in sorted(files):
         relative = path.relative_to(folder)

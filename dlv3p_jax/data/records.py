@@ -164,8 +164,8 @@ def open_dataset(dataset: str, data_dir: str | os.PathLike) -> Dataset:
     if folder is None:
         prepared = _prepared(data_dir) if origin is None else staging.names(origin)
         raise DatasetError(
-            f'data set "{dataset}" is not prepared in {data_dir}; run\n  {prepare_command(dataset, data_dir)}\n'
-            f"Prepared there: {', '.join(prepared) or 'nothing'}{_how_to_get(dataset)}"
+            f'data set "{dataset}" is not prepared in {data_dir} ({", ".join(prepared) or "nothing"} is); run\n'
+            f"  {prepare_command(dataset, data_dir)}{_how_to_get(dataset)}"
         )
 
     def damaged(reason: str) -> DatasetError:

@@ -1,0 +1,65 @@
+"""Whether training fits into the devices' memory: said before the first step, in place of an abort within it."""
+
+import os
+
+import jax
+from jax.sharding import Mesh
+
+from dlv3p_jax.configuration import ConfigError
+
+REMEDIES = (
+    "take smaller crops or batches, a larger --config.accumulate_steps, --config.model.remat=True or "
+    "--config.model.dtype=bfloat16 (docs/memory.md)"
+)
+
+
+def limit(mesh: Mesh) -> int | None:
+    """The bytes that a device of the mesh may use; None where its runtime does not tell.
+
+    CPU devices, which are several where XLA_FLAGS asks for them, have equal shares of the machine's memory.
+    """
+    device = mesh.local_devices[0]
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def check_logits(config, mesh: Mesh) -> None:
+    """A bound that takes no compiling: the logits of a device's pictures and their gradient, in float32.
+
+    Raises:
+      ConfigError: they alone do not fit; the message has the sizes and what to change.
+    """
+    height, width = config.crop_size
+    pixels = config.batch_size // config.accumulate_steps * height * width / mesh.size
+    _require(config, mesh, int(2 * 4 * config.num_classes * pixels), "the logits and their gradient alone")
+
+
+def check_program(config, mesh: Mesh, program: jax.stages.Compiled) -> None:
+    """Compares what the compiler says that a training step takes with what there is.
+
+    Raises:
+      ConfigError: it does not fit; the message has the sizes and what to change.
+    """
+    sizes = program.memory_analysis()
+    if sizes is None:  # not every backend tells
+        return
+    parts = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    _require(config, mesh, parts + sizes.temp_size_in_bytes, "a training step")
+
+
+def exhausted(error: BaseException) -> str | None:
+    """What to say of an error of the devices' allocators, which no check could tell before; None if it is another."""
+    if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" not in str(error):
+        return None
+    return f"the devices' memory is too small ({str(error).strip().splitlines()[0]}): {REMEDIES}"
+
+
+def _require(config, mesh: Mesh, needed: int, what: str) -> None:
+    available = limit(mesh)
+    if available is None or needed <= available:
+        return
+    raise ConfigError(
+        f"config.crop_size={config.crop_size} with config.batch_size={config.batch_size}: {what} would take "
+        f"{needed / 1e9:.1f} GB on each of {mesh.size} devices, which have {available / 1e9:.1f} GB: {REMEDIES}"
+    )

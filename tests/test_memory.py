@@ -1,0 +1,38 @@
+"""Whether a training step fits, told before it runs."""
+
+import drawn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dlv3p_jax import memory, sharding
+from dlv3p_jax.configuration import ConfigError
+
+
+def program(side: int):
+    """A product of two square matrices, compiled and never run."""
+    return jax.jit(jnp.matmul).lower(*[jax.ShapeDtypeStruct((side, side), jnp.float32)] * 2).compile()
+
+
+def test_a_program_is_refused_where_its_arrays_are_larger_than_the_memory(monkeypatch):
+    config, mesh = drawn.make_config(), sharding.make_mesh(1, 1)
+    side = 64
+    arrays = 3 * side * side * 4  # two factors and the product
+    monkeypatch.setattr(memory, "limit", lambda _: arrays)
+    memory.check_program(config, mesh, program(side))
+    monkeypatch.setattr(memory, "limit", lambda _: arrays - 1)
+    with pytest.raises(ConfigError, match=r"crop_size=\(32, 32\) with config.batch_size=2: a training step would"):
+        memory.check_program(config, mesh, program(side))
+
+
+def test_the_memory_of_this_machine_is_shared_by_its_virtual_devices():
+    total = memory.limit(sharding.make_mesh(1, 1))
+    assert 2**28 < total < 2**45
+    assert memory.limit(sharding.make_mesh(4, 2)) == total // 8
+
+
+def test_what_the_allocators_say_becomes_a_line():
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 80 bytes.\nstack\nof lines")
+    line = memory.exhausted(error)
+    assert "RESOURCE_EXHAUSTED: Out of memory allocating 80 bytes." in line and "--config.accumulate_steps" in line
+    assert "\n" not in line and memory.exhausted(ValueError("RESOURCE_EXHAUSTED")) is None
