@@ -55,7 +55,9 @@ def compare(a: np.ndarray, b: np.ndarray, absent_class: str = "nan", seed: int =
     drawn = [gain(totals[:, 0], totals[:, 1]) for totals in _resampled(np.stack([a, b], 1), seed)]
     swapped = [gain(a_total + moved, b_total - moved) for moved in _swapped(b - a, seed)]
     larger = np.count_nonzero(np.abs(np.concatenate(swapped)) >= abs(measured) - 1e-12)  # equal but for rounding too
-    return Comparison(measured, tuple(_interval(np.concatenate(drawn)).tolist()), (1 + larger) / (1 + PERMUTATIONS))
+    return Comparison(
+        measured, tuple(_interval(np.concatenate(drawn)).tolist()), (1 + int(larger)) / (1 + PERMUTATIONS)
+    )
 
 
 def _resampled(counts: np.ndarray, seed: int) -> Iterator[np.ndarray]:

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 COLORS = ("#2f7de1", "#e8830c", "#12a37a", "#d6459b", "#8a63d2", "#b59f00")  # seen on white and on black
+_DASHES = ("-", "--", ":", "-.")  # so that lines in one place are all seen
 _INK = "#010203"  # stands for the page's colour until the SVG is written
 _STYLE = {
     "svg.fonttype": "none",
@@ -41,10 +43,10 @@ def curves(name: str, title: str, series: Mapping[str, tuple[Sequence[int], Sequ
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.4, 2.7), layout="constrained")
         axes = figure.add_subplot()
-        for (label, (steps, values)), color in zip(series.items(), COLORS, strict=False):
+        for (label, (steps, values)), color, dashes in zip(series.items(), cycle(COLORS), cycle(_DASHES), strict=False):
             marker = "o" if len(steps) <= 30 else None
             values = np.multiply(values, 100 if percent else 1)
-            axes.plot(steps, values, color=color, marker=marker, markersize=3, linewidth=1.5, label=label)
+            axes.plot(steps, values, dashes, color=color, marker=marker, markersize=3, linewidth=1.5, label=label)
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("step")
         if len(series) > 1:
@@ -66,7 +68,7 @@ def intervals(
         figure = Figure(figsize=(4.6, 0.7 + len(rows) * (0.14 + 0.1 * len(columns))), layout="constrained")
         axes = figure.add_subplot()
         offsets = (np.arange(len(columns)) - (len(columns) - 1) / 2) * 0.22
-        for (label, (values, bounds)), offset, color in zip(columns.items(), offsets, COLORS, strict=False):
+        for (label, (values, bounds)), offset, color in zip(columns.items(), offsets, cycle(COLORS), strict=False):
             places = np.arange(len(rows)) + offset
             if bounds is not None:
                 axes.hlines(places, *(100 * bounds.T), color=color, linewidth=1.5, alpha=0.6)

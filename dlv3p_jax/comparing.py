@@ -25,7 +25,7 @@ def write_comparison(
     compared = [bootstrap.compare(*(e.pictures.counts for e in pair), pair[0].report["absent_class"]) for pair in pairs]
     first, report = pairs[0], pairs[0][0].report
     verdict = say(compared[0], len(first[0].pictures.ids))
-    scores = {f"{letter}, {e.title}": e for letter, e in zip("AB", first, strict=True)}
+    columns = {letter: (e.scores["IoU"], e.intervals["IoU"]) for letter, e in zip("AB", first, strict=True)}
     page.write(
         output,
         "comparison.html.j2",
@@ -45,12 +45,7 @@ def write_comparison(
             for pair, comparison in zip(pairs, compared, strict=True)
         ],
         permutations=f"{bootstrap.PERMUTATIONS:,}",
-        chart=charts.intervals(
-            "classes",
-            "IoU",
-            report["class_names"],
-            {t: (e.scores["IoU"], e.intervals["IoU"]) for t, e in scores.items()},
-        ),
+        chart=charts.intervals("classes", "IoU", report["class_names"], columns),
         classes=[
             {"name": name, "a": a_value, "b": b_value}
             for name, a_value, b_value in zip(report["class_names"], *(e.scores["IoU"] for e in first), strict=True)
@@ -75,7 +70,7 @@ def say(comparison: bootstrap.Comparison, num_pictures: int) -> str:
         better = "B is better than A" if points > 0 else "A is better than B"
         return f"The difference is real: {better} by {numbers}."
     few = " So few pictures can hardly tell." if num_pictures < 20 else ""
-    return f"No real difference is seen: A and B differ by {numbers}, which chance alone explains.{few}"
+    return f"No real difference is seen: A and B differ by {numbers}, which chance alone may explain.{few}"
 
 
 def _pairs(workdirs: Sequence[epath.Path]) -> list[tuple[Evaluation, Evaluation]]:

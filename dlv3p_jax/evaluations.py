@@ -12,6 +12,16 @@ from dlv3p_jax import bootstrap, metrics, picture_scores
 
 _HOW = "evaluate with python -m dlv3p_jax.main --mode=eval"
 
+_KEYS = (
+    "checkpoint",
+    "dataset",
+    "num_pictures",
+    "seconds",
+    "split",
+    "synthetic",
+    "version",
+)  # and what Evaluation reads
+
 
 class ReportError(ValueError):
     """There is nothing to report, or it cannot be read; the message names the file and says what to do."""
@@ -101,8 +111,14 @@ def read(workdir: epath.Path, step: int | None = None) -> list[Evaluation]:
     elif step not in steps:
         raise ReportError(f"step {step} of {workdir} was not evaluated: take one of {', '.join(map(str, steps))}")
     evaluations = [_read(folder / f"{step}.{name}.json", step, name) for number, name in names if number == step]
-    evaluations.sort(key=lambda e: (e.report["split"] != "val", not e.is_ema, len(e.report["scales"]), e.name))
+    evaluations.sort(key=_complexity)
     return [e for e in evaluations if e.report["split"] == evaluations[0].report["split"]]
+
+
+def _complexity(evaluation: Evaluation):
+    report = evaluation.report
+    views = (len(report["scales"]), report["flip"], report["window"] is not None)
+    return report["split"] != "val", not evaluation.is_ema, *views, evaluation.name
 
 
 def _read(path: epath.Path, step: int, name: str) -> Evaluation:
@@ -112,7 +128,7 @@ def _read(path: epath.Path, step: int, name: str) -> Evaluation:
         if np.shape(report["confusion_matrix"]) != (number, number) or len(report["IoU"]) != number:
             raise ValueError(f"it is not of {number} classes throughout")
         evaluation = Evaluation(name, step, report, picture_scores.read(path.with_suffix(".npz")))
-        _ = evaluation.title, evaluation.scores, report["dataset"], report["split"], report["num_pictures"]
+        _ = evaluation.title, evaluation.scores, report["model"]["backbone"], [report[key] for key in _KEYS]
     except picture_scores.PictureScoresError as error:
         raise ReportError(f"{error}: {_HOW} again, or remove it") from error
     except (OSError, ValueError, KeyError, TypeError) as error:

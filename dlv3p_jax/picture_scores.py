@@ -7,6 +7,7 @@ best and a typical mIoU of their own, which is not that of the data set: it is o
 import dataclasses
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -158,7 +159,7 @@ def read(path: epath.Path) -> PictureScores | None:
                 for n, (kind, index) in enumerate(zip(arrays["shown_kinds"], arrays["shown_indices"], strict=True))
             ]
             scores = PictureScores(tuple(map(str, arrays["ids"])), arrays["counts"], tuple(shown))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise PictureScoresError(f"{path} is damaged ({error})") from error
     return scores
 

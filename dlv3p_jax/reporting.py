@@ -182,7 +182,7 @@ def _facts(found: Sequence[Evaluation], scalars: Mapping[str, Sequence[events.Po
         facts.append((f"evaluated, {evaluation.title}", f"{speed}; on {evaluation.report.get('devices', 'unknown')}"))
     versions = ", ".join(f"{name} {version}" for name, version in report.get("versions", {}).items())
     return facts + [
-        ("evaluated on", report.get("date", "unknown")),
+        ("evaluated at", report.get("date", "unknown")),
         ("version", ", ".join(filter(None, (f"dlv3p_jax {report['version']}", versions)))),
         ("git revision", report.get("git_revision") or "unknown"),
         ("checkpoint", report["checkpoint"]),

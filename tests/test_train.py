@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from configs import common
-from dlv3p_jax import checkpoints, evaluator, sharding, train
+from dlv3p_jax import checkpoints, evaluator, metrics, picture_scores, sharding, train
 from dlv3p_jax.configuration import ConfigError
 from dlv3p_jax.data import records
 from dlv3p_jax.evaluate import predict_logits
@@ -116,6 +116,7 @@ def test_a_killed_run_ends_as_one_that_was_never_killed(finished, data_dir, tmp_
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
     assert re.search(r"Resumed from .*latest/\d", output)
+    assert f"page: {tmp_path}/report.html" in output and (tmp_path / "report.html").read_text().count("<svg") == 3
     assert "[3] train/" not in output  # nothing is done twice before the checkpoint
     expected, resumed = variables_of(finished[0]), variables_of(tmp_path)
     assert expected.keys() == resumed.keys()
@@ -146,21 +147,29 @@ def test_scores_equal_plain_numpy_on_the_label_files_whatever_the_batch_and_devi
     model = build_model(config)
     variables = checkpoints.read_variables(checkpoints.find(workdir))
     predict = jax.jit(lambda images: predict_logits(model, variables, images, flip=True))
-    matrix = np.zeros((3, 3), np.int64)
     source = records.open_dataset("image_folder", data_dir).source("val")
-    for record in source:
+    matrices, predictions = np.zeros((len(source), 3, 3), np.int64), []
+    for matrix, record in zip(matrices, source, strict=True):
         image = np.asarray(Image.open(io.BytesIO(record["image"])).convert("RGB"), np.float32) / 127.5 - 1
         label = np.asarray(Image.open(io.BytesIO(record["label"])))
-        prediction = np.asarray(predict(image[None]))[0].argmax(-1)
+        predictions.append(np.asarray(predict(image[None]))[0].argmax(-1))
         for expected in range(3):
             for found in range(3):
-                matrix[expected, found] += ((label == expected) & (prediction == found)).sum()
+                matrix[expected, found] += ((label == expected) & (predictions[-1] == found)).sum()
 
     for changes in ({"eval.batch_size": 2, "mesh.data": 1}, {"eval.batch_size": 4, "mesh.data": 4}):
         evaluator.evaluate_checkpoint(make_config(data_dir, **{"eval.flip": True}, **changes), tmp_path, workdir)
         report = json.loads((tmp_path / "eval" / f"{LAST}.json").read_text())
-        assert report["confusion_matrix"] == matrix.tolist()
+        assert report["confusion_matrix"] == matrices.sum(0).tolist()
         assert (tmp_path / "eval" / f"{LAST}.flip.json").exists()
+        pictures = picture_scores.read(tmp_path / "eval" / f"{LAST}.flip.npz")
+        assert [name.encode() for name in pictures.ids] == [record["id"] for record in source]
+        np.testing.assert_array_equal(pictures.counts, metrics.pixel_counts(matrices))
+        assert len(pictures.shown) == 5
+        for shown in pictures.shown:
+            np.testing.assert_array_equal(Image.open(io.BytesIO(shown.prediction)), predictions[shown.index])
+            label = Image.open(io.BytesIO(source[shown.index]["label"]))
+            np.testing.assert_array_equal(Image.open(io.BytesIO(shown.label)), label)
 
 
 def test_pretrained_weights_start_a_run_and_a_new_head_is_told(finished, data_dir, tmp_path, caplog):

@@ -51,6 +51,14 @@ def test_label_png_keeps_the_indices_and_shows_the_colours():
         viz.label_png(np.array([[0, 256]]), viz.palette(21))
 
 
+def test_errors_lie_over_a_picture():
+    label, prediction = np.array([[0, 1, 255, 7]]), np.array([[0, 0, 1, 1]])
+    read = Image.open(io.BytesIO(viz.error_png(label, prediction, 2))).convert("RGBA")
+    right, wrong, *ignored = np.asarray(read)[0].tolist()
+    assert right[3] == 0 and wrong == [*viz.WRONG, 255]
+    assert all(pixel[:3] == list(viz.IGNORED) and 0 < pixel[3] < 255 for pixel in ignored)
+
+
 def test_a_palette_that_is_not_colours_is_refused():
     with pytest.raises(ValueError, match="colours"):
         viz.colorize(np.zeros((1, 1), int), [(0, 0, 300)])

@@ -1,0 +1,374 @@
+"""The pages of a run and of two: in a browser that has no network, and what is refused."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from clu import metric_writers
+from etils import epath
+from PIL import Image
+
+from configs import common
+from dlv3p_jax import comparing, configuration, evaluations, events, metrics, picture_scores, provenance, reporting, viz
+from dlv3p_jax.evaluations import ReportError
+
+NAMES = ("road", "<b>wall</b> & $x$", "lamp", "absent")
+SIZE = (30, 64)  # of pictures
+VIEWS = {"plain": {}, "flip": {"flip": True}, "scales-0.5-1-flip": {"flip": True, "scales": [0.5, 1.0]}}
+
+
+def make_pictures(quality, number=12, seed=0):
+    """Labels and predictions of `number` pictures that show three classes; the quality varies from 0 to twice it."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(rng.integers(0, 3, (number, *SIZE[:1], SIZE[1] // 16)), 16, axis=2).astype(np.uint8)
+    right = rng.random(labels.shape) < np.linspace(0, 2 * quality, number)[:, None, None]
+    predictions = np.where(right, labels, (labels + 1) % 3).astype(np.uint8)
+    labels[:, -2:] = 255
+    return labels, predictions
+
+
+def write_evaluation(workdir, name, step, quality, labels=None, ids=None, **changes):
+    """What the evaluator writes, of made pictures."""
+    ours, predictions = make_pictures(quality)
+    labels = ours if labels is None else labels
+    matrices = np.array(metrics.confusion_matrices(labels, predictions, len(NAMES)))
+    collector = picture_scores.Collector([SIZE] * len(labels), len(NAMES))
+    collector.add(range(len(labels)), matrices, lambda: predictions)
+    report = metrics.to_json(metrics.summarize(matrices.sum(0)))
+    report |= provenance.describe() | dict(checkpoint=f"{workdir}/checkpoints/best/{step}", step=step, synthetic=True)
+    report |= dict(dataset="made", split="val", num_pictures=len(labels), class_names=list(NAMES), seconds=2.0)
+    report |= dict(model={"backbone": "resnet18_vd"}, devices="1 x cpu", palette=viz.palette(len(NAMES)).tolist())
+    report |= dict(scales=[1.0], flip=False, window=None, stride=None, average="logits", eval_size=None)
+    report |= dict(absent_class="nan", confusion_matrix=matrices.sum(0).tolist()) | changes
+    shown = []
+    for kind, index in collector.choose():
+        files = [io.BytesIO(), io.BytesIO()]
+        Image.fromarray(np.full((*SIZE, 3), 128, np.uint8)).save(files[0], "JPEG")
+        Image.fromarray(labels[index]).save(files[1], "PNG")
+        record = dict(image=files[0].getvalue(), label=files[1].getvalue())
+        prediction = collector.predictions[index]
+        shown.append(picture_scores.make_shown(kind, index, record, prediction, viz.palette(len(NAMES))))
+    ids = ids or [f"town/{index}<i>" for index in range(len(labels))]
+    folder = epath.Path(workdir) / "eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    picture_scores.write(
+        folder / f"{step}.{name}.npz", picture_scores.PictureScores(tuple(ids), collector.counts, tuple(shown))
+    )
+    for stem in (str(step), f"{step}.{name}"):
+        (folder / f"{stem}.json").write_text(json.dumps(report))
+
+
+def make_run(folder, quality=0.4):
+    for index, (name, changes) in enumerate(VIEWS.items()):
+        write_evaluation(folder, name, 40, quality + 0.02 * index, **changes)
+    write_evaluation(folder, "plain", 60, 0.2)
+    (folder / "checkpoints" / "best" / "40").mkdir(parents=True)
+    config = common.get_config()
+    config.learning_rate = 0.123
+    configuration.write(config, epath.Path(folder / "config.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A workdir with three evaluations of the best checkpoint, step 40, and one of a later."""
+    folder = make_run(tmp_path_factory.mktemp("run"))
+    for first in (0, 30):  # it was killed after step 40, and went on from 30
+        writer = metric_writers.create_default_writer(str(folder), asynchronous=False)
+        for step in range(first + 10, 41 if first == 0 else 61, 10):
+            speed = {"train/pictures_per_second": 7.0, "train/learning_rate": 0.1}
+            writer.write_scalars(step, {"train/loss": 100 * first + step} | speed)
+            writer.write_scalars(step, {"eval/mIoU": step / 100})
+        writer.write_images(
+            first, {"eval/sheet": np.random.default_rng(0).integers(0, 255, (1, 300, 300, 3), np.uint8)}
+        )
+        writer.flush()
+        writer.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page_of(browser):
+    """Opens a file as a reader would; whatever the page asks for or complains of is an error."""
+    contexts = []
+
+    def open_page(path, width=390, scheme="light"):
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
+        contexts.append(context)
+        page = context.new_page()
+        troubles = []
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on(
+            "request", lambda asked: troubles.append(asked.url) if not asked.url.startswith(("file:", "data:")) else 0
+        )
+        page.goto(f"file://{path}")
+        return page, troubles
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def is_dark(color):
+    return sum(map(int, re.findall(r"\d+", color)[:3])) < 3 * 80
+
+
+def test_the_report_on_a_phone_and_in_the_dark(run, page_of):
+    path = reporting.write_report(run)
+    assert path == epath.Path(run) / "report.html" and path.stat().length < 500_000
+    page, troubles = page_of(path)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert not is_dark(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert "made is synthetic" in page.inner_text(".note")
+    assert page.locator("b, i").count() == 0  # names are text
+    for chart in page.locator("svg").all():
+        assert chart.bounding_box()["width"] > 300
+        assert chart.locator("text").first.evaluate("x => getComputedStyle(x).fill") == "rgb(28, 36, 48)"
+    assert page.locator("svg").count() == 4  # loss, learning rate, mIoU; classes
+    assert "<b>wall</b> & $x$" in page.locator("svg").nth(3).text_content()
+
+    # Each figure is that of the JSON, its interval around it; a class that occurs nowhere has none.
+    rows = [row.locator("th, td").all_inner_texts() for row in page.locator("#classes tbody tr").all()]
+    reports = [json.loads((run / "eval" / f"40.{name}.json").read_text()) for name in VIEWS]
+    assert page.locator("#classes thead tr").nth(1).locator("th").all_inner_texts()[:3] == [
+        *("plain", "flip", "flip + scales 0.5, 1"),
+    ]
+    for index, name in enumerate(NAMES):
+        assert rows[index][0] == name
+        for cell, report in zip(rows[index][1:4], reports, strict=True):
+            value = report["IoU"][index]
+            if value is None:
+                assert cell.strip() == "n/a"
+                continue
+            shown, lower, upper = map(float, re.fullmatch(r"([\d.]+) \[([\d.]+), ([\d.]+)\]", cell).groups())
+            assert shown == pytest.approx(100 * value, abs=0.005) and lower < shown < upper
+    assert "n/a, and left out of the means" in page.inner_text("main")
+    assert "7.00 pictures/s" in page.inner_text("main") and "60 steps" in page.inner_text("main")
+    page.locator("summary").click()
+    assert page.locator("tr.changed").all_inner_texts() == ["learning_rate\n0.123"]
+
+    # Pictures: the worst first; the slider uncovers, the choice changes what covers.
+    captions = page.locator("figcaption").all_inner_texts()
+    scores = [float(re.search(r"own mIoU ([\d.]+) %", caption)[1]) for caption in captions]
+    assert [caption.split(",")[0] for caption in captions] == ["worst"] * 3 + ["typical"] * 3 + ["best"] * 3
+    assert scores == sorted(scores) and "town/0<i>" in captions[0]
+    swipe = page.locator(".swipe").first
+    slider, over = swipe.locator("input"), swipe.locator(".over.errors")
+    assert over.evaluate("x => getComputedStyle(x).clipPath") == "inset(0px 0px 0px 50%)"
+    box = swipe.bounding_box()
+    slider.click(position={"x": box["width"] * 0.8, "y": 5})
+    covered = float(re.search(r"([\d.]+)%", over.evaluate("x => getComputedStyle(x).clipPath"))[1])
+    assert 75 < covered < 85
+    slider.press("ArrowLeft")
+    assert over.evaluate("x => getComputedStyle(x).clipPath") == f"inset(0px 0px 0px {covered - 1:g}%)"
+    page.get_by_label("label", exact=True).check(force=True)
+    assert not over.is_visible() and swipe.locator(".over.label").is_visible()
+    assert swipe.locator("img").first.evaluate("x => x.complete && x.naturalWidth") == SIZE[1]
+
+    page, more = page_of(path, 1200, "dark")
+    assert page.evaluate("document.documentElement.scrollWidth") == 1200
+    assert is_dark(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert page.locator("svg text").first.evaluate("x => getComputedStyle(x).fill") == "rgb(230, 234, 240)"
+    assert troubles == more == []
+
+
+def test_curves_of_a_run_that_was_killed_are_those_of_what_counts(run):
+    scalars = events.read_scalars(epath.Path(run))
+    assert [(point.step, point.value) for point in scalars["train/loss"]] == [
+        *((10, 10.0), (20, 20.0), (30, 30.0), (40, 3040.0), (50, 3050.0), (60, 3060.0)),
+    ]
+
+
+def test_curves_of_a_file_that_ends_in_the_middle(run, tmp_path):
+    (source, _) = sorted(run.glob("events*"))
+    data = source.read_bytes()
+    for end in (len(data) - 1, len(data) // 2, 40, 5):
+        (tmp_path / source.name).write_bytes(data[:end])
+        points = events.read_scalars(epath.Path(tmp_path)).get("train/loss", [])
+        assert [point.step for point in points] == [10, 20, 30, 40][: len(points)]
+    assert not points
+
+
+def test_another_step_and_another_file(run, tmp_path):
+    path = reporting.write_report(run, tmp_path / "sub" / "page.html", step=60)
+    text = path.read_text()
+    assert "Step 60" in text and "flip + scales" not in text
+    with pytest.raises(ReportError, match="step 50 of .* was not evaluated: take one of 40, 60"):
+        reporting.write_report(run, step=50)
+
+
+def test_a_run_of_an_older_version_is_reported_without_pictures(run, tmp_path):
+    (tmp_path / "eval").mkdir()
+    for name in ("40.plain.json", "40.json"):
+        report = json.loads((run / "eval" / name).read_text())
+        for key in ("devices", "git_revision", "versions", "date", "palette"):
+            del report[key]
+        (tmp_path / "eval" / name).write_text(json.dumps(report))
+    text = reporting.write_report(tmp_path).read_text()
+    assert "There are no intervals and pictures here" in text and "<figure" not in text and "Training" not in text
+
+
+def test_the_averaged_model_comes_first(tmp_path):
+    write_evaluation(tmp_path, "plain", 4, 0.3)
+    write_evaluation(tmp_path, "ema.plain", 4, 0.4)
+    write_evaluation(tmp_path, "flip-train", 4, 0.4, flip=True, split="train")
+    assert [found.title for found in evaluations.read(epath.Path(tmp_path))] == ["plain (EMA)", "plain"]
+
+
+def damage_json(folder):
+    (folder / "eval" / "40.plain.json").write_text('{"mIoU": 0.5')
+
+
+def change_json(**changes):
+    def change(folder):
+        path = folder / "eval" / "40.plain.json"
+        report = {k: v for k, v in (json.loads(path.read_text()) | changes).items() if v is not ...}
+        path.write_text(json.dumps(report))
+
+    return change
+
+
+def damage_npz(folder):
+    path = folder / "eval" / "40.plain.npz"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 4)
+    path.write_bytes(data)
+
+
+def no_npz(folder):
+    (folder / "eval" / "40.plain.npz").write_bytes(b"")
+
+
+def other_npz(folder):
+    write_evaluation(folder / "other", "plain", 40, 0.1)
+    (folder / "other" / "eval" / "40.plain.npz").rename(folder / "eval" / "40.plain.npz")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_json, r"eval/40\.plain\.json is damaged \(Expecting .*: evaluate .*--mode=eval again, or remove it"),
+        (change_json(class_names=["a"]), r"40\.plain\.json is damaged \(it is not of 1 classes throughout\)"),
+        (change_json(flip=...), r"40\.plain\.json is damaged \(it lacks 'flip'\)"),
+        (change_json(dataset=...), r"40\.plain\.json is damaged \(it lacks 'dataset'\)"),
+        (damage_npz, r"eval/40\.plain\.npz is damaged \(.*: evaluate .* again, or remove it"),
+        (no_npz, r"eval/40\.plain\.npz is damaged"),
+        (other_npz, r"40\.plain\.json and the \.npz beside it are not of one evaluation"),
+    ],
+)
+def test_damaged_files_are_named(damage, message, tmp_path):
+    write_evaluation(tmp_path, "plain", 40, 0.4)
+    damage(tmp_path)
+    with pytest.raises(ReportError, match=message) as caught:
+        reporting.write_report(tmp_path)
+    assert "\n" not in str(caught.value) and not (tmp_path / "report.html").exists()
+
+
+def test_a_workdir_without_evaluations_is_told(tmp_path):
+    with pytest.raises(ReportError, match="nowhere is no folder: give the --workdir of a run"):
+        reporting.write_report(tmp_path / "nowhere")
+    for _ in range(2):  # without and with the folder
+        with pytest.raises(
+            ReportError, match="eval holds no evaluations: evaluate with python -m dlv3p_jax.main --mode"
+        ):
+            reporting.write_report(tmp_path)
+        (tmp_path / "eval").mkdir(exist_ok=True)
+
+
+def test_a_report_that_fails_at_the_end_of_a_run_is_a_warning(tmp_path, caplog, capsys):
+    reporting.write_after_run(tmp_path)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"{tmp_path} has no report.html: " in caplog.text and not capsys.readouterr().out
+
+
+def test_two_runs_side_by_side(run, page_of, tmp_path):
+    better = make_run(tmp_path / "b", quality=0.5)
+    verdict, path = comparing.write_comparison(run, better, tmp_path / "page.html")
+    reports = [json.loads((workdir / "eval" / "40.plain.json").read_text()) for workdir in (run, better)]
+    points = 100 * (reports[1]["mIoU"] - reports[0]["mIoU"])
+    assert verdict.startswith(f"The difference is real: B is better than A by {points:.2f} points of mIoU (B - A = +")
+    for scheme in ("light", "dark"):
+        page, troubles = page_of(path, 390, scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert is_dark(page.evaluate("getComputedStyle(document.body).backgroundColor")) == (scheme == "dark")
+        assert page.inner_text("#verdict") == verdict and not troubles
+    rows = [row.split("\t") for row in page.locator("table").first.locator("tbody tr").all_inner_texts()]
+    assert [row[0] for row in rows] == ["plain", "flip", "flip + scales 0.5, 1"]
+    assert rows[0][1:4] == [f"{100 * report['mIoU']:.2f}" for report in reports] + [f"{points:+.2f}"]
+    assert "The two are the same." in page.inner_text("main")
+
+    same, _ = comparing.write_comparison(run, run, tmp_path / "page.html")
+    assert same.startswith("No real difference is seen: A and B differ by 0.00 points of mIoU")
+    assert same.endswith("So few pictures can hardly tell.")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("plain", {"dataset": "other"}, "are of different data sets: made and other"),
+        ("plain", {"split": "test"}, "are of different splits: val and test"),
+        (
+            "plain",
+            {"class_names": ["road", "dog", "lamp", "absent"]},
+            "different classes: class 1 is <b>wall.* and dog",
+        ),
+        ("plain", {"ids": list("abcdefghijkl")}, "on different pictures, 12 and 12: a is only in one of them"),
+        ("plain", {"labels": make_pictures(0.4, seed=1)[0]}, "with different labels of 12 pictures: town/0"),
+        ("plain", {"absent_class": "one"}, "count absent classes differently: --absent_class=nan and one"),
+        ("flip", {"flip": True}, "were not evaluated alike: plain and flip; evaluate both alike"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_told_apart(name, changes, message, tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    write_evaluation(a, "plain", 4, 0.4)
+    write_evaluation(b, name, 8, 0.4, **changes)
+    with pytest.raises(ReportError, match=message) as caught:
+        comparing.write_comparison(a, b, tmp_path / "page.html")
+    assert str(caught.value).startswith(f"{a} and {b} ") and "\n" not in str(caught.value)
+
+
+def test_runs_without_single_pictures_cannot_be_compared(tmp_path):
+    write_evaluation(tmp_path, "plain", 4, 0.4)
+    (tmp_path / "eval" / "4.plain.npz").unlink()
+    with pytest.raises(ReportError, match=r"eval/4\.plain\.npz, the counts of single pictures, is not there"):
+        comparing.write_comparison(tmp_path, tmp_path, tmp_path / "page.html")
+
+
+COMMAND = """
+import sys
+from absl import app
+from dlv3p_jax import commands, report
+assert not {"jax", "matplotlib", "tensorflow"} & set(sys.modules)
+report.define_flags()
+try:
+    app.run(report.main, flags_parser=commands.make_flags_parser("report"))
+finally:
+    assert "tensorflow" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--compare", "{run}", "{run}", "--output={out}"], 0, "No real difference is seen"),
+        (["--workdir={out}"], 1, "report: {out} is no folder"),
+        (["--compare", "{run}"], 1, "--compare takes two workdirs"),
+        (["--workdir={run}", "{run}"], 1, "unexpected argument"),
+        ([], 1, "give --workdir=WORKDIR"),
+    ],
+)
+def test_the_command(arguments, code, message, run, tmp_path):
+    names = {"run": run, "out": tmp_path / "page.html"}
+    arguments = [argument.format(**names) for argument in arguments]
+    process = subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments], capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""}
+    )
+    assert process.returncode == code, process.stderr
+    assert message.format(**names) in process.stdout + process.stderr and "Traceback" not in process.stderr
+    assert (tmp_path / "page.html").exists() == (code == 0)
