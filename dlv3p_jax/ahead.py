@@ -5,6 +5,7 @@
 A process may load Google's compiler once, and what it dies of is not to be ours.
 """
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -79,7 +80,8 @@ def compile_program(config, mesh: Mesh, views: dict[str, Any] | None, size: tupl
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return result | {"fits": False, "needed_bytes": needed_bytes(str(error)), "message": _first_line(error)}
-    cost = program.cost_analysis()
+    cost, text = program.cost_analysis(), program.as_text()
+    assert cost is not None and text is not None  # which this compiler tells
     turns = config.accumulate_steps
     if views is not None:
         turns = 2 if views["flip"] else 1
@@ -90,7 +92,7 @@ def compile_program(config, mesh: Mesh, views: dict[str, Any] | None, size: tupl
         "memory": memory_by_kind(load, program.memory_analysis(), mesh.size),
         "flops": cost["flops"] * turns,
         "moved_bytes": cost["bytes accessed"] * turns,
-        "collectives": [item._asdict() for item in hlo.collectives(program.as_text(), round(turns))],
+        "collectives": [dataclasses.asdict(item) for item in hlo.collectives(text, round(turns))],
         "turns": turns,
     }
 

@@ -23,6 +23,7 @@ def reason(error: BaseException) -> str | None:
 
 def chain(error: BaseException) -> Iterator[BaseException]:
     """An error, and those that it was raised from or while handling."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__

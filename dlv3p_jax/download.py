@@ -117,7 +117,7 @@ def download(
 
 def _receive_persistently(url, path, bounds, timeout, attempts, backoff) -> tuple[_Version, str]:
     """Calls `_receive` until it returns; raises DownloadError when there is no point in going on."""
-    tried = []
+    tried: list[str] = []
     reached = False
     for attempt in range(attempts):
         if attempt:
@@ -153,15 +153,15 @@ def _receive_persistently(url, path, bounds, timeout, attempts, backoff) -> tupl
 def _receive(url: str, part: pathlib.Path, bounds, timeout: float) -> tuple[_Version, str]:
     """Asks once for what `part` lacks; returns the version and sha256 of the whole file."""
     offset, known = _progress(part, url)
-    if offset and offset == known.num_bytes:  # a process was killed between the last byte and the end
+    if known and offset == known.num_bytes:  # a process was killed between the last byte and the end
         return known, _sha256(part).hexdigest()
     headers = {"User-Agent": "dlv3p_jax", "Accept-Encoding": "identity"}
-    if offset:
+    if known and known.validator:
         headers |= {"Range": f"bytes={offset}-", "If-Range": known.validator}
     opener = urllib.request.build_opener(_HttpRedirects)  # goes through the proxies of the environment, if any
     with opener.open(urllib.request.Request(url, headers=headers), timeout=timeout) as response:
         if response.status == 206:
-            if not _continues(response, offset, known):
+            if known is None or not _continues(response, offset, known):
                 _discard(part)
                 raise ConnectionError("the server sent another part of the file than the one asked for")
             logging.info("Going on after %s of %s bytes", f"{offset:,}", f"{known.num_bytes:,}")
@@ -227,10 +227,10 @@ def _progress(part: pathlib.Path, url: str) -> tuple[int, _Version | None]:
     return size, known
 
 
-def _continues(response, offset: int, known: _Version | None) -> bool:
+def _continues(response, offset: int, known: _Version) -> bool:
     """Whether a partial answer begins where we stopped, in the same version of the file."""
     match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
-    if known is None or match is None:
+    if match is None:
         return False
     begin, last, total = map(int, match.groups())
     return (

@@ -1,8 +1,9 @@
 """Reads out of a compiled program's text what its devices exchange."""
 
 import collections
+import dataclasses
 import re
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -16,7 +17,8 @@ _BODY = re.compile(r" while\(.*?body=%?([\w.\-]+)")
 _TURNS = re.compile(r'known_trip_count\\?"?:\s*\{\\?"n\\?":\\?"(\d+)')
 
 
-class Collective(NamedTuple):
+@dataclasses.dataclass(frozen=True, order=True)
+class Collective:
     """Exchanges of one kind between devices, in one run of a program.
 
     Attributes:
@@ -43,9 +45,9 @@ def collectives(text: str, turns: int = 1) -> list[Collective]:
     """
     devices = re.search(r"num_partitions=(\d+)", text)
     num_devices = int(devices[1]) if devices else 1
-    found = collections.defaultdict(list)  # computation -> (kind, bytes, group size)
-    calls = collections.defaultdict(list)  # computation -> (computation, how often)
-    entry = computation = None
+    found: dict[str, list[tuple[str, int, int]]] = collections.defaultdict(list)  # (kind, bytes, group size)
+    calls: dict[str, list[tuple[str, int]]] = collections.defaultdict(list)  # (computation, how often)
+    entry, computation = None, ""
     for line in text.splitlines():
         if not line.startswith(" "):
             if head := _COMPUTATION.match(line):
@@ -65,7 +67,7 @@ def collectives(text: str, turns: int = 1) -> list[Collective]:
                 called += re.findall(r"[\w.\-]+", branches)
             calls[computation] += [(name, 1) for name in called]
 
-    totals = {}
+    totals: dict[str, tuple[int, int, float]] = {}
     for name, times in _times(entry, calls).items():
         for kind, size, group in found.get(name, ()):
             count, total, sent = totals.get(kind, (0, 0, 0.0))
@@ -74,11 +76,11 @@ def collectives(text: str, turns: int = 1) -> list[Collective]:
     return sorted(listed, key=lambda collective: -collective.sent_bytes)
 
 
-def _times(entry: str | None, calls) -> dict[str, int]:
+def _times(entry: str | None, calls: Mapping[str, Sequence[tuple[str, int]]]) -> dict[str, int]:
     """How often each computation runs in one run of `entry`; of the branches of a conditional, each counts."""
-    times = collections.Counter()
+    times: collections.Counter[str] = collections.Counter()
 
-    def visit(name, count):
+    def visit(name: str, count: int) -> None:
         times[name] += count
         for called, repeats in calls.get(name, ()):
             visit(called, count * repeats)
@@ -116,7 +118,7 @@ def result_bytes(shape: str) -> int:
 def _array_bytes(dtype: str, sides: str) -> int:
     bits = _TYPE_BITS.get(dtype)
     if bits is None:
-        bits = int(re.search(r"\d+", dtype)[0])
+        bits = int(re.findall(r"\d+", dtype)[0])
     count = 1
     for side in filter(None, sides.split(",")):
         count *= int(side.lstrip("<="))

@@ -1,5 +1,7 @@
 """What is read out of compiled programs, against sizes worked out by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +73,7 @@ ENTRY %main.1_spmd (p0: f32[64]) -> f32[64] {
 @pytest.mark.parametrize("turns", [1, 5])
 def test_a_program_as_libtpu_writes_it(turns):
     first = 32 * 4 + 64 * 32 * 2  # in groups of 4; the loop's is among all 8
-    assert {item.kind: item[1:] for item in hlo.collectives(TPU, turns)} == {
+    assert {item.kind: dataclasses.astuple(item)[1:] for item in hlo.collectives(TPU, turns)} == {
         "all-reduce": (1 + turns, first + turns * 256, 2 * first * 3 / 4 + turns * 2 * 256 * 7 / 8),
         "all-to-all": (1, 2048, 2048 * 3 / 4),
         "collective-permute": (1, 200, 200),

@@ -79,16 +79,16 @@ def parse(text: str, ignore_label: int) -> LabelMap:
             raise DatasetError(f'--label_map: cannot read "{entry}"; {_HELP}')
         color = _COLOR.fullmatch(key)
         if color:
-            parts = color.group(1, 2, 3)
-            rgb = tuple(map(int, parts)) if color.group(4) is None else tuple(bytes.fromhex(color.group(4)))
-            if max(rgb) > 255:
+            parts, digits = color.group(1, 2, 3), color.group(4)
+            red, green, blue = map(int, parts) if digits is None else bytes.fromhex(digits)
+            if max(red, green, blue) > 255:
                 raise DatasetError(f'--label_map: a channel above 255 in "{entry}"')
-            table, key = colors, rgb
+            known = colors.setdefault((red, green, blue), index)
         elif key.isdecimal() and int(key) <= 65535:
-            table, key = values, int(key)
+            known = values.setdefault(int(key), index)
         else:
             raise DatasetError(f'--label_map: cannot read "{entry}"; {_HELP}')
-        if table.setdefault(key, index) != index:
+        if known != index:
             raise DatasetError(f'--label_map: "{entry}" contradicts an earlier pair')
     return LabelMap(tuple(values.items()), tuple(colors.items()))
 

@@ -120,8 +120,8 @@ def encode_example(
     )
 
 
-def read_image(path: str | os.PathLike) -> tuple[bytes, tuple[int, int], tuple[str, ...]]:
-    """A picture file as bytes of 8-bit RGB or grey JPEG or PNG.
+def read_image(source: str | os.PathLike | bytes) -> tuple[bytes, tuple[int, int], tuple[str, ...]]:
+    """A picture file, given by its path or its bytes, as bytes of 8-bit RGB or grey JPEG or PNG.
 
     Such files come back byte for byte. Everything else (CMYK, palette, alpha, 16 bits, 1 bit, other formats, pictures
     that their EXIF orientation turns) becomes an RGB PNG, shown as every viewer shows it, without its alpha.
@@ -132,7 +132,7 @@ def read_image(path: str | os.PathLike) -> tuple[bytes, tuple[int, int], tuple[s
     Raises:
         DatasetError: the file cannot be read or decoded to its end, or has no 8-bit RGB reading.
     """
-    data, picture = _open(path)
+    data, picture = _open(source)
     kind = _unusual(data, picture)
     if kind is None:
         return data, (picture.height, picture.width), ()
@@ -141,7 +141,9 @@ def read_image(path: str | os.PathLike) -> tuple[bytes, tuple[int, int], tuple[s
         values = np.asarray(picture).astype(np.uint16)
         picture = Image.fromarray((values >> 8).astype(np.uint8))
     elif picture.mode in ("I", "F"):
-        raise DatasetError(f"{path}: {picture.mode} pixels of 32 bits have no known range; save it with 8 or 16 bits")
+        raise DatasetError(
+            f"{_name(source)}: {picture.mode} pixels of 32 bits have no known range; save it with 8 or 16 bits"
+        )
     picture = picture.convert("RGB")
     return _encode_png(picture), (picture.height, picture.width), (f"{kind} stored as RGB PNG",)
 
@@ -209,9 +211,13 @@ def _read_label(
         raise DatasetError(f"{name}: {error}") from error
 
 
+def _name(source: str | os.PathLike | bytes) -> str:
+    return "picture" if isinstance(source, bytes) else str(source)
+
+
 def _open(source: str | os.PathLike | bytes) -> tuple[bytes, Image.Image]:
     """A file's bytes and its picture, decoded to the end."""
-    name = "picture" if isinstance(source, bytes) else str(source)
+    name = _name(source)
     try:
         data = source if isinstance(source, bytes) else pathlib.Path(source).read_bytes()
     except OSError as error:

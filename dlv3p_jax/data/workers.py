@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TypeVar
 
 from dlv3p_jax.data.errors import DatasetError
@@ -16,7 +16,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result, None, None]:
     """Yields function(item) for every item, in order.
 
     At most 2 * workers + 1 results exist at a time, however slowly they are taken. Processes are spawned, as forking is
@@ -37,7 +39,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
     )
-    pending = collections.deque()
+    pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
     try:
         for item in items:
             with _deferred_interrupt():
@@ -80,5 +82,7 @@ def _start_worker() -> None:
 
 def _end_with_parent() -> None:
     # A killed parent cannot shut the pool down, and its workers would wait for work for ever.
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
