@@ -6,6 +6,7 @@ flip and scales can be changed there. It needs NiceGUI (pip install '.[demo]') a
 
 import importlib.util
 import ipaddress
+import os
 import socket
 import sys
 from typing import Any
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> None:
             _serve(values, views, listening)
     except KeyboardInterrupt:
         print("\nStopped", flush=True)
+        os._exit(0)  # Python would wait for a prediction, and for what is compiled for it
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
         sys.exit(f"demo: {error}")

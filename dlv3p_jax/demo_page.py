@@ -6,6 +6,7 @@ belong to one visit of the page, and go when it is left.
 
 import asyncio
 import base64
+import concurrent.futures
 import dataclasses
 import functools
 import io
@@ -37,7 +38,7 @@ _FORM_BYTES = 10_000  # of an upload beside the file
 _CSS = """
 :root { --opacity: OPACITY }
 .layers { display: grid; justify-items: start }
-.layers img { grid-area: 1 / 1; max-width: 100%; max-height: 85vh; object-fit: contain }
+.layers img { grid-area: 1 / 1; min-width: min(30rem, 100%); max-width: 100%; max-height: 85vh; object-fit: contain }
 .layers .classes { opacity: var(--opacity) }
 .swatch { width: 1.1rem; height: 1.1rem; border: 1px solid #8888; border-radius: 3px; flex: none }
 .text { overflow-wrap: anywhere }
@@ -100,12 +101,13 @@ def make_app(segmenter: "Segmenter", max_pixels: int, max_bytes: int) -> fastapi
         segmenter: the model, with the views that the page begins with.
         max_pixels, max_bytes: the largest picture that is taken, and the largest file.
     """
-    turn = asyncio.Lock()  # one prediction after the other: each may need all the memory
+    worker = concurrent.futures.ThreadPoolExecutor(1)  # one at a time: each prediction may need all the memory
     segmenter_of = functools.cache(lambda flip, scales: segmenter.with_views(flip=flip, scales=scales))
 
     async def predict(image, flip, scales, is_wanted: Callable[[], bool]) -> np.ndarray | None:
-        async with turn:
-            return await asyncio.to_thread(lambda: segmenter_of(flip, scales)(image)) if is_wanted() else None
+        return await asyncio.get_running_loop().run_in_executor(
+            worker, lambda: segmenter_of(flip, scales)(image) if is_wanted() else None
+        )
 
     @ui.page("/")
     def page() -> None:
@@ -222,7 +224,7 @@ class _Visit:
         )
         try:
             label = await self._predict(
-                picture.image, self._flip.value, self._scales.value, is_wanted=lambda: self._wanted is wanted
+                picture.image, self._flip.value, self._scales.value, lambda: self._wanted is wanted
             )
         except Exception as error:  # XLA has many; what helps is the same
             logging.error("%s (%d x %d) was not predicted: %s", picture.name, width, height, error)

@@ -140,7 +140,9 @@ def upload(page, data, name="street.png") -> None:
 
 def shown(page) -> np.ndarray:
     """What the picture looks like on the screen, int [H, W, 3]; at a whole pixel, where nothing is resampled."""
-    page.add_style_tag(content=".layers { position: fixed; left: 0; top: 50px; z-index: 9 }")
+    page.add_style_tag(
+        content=".layers { position: fixed; left: 0; top: 50px; z-index: 9 } .layers img { min-width: 0 }"
+    )
     data = page.locator(".layers").screenshot()
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
