@@ -37,7 +37,9 @@ def find_pictures(
         picture, and with folders that cannot be read.
     """
     outputs = None if output is None else pathlib.Path(os.path.abspath(output))
-    files, roots, problems = {}, [], []
+    files: dict[pathlib.Path, None] = {}
+    roots: list[pathlib.Path] = []
+    problems: list[Problem] = []
     for path in (os.path.abspath(os.path.expanduser(path)) for path in paths):
         is_there = os.path.exists(path)
         found, is_output = [], False

@@ -56,9 +56,8 @@ _SUBMISSION = flags.DEFINE_enum("submission", None, ["voc"], "Write labels in th
 
 def main(argv: list[str]) -> None:
     # Exit codes: 0 done, 1 an error or pictures that could not be predicted, 130 Ctrl-C.
-    for flag in (_CHECKPOINT, _OUTPUT):
-        if flag.value is None:
-            raise app.UsageError(f"give --{flag.name}")
+    if _CHECKPOINT.value is None or _OUTPUT.value is None:
+        raise app.UsageError("give --checkpoint and --output")
     if len(argv) == 1:
         raise app.UsageError("give the pictures, or folders of pictures, to predict")
     if _LABEL_IDS.value and _SUBMISSION.value:
@@ -75,6 +74,11 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         print("\npredict: interrupted; the same command goes on", file=sys.stderr, flush=True)
         sys.exit(130)
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # what JAX says where the compiler saw no lack of memory coming
+            raise
+        remedies = "give a smaller --batch_size, or --window=HEIGHT,WIDTH"
+        sys.exit(f"predict: the device has too little memory: {remedies}; the same command goes on with that")
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
         sys.exit(f"predict: {_message(error)}")
@@ -84,7 +88,7 @@ def main(argv: list[str]) -> None:
 
 def _changes() -> dict[str, Any]:
     """The changes to the configuration that flags ask for, by dotted key."""
-    changes = {"eval.flip": _FLIP.value, "eval.batch_size": _BATCH_SIZE.value}
+    changes: dict[str, Any] = {"eval.flip": _FLIP.value, "eval.batch_size": _BATCH_SIZE.value}
     if _SCALES.value is not None:
         try:
             changes["eval.scales"] = tuple(map(float, _SCALES.value))

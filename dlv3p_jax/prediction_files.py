@@ -14,6 +14,7 @@ from dlv3p_jax.picture_files import Picture
 from dlv3p_jax.predictor import Prediction
 
 _VOC_FOLDER = pathlib.Path("results", "VOC2012", "Segmentation", "comp6_test_cls")
+_OVERLAY_ROWS = 512  # at a time, as it takes 55 bytes a pixel
 _ID_PALETTE = [label.color for label in cityscapes_labels.LABELS if label.id >= 0]
 
 
@@ -56,7 +57,9 @@ def files_of(
     Raises:
         ValueError: two labels would be called the same.
     """
-    files, stems, labels = {}, {}, output / label_folder(submission)
+    files: dict[str, Files] = {}
+    stems: dict[pathlib.Path, Picture] = {}
+    labels = output / label_folder(submission)
     for picture in pictures:
         label = labels / f"{picture.name}.png"
         if submission == "voc":
@@ -106,12 +109,13 @@ def write(files: Files, prediction: Prediction, palette: viz.Palette, label_valu
     Raises:
         OSError: a file cannot be written; it names the file.
     """
-    if files.probabilities is not None:
+    if files.probabilities is not None and prediction.probabilities is not None:
         with _replacing(files.probabilities) as path, path.open("wb") as file:  # np.save would add .npy to a path
             np.save(file, prediction.probabilities)
     with _replacing(files.overlay) as path:
-        overlay = Image.fromarray(viz.overlay(prediction.image, prediction.label, palette))
-        overlay.save(path, "JPEG", quality=90)
+        parts = (slice(top, top + _OVERLAY_ROWS) for top in range(0, len(prediction.label), _OVERLAY_ROWS))
+        overlay = [viz.overlay(prediction.image[rows], prediction.label[rows], palette) for rows in parts]
+        Image.fromarray(np.concatenate(overlay)).save(path, "JPEG", quality=90)
     with _replacing(files.label) as path:
         viz.label_png(label_values.values[prediction.label], label_values.palette).save(path, "PNG")
 

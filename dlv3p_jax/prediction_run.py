@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 import numpy as np
@@ -128,7 +128,7 @@ def _describe(trained: weights.TrainedModel, label_ids: bool) -> dict[str, Any]:
     digest = hashlib.sha256()
     for name, array in sorted(flatten_dict(trained.variables, sep="/").items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.asarray(array).tobytes())
     values = {
         "checkpoint": trained.source,
         "weights": digest.hexdigest(),
@@ -150,7 +150,7 @@ def _entry(picture: Picture) -> Entry:
     return Entry(picture.name, str(picture.path), stat.st_size, stat.st_mtime_ns, ())
 
 
-def _read(output: pathlib.Path, how: Mapping[str, Any]) -> dict[str, Entry]:
+def _read(output: pathlib.Path, how: dict[str, Any]) -> dict[str, Entry]:
     """What the record of a folder holds, by name; nothing where there is none.
 
     Args:
@@ -165,8 +165,8 @@ def _read(output: pathlib.Path, how: Mapping[str, Any]) -> dict[str, Entry]:
         return {}
     try:
         whole, _, _ = path.read_text().rpartition("\n")  # the rest is what a killed run began to write
-        then, *entries = map(json.loads, whole.split("\n"))
-        entries = {values["name"]: Entry(**values | {"pixels": tuple(values["pixels"])}) for values in entries}
+        then, *lines = map(json.loads, whole.split("\n"))
+        entries = {line["name"]: Entry(**line | {"pixels": tuple(line["pixels"])}) for line in lines}
         same_weights = then["weights"] == how["weights"]
     except (ValueError, TypeError, LookupError) as error:
         raise ValueError(f"{path} is no record of predictions: give another --output, or --overwrite") from error
@@ -174,15 +174,15 @@ def _read(output: pathlib.Path, how: Mapping[str, Any]) -> dict[str, Entry]:
         then["checkpoint"] = how["checkpoint"]  # wherever it lies
     found = configuration.differences(then, how)
     if found:
-        lines = "".join(f"\n  {key}: {before!r} then, {now!r} now" for key, (before, now) in found.items())
+        keys = "".join(f"\n  {key}: {before!r} then, {now!r} now" for key, (before, now) in found.items())
         raise ValueError(
-            f"{output} holds predictions that were made otherwise:{lines}\n"
+            f"{output} holds predictions that were made otherwise:{keys}\n"
             "give the values of then to go on with them, another --output, or --overwrite to make all anew"
         )
     return entries
 
 
-def _write(output: pathlib.Path, how: Mapping[str, Any], entries: Iterable[Entry]) -> None:
+def _write(output: pathlib.Path, how: dict[str, Any], entries: Iterable[Entry]) -> None:
     """Writes a record that appears whole or not at all."""
     unfinished = output / f".{RECORD}.unfinished"
     with unfinished.open("w") as file:

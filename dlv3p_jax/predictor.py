@@ -23,6 +23,8 @@ from dlv3p_jax.picture_files import Picture
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
 _READERS = 4  # threads that decode
 
+_Row = tuple[Picture, np.ndarray]  # of a batch
+
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
@@ -90,7 +92,7 @@ def predict_pictures(
         in_shardings=(sharding.replicated(mesh), sharding.batched(mesh), sharding.rows(mesh)),
         out_shardings=sharding.batched(mesh),
     )
-    groups = collections.defaultdict(list)
+    groups: dict[tuple[int, int], list[Picture]] = collections.defaultdict(list)
     for picture in pictures:
         size = _read_size(picture)
         if not isinstance(size, Problem):
@@ -117,20 +119,21 @@ def predict_pictures(
                 left = (picture for batch in batches for picture in batch if picture is not None)
                 yield from (Problem(picture.name, f"{picture.path}: {error}") for picture in left)
                 continue
+            read = functools.partial(_read, padded_size=size, eval_size=config.eval_size)
             for batch in batches:
-                read = list(readers.map(functools.partial(_read, padded_size=size, eval_size=config.eval_size), batch))
-                yield from (result for result in read if isinstance(result, Problem))
-                read = [None if isinstance(result, Problem) else result for result in read]
-                results = program(variables, *_stack(read, size, num_rows, mesh))
+                results = list(readers.map(read, batch))
+                yield from (result for result in results if isinstance(result, Problem))
+                rows = [None if isinstance(result, Problem) else result for result in results]
+                outputs = program(variables, *_stack(rows, size, num_rows, mesh))
                 if pending is not None:  # one behind, so that the devices compute while the host decodes
                     yield from _cut(*pending)
-                pending = (read, *results)
+                pending = (rows, *outputs)
     if pending is not None:
         yield from _cut(*pending)
 
 
 def _padded(size: tuple[int, int], eval_size: tuple[int, int] | None) -> tuple[int, int]:
-    return size if eval_size is None else tuple(map(max, size, eval_size))
+    return size if eval_size is None else (max(size[0], eval_size[0]), max(size[1], eval_size[1]))
 
 
 def _batches(group: Sequence[Picture], batch_size: int, done: Collection[str]) -> list[list[Picture | None]]:
@@ -148,7 +151,9 @@ def _num_rows(num_pictures: int, size: tuple[int, int], mesh: Mesh) -> int:
     return num_rows
 
 
-def _compile(predict_step, variables, num_rows: int, size: tuple[int, int], mesh: Mesh) -> Callable:
+def _compile(
+    predict_step, variables: steps.Variables, num_rows: int, size: tuple[int, int], mesh: Mesh
+) -> Callable[..., tuple[jax.Array, jax.Array | None]]:
     """The program for batches of one size. It is dropped after them: of thousands of sizes, not all could be kept.
 
     Raises:
@@ -175,11 +180,11 @@ def _compile(predict_step, variables, num_rows: int, size: tuple[int, int], mesh
 
 
 def _free_memory(mesh: Mesh) -> float:
-    """Bytes that can be had on each device."""
+    """Bytes that can be had on each device; of the host, a fifth is left, since Linux kills who takes all."""
     stats = [device.memory_stats() for device in mesh.devices.flat]
     if all(stats):
         return min(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
-    return (psutil.virtual_memory().available + psutil.swap_memory().free) / len(stats)
+    return 0.8 * (psutil.virtual_memory().available + psutil.swap_memory().free) / len(stats)
 
 
 def _read_size(picture: Picture) -> tuple[int, int] | Problem:
@@ -197,7 +202,9 @@ def _read_size(picture: Picture) -> tuple[int, int] | Problem:
     return (width, height) if turned else (height, width)
 
 
-def _read(picture: Picture | None, padded_size, eval_size) -> tuple[Picture, np.ndarray] | Problem | None:
+def _read(
+    picture: Picture | None, padded_size: tuple[int, int], eval_size: tuple[int, int] | None
+) -> _Row | Problem | None:
     if picture is None:
         return None
     try:
@@ -209,26 +216,28 @@ def _read(picture: Picture | None, padded_size, eval_size) -> tuple[Picture, np.
     return picture, np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def _stack(read: Sequence[tuple[Picture, np.ndarray] | None], size: tuple[int, int], num_rows: int, mesh: Mesh):
-    """The pictures in one array on the mesh, with their sizes, each in its own place; the other rows are empty."""
+def _stack(
+    rows: Sequence[_Row | None], size: tuple[int, int], num_rows: int, mesh: Mesh
+) -> tuple[jax.Array, jax.Array]:
+    """The pictures in one array on the mesh, each in its own row, and their sizes; the other rows are empty."""
     stacked = np.zeros((num_rows, *size, 3), np.uint8)
     sizes = np.zeros((num_rows, 2), np.int32)
-    for row, result in enumerate(read):
-        if result is not None:
-            _, image = result
-            sizes[row] = image.shape[:2]
-            stacked[row, : sizes[row, 0], : sizes[row, 1]] = image
+    for index, row in enumerate(rows):
+        if row is not None:
+            _, image = row
+            height, width = sizes[index] = image.shape[:2]
+            stacked[index, :height, :width] = image
     batch = sharding.put_batch(mesh, {"image": stacked, "size": sizes})
     return batch["image"], batch["size"]
 
 
-def _cut(
-    read: Sequence[tuple[Picture, np.ndarray] | None], labels: jax.Array, probabilities: jax.Array | None
-) -> Iterator[Prediction]:
+def _cut(rows: Sequence[_Row | None], labels: jax.Array, probabilities: jax.Array | None) -> Iterator[Prediction]:
     """The predictions of a batch, each of the size of its picture."""
-    labels, probabilities = jax.device_get((labels, probabilities))
-    for row, result in enumerate(read):
-        if result is not None:
-            picture, image = result
-            inside = (row, slice(image.shape[0]), slice(image.shape[1]))
-            yield Prediction(picture, image, labels[inside], None if probabilities is None else probabilities[inside])
+    all_labels = np.asarray(labels)
+    all_probabilities = None if probabilities is None else np.asarray(probabilities)
+    for index, row in enumerate(rows):
+        if row is not None:
+            picture, image = row
+            inside = (index, slice(image.shape[0]), slice(image.shape[1]))
+            values = None if all_probabilities is None else all_probabilities[inside]
+            yield Prediction(picture, image, all_labels[inside], values)

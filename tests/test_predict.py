@@ -57,13 +57,16 @@ def run(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
 
 
+@functools.cache
+def forward(workdir, **views):
+    """The network of `workdir`, compiled once for each size."""
+    variables = checkpoints.read_variables(checkpoints.find(workdir))
+    return jax.jit(functools.partial(predict_logits, build_model(make_config()), variables, **views))
+
+
 def expected_label(workdir, image, **views) -> np.ndarray:
     """The prediction for one picture of its own size, without anything of the program that is tested here."""
-    model = build_model(make_config())
-    variables = checkpoints.read_variables(checkpoints.find(workdir))
-    normalized = np.float32(image)[None] / 127.5 - 1
-    logits = jax.jit(functools.partial(predict_logits, model, **views))(variables, normalized)
-    return np.asarray(logits)[0].argmax(-1)
+    return np.asarray(forward(workdir, **views)(np.float32(image)[None] / 127.5 - 1))[0].argmax(-1)
 
 
 def official_score(source, predictions) -> dict:

@@ -23,7 +23,6 @@ from dlv3p_jax.picture_files import find_pictures
 MAIN = """
 import os, signal
 import tiny
-from absl import app
 from PIL import Image
 from dlv3p_jax import commands, predict, weights
 
@@ -39,7 +38,7 @@ def save_or_die(image, path, *arguments, **options):
         os.kill(os.getpid(), signal.SIGKILL)
 
 Image.Image.save = save_or_die
-app.run(predict.main, flags_parser=commands.make_flags_parser("predict"))
+commands.run(predict.main, "predict")
 """
 SIZES = ((32, 48), (20, 24), (32, 48), (32, 48), (20, 24), (32, 48))
 
