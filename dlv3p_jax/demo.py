@@ -23,8 +23,14 @@ def define_flags() -> None:
     flags.DEFINE_integer("port", 8080, "The port to listen at; 0 is any that is free.", 0, 65535)
     flags.DEFINE_bool("flip", None, "What the page begins with; config.eval.flip by default.")
     flags.DEFINE_list("scales", None, "Likewise, such as 0.75,1.0,1.25; config.eval.scales by default.")
-    flags.DEFINE_integer("max_pixels", 16_000_000, "The largest picture that is taken, in pixels.", 1)
-    flags.DEFINE_float("max_megabytes", 30.0, "The largest file that is taken.", 0.001)
+    flags.DEFINE_integer(
+        "max_pixels",
+        4_000_000,
+        "The largest picture that is taken. A million pixels need about 1.2 GB of memory with ResNet-50_vd and output "
+        "stride 8, times the square of the largest scale.",
+        1,
+    )
+    flags.DEFINE_float("max_megabytes", 30.0, "The largest file that is taken.", 0.001, 1000)
 
 
 def main(argv: list[str]) -> None:
@@ -54,7 +60,9 @@ def _views(flip: bool | None, scales: list[str] | None) -> dict[str, Any]:
         try:
             views["scales"] = tuple(map(float, scales))
         except ValueError:
-            raise app.UsageError(f"--scales={','.join(scales)}: give numbers, with commas and no blanks") from None
+            views["scales"] = ()
+        if not views["scales"] or not all(0 < scale < float("inf") for scale in views["scales"]):
+            raise app.UsageError(f"--scales={','.join(scales)}: give positive numbers, with commas and no blanks")
     return views
 
 
@@ -62,7 +70,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise ValueError(f"cannot listen at --host={host} --port={port}: {error.strerror}; try another one") from error
+        reason = error.strerror.partition(" (while")[0]
+        raise ValueError(f"cannot listen at --host={host} --port={port}: {reason}; give others") from error
 
 
 def _serve(values, views: dict[str, Any], listening: socket.socket) -> None:

@@ -324,7 +324,8 @@ def test_wrong_flags_end_in_a_line_before_jax_is_imported(free_port_taken):
     for setup, arguments, message in (
         ("", [], "give --checkpoint=WORKDIR"),
         ("", ["--checkpoint=w", "picture.png"], "unexpected argument 'picture.png'"),
-        ("", ["--checkpoint=w", "--scales=0.5,big"], "--scales=0.5,big: give numbers"),
+        ("", ["--checkpoint=w", "--scales=0.5,big"], "--scales=0.5,big: give positive numbers"),
+        ("", ["--checkpoint=w", "--scales=0,1"], "--scales=0,1: give positive numbers"),
         ("", ["--checkpoint=w", "--port=70000"], "port"),
         ("", ["--checkpoint=w", f"--port={free_port_taken}"], f"--port={free_port_taken}: Address already in use"),
         ("sys.modules['nicegui'] = None\n", ["--checkpoint=w"], "pip install '.[demo]'"),
