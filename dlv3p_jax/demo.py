@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
 
 def _views(flip: bool | None, scales: list[str] | None) -> dict[str, Any]:
     """The flags that are given, as `Segmenter` takes them."""
-    views = {} if flip is None else {"flip": flip}
+    views: dict[str, Any] = {} if flip is None else {"flip": flip}
     if scales is not None:
         try:
             views["scales"] = tuple(map(float, scales))
@@ -70,7 +70,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        reason = error.strerror.partition(" (while")[0]
+        reason = str(error.strerror).partition(" (while")[0]
         raise ValueError(f"cannot listen at --host={host} --port={port}: {reason}; give others") from error
 
 
@@ -90,4 +90,4 @@ def _serve(values, views: dict[str, Any], listening: socket.socket) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=commands.make_flags_parser("demo"))
+    commands.run(main, "demo")

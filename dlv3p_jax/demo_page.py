@@ -29,11 +29,10 @@ from dlv3p_jax.data.pictures import read_image
 if typing.TYPE_CHECKING:
     from dlv3p_jax.segmenter import Segmenter
 
-SCALES = ((1.0,), (0.75, 1.0, 1.25), (0.5, 0.75, 1.0, 1.25, 1.5, 1.75))  # what the page offers
-
 # What browsers save, and cameras and editors write; others of Pillow's start programs, as EPS does Ghostscript.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-_OPACITY = 0.5
+_SCALES = ((1.0,), (0.75, 1.0, 1.25), (0.5, 0.75, 1.0, 1.25, 1.5, 1.75))  # what the page offers
+_OPACITY = 0.5  # at first
 _FORM_BYTES = 10_000  # of an upload beside the file
 _CSS = """
 :root { --opacity: OPACITY }
@@ -41,7 +40,7 @@ _CSS = """
 .layers img { grid-area: 1 / 1; min-width: min(30rem, 100%); max-width: 100%; max-height: 85vh; object-fit: contain }
 .layers .classes { opacity: var(--opacity) }
 .swatch { width: 1.1rem; height: 1.1rem; border: 1px solid #8888; border-radius: 3px; flex: none }
-.text { overflow-wrap: anywhere }
+.words { overflow-wrap: anywhere }
 .q-uploader { width: 100%; max-height: none }
 .q-uploader__subtitle { display: none }
 .q-uploader__list { min-height: 4rem; display: grid; align-content: center; border: 2px dashed #8888 }
@@ -156,9 +155,9 @@ class _Visit:
         views = segmenter.config.eval
         megabytes = f"{max_bytes / 1e6:g} MB"
         with ui.column().classes("w-full max-w-6xl mx-auto p-2 gap-4"):
-            ui.label(segmenter.source).classes("text-xl font-bold text")
+            ui.label(segmenter.source).classes("text-xl font-bold words")
             upload = ui.upload(
-                label=f"A picture of at most {megabytes}",
+                label=f"A picture of at most {max_pixels:,} pixels and {megabytes}",
                 auto_upload=True,
                 max_file_size=max_bytes,
                 on_upload=self._take,
@@ -178,15 +177,15 @@ class _Visit:
                     )
                 self._flip = ui.switch("Flip", value=views.flip, on_change=self._show)
                 offered = {
-                    scales: ", ".join(f"{scale:g}" for scale in scales) for scales in (tuple(views.scales), *SCALES)
+                    scales: ", ".join(f"{scale:g}" for scale in scales) for scales in (tuple(views.scales), *_SCALES)
                 }
                 self._scales = ui.select(
                     offered, label="Scales", value=tuple(views.scales), on_change=self._show
                 ).classes("w-64")
-            self._wrong = ui.label().props("role=alert").classes("bg-negative text-white rounded p-2 text")
+            self._wrong = ui.label().props("role=alert").classes("bg-negative text-white rounded p-2 words")
             with ui.row().classes("items-center no-wrap") as self._working:
                 ui.spinner().classes("flex-none")
-                self._doing = ui.label().classes("text")
+                self._doing = ui.label().classes("words")
             self._result = ui.column().classes("w-full gap-4")
         self._refuse("")
 
@@ -227,9 +226,10 @@ class _Visit:
                 picture.image, self._flip.value, self._scales.value, lambda: self._wanted is wanted
             )
         except Exception as error:  # XLA has many; what helps is the same
-            logging.error("%s (%d x %d) was not predicted: %s", picture.name, width, height, error)
+            reason = str(error).partition("\n")[0]
+            logging.error("%s (%d x %d) was not predicted: %s", picture.name, width, height, reason)
             if self._wanted is wanted:
-                self._refuse(f"{picture.name} was not predicted: {error}. Try a smaller picture, or fewer scales.")
+                self._refuse(f"{picture.name} was not predicted: {reason}. Try a smaller picture, or fewer scales.")
             return
         if self._wanted is wanted:
             self._say()
@@ -246,11 +246,11 @@ class _Visit:
                 for name, url in (("picture", picture.url), ("classes", _data_url(layer.getvalue()))):
                     image = ui.element("img").classes(name)
                     image.props["src"], image.props["alt"] = url, f"{name} of {picture.name}"
-            ui.label(f"{picture.name}: {width} x {height} pixels").classes("text-sm text")
+            ui.label(f"{picture.name}: {width} x {height} pixels").classes("text-sm words")
             present = np.argsort(-pixels, kind="stable")[: np.count_nonzero(pixels)]
             self._legend(present, pixels / label.size)
             if absent := [name for name, count in zip(self._classes, pixels, strict=True) if not count]:
-                ui.label(f"Not in this picture: {', '.join(absent)}").classes("text-sm text")
+                ui.label(f"Not in this picture: {', '.join(absent)}").classes("text-sm words")
 
     def _legend(self, classes: Iterable[int], shares: np.ndarray | None = None) -> None:
         """Colours and names of `classes`, with the `shares` of all pixels that they have."""
