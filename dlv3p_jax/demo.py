@@ -21,8 +21,8 @@ def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "A workdir, a checkpoint, a .pdparams file or a published model's name.")
     flags.DEFINE_string("host", "127.0.0.1", "The address to listen at; 0.0.0.0 is all of this machine's, for others.")
     flags.DEFINE_integer("port", 8080, "The port to listen at; 0 is any that is free.", 0, 65535)
-    flags.DEFINE_bool("flip", None, "What the page begins with; config.eval.flip by default.")
-    flags.DEFINE_list("scales", None, "Likewise, such as 0.75,1.0,1.25; config.eval.scales by default.")
+    flags.DEFINE_bool("flip", None, "Begin with flip; config.eval.flip by default.")
+    flags.DEFINE_list("scales", None, "Begin with these scales, such as 0.75,1.0,1.25; config.eval.scales by default.")
     flags.DEFINE_integer(
         "max_pixels",
         4_000_000,
