@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 COLORS = ("#2f7de1", "#e8830c", "#12a37a", "#d6459b", "#8a63d2", "#b59f00")  # seen on white and on black
 _DASHES = ("-", "--", ":", "-.")  # so that lines in one place are all seen
 _INK = "#010203"  # stands for the page's colour until the SVG is written
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 9,
     "text.parse_math": False,  # a class may be called $
@@ -45,8 +46,8 @@ def curves(name: str, title: str, series: Mapping[str, tuple[Sequence[int], Sequ
         axes = figure.add_subplot()
         for (label, (steps, values)), color, dashes in zip(series.items(), cycle(COLORS), cycle(_DASHES), strict=False):
             marker = "o" if len(steps) <= 30 else None
-            values = np.multiply(values, 100 if percent else 1)
-            axes.plot(steps, values, dashes, color=color, marker=marker, markersize=3, linewidth=1.5, label=label)
+            shown = np.multiply(values, 100 if percent else 1)
+            axes.plot(steps, shown, dashes, color=color, marker=marker, markersize=3, linewidth=1.5, label=label)
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("step")
         if len(series) > 1:
@@ -89,7 +90,6 @@ def _to_svg(figure: Figure, name: str, title: str) -> str:
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
     text = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{name}-", text)
-    size = re.search(r' width="[\d.]+pt"', text), re.search(r' height="[\d.]+pt"', text)
-    for attribute in size:
-        text = text.replace(attribute[0], "", 1)
+    for side in ("width", "height"):  # so that it is as wide as its place
+        text = re.sub(rf' {side}="[\d.]+pt"', "", text, count=1)
     return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from dlv3p_jax import bootstrap, charts, configuration, evaluations, events, page, reporting
+from dlv3p_jax import bootstrap, charts, configuration, evaluations, events, page, picture_scores, reporting
 from dlv3p_jax.evaluations import Evaluation, ReportError
 
 _SIGNIFICANT = 0.05
@@ -21,11 +21,11 @@ def write_comparison(
       ReportError: a workdir cannot be reported, or the two were not evaluated alike on the same pictures.
     """
     workdirs, output = (epath.Path(a), epath.Path(b)), epath.Path(output)
-    pairs = _pairs(workdirs)
-    compared = [bootstrap.compare(*(e.pictures.counts for e in pair), pair[0].report["absent_class"]) for pair in pairs]
+    pairs = _pairs(*workdirs)
+    compared = [_compare(*pair, *workdirs) for pair in pairs]
     first, report = pairs[0], pairs[0][0].report
-    verdict = say(compared[0], len(first[0].pictures.ids))
-    columns = {letter: (e.scores["IoU"], e.intervals["IoU"]) for letter, e in zip("AB", first, strict=True)}
+    verdict = say(compared[0], report["num_pictures"])
+    columns = {letter: (e.scores["IoU"], e.interval("IoU")) for letter, e in zip("AB", first, strict=True)}
     page.write(
         output,
         "comparison.html.j2",
@@ -73,41 +73,43 @@ def say(comparison: bootstrap.Comparison, num_pictures: int) -> str:
     return f"No real difference is seen: A and B differ by {numbers}, which chance alone may explain.{few}"
 
 
-def _pairs(workdirs: Sequence[epath.Path]) -> list[tuple[Evaluation, Evaluation]]:
-    """The evaluations that both have, the first run's first; they are of the same classes, pictures and labels."""
-    a, b = ({e.name: e for e in evaluations.read(workdir)} for workdir in workdirs)
+def _pairs(a: epath.Path, b: epath.Path) -> list[tuple[Evaluation, Evaluation]]:
+    """The evaluations that both have, A's first; they are of the same data set, split and classes."""
+    ours, theirs = ({e.name: e for e in evaluations.read(workdir)} for workdir in (a, b))
     for key, what in (("dataset", "data sets"), ("split", "splits"), ("class_names", "classes")):
-        values = [next(iter(found.values())).report[key] for found in (a, b)]
+        values = [next(iter(found.values())).report[key] for found in (ours, theirs)]
         if values[0] != values[1]:
-            raise ReportError(f"{workdirs[0]} and {workdirs[1]} are of different {what}: {_brief(*values)}")
-    shared = [(a[name], b[name]) for name in a if name in b]
+            raise ReportError(f"{a} and {b} are of different {what}: {_brief(*values)}")
+    shared = [(ours[name], theirs[name]) for name in ours if name in theirs]
     if not shared:
-        had = " and ".join(", ".join(e.title for e in found.values()) for found in (a, b))
-        raise ReportError(f"{workdirs[0]} and {workdirs[1]} were not evaluated alike: {had}; evaluate both alike")
-    for pair in shared:
-        _check_same(pair, workdirs)
+        had = " and ".join(", ".join(e.title for e in found.values()) for found in (ours, theirs))
+        raise ReportError(f"{a} and {b} were not evaluated alike: {had}; evaluate both alike")
     return shared
 
 
-def _check_same(pair: tuple[Evaluation, Evaluation], workdirs: Sequence[epath.Path]) -> None:
-    for evaluation, workdir in zip(pair, workdirs, strict=True):
-        if evaluation.pictures is None:
-            path = workdir / "eval" / f"{evaluation.step}.{evaluation.name}.npz"
-            raise ReportError(f"{path}, the counts of single pictures, is not there: evaluate {workdir} again")
-    a, b = (evaluation.pictures for evaluation in pair)
-    names = " and ".join(map(str, workdirs))
-    if a.ids != b.ids:
-        other = sorted({*a.ids} ^ {*b.ids})
+def _compare(ours: Evaluation, theirs: Evaluation, a: epath.Path, b: epath.Path) -> bootstrap.Comparison:
+    """The two by their pictures, which have to be the same."""
+    pictures, others = _pictures(ours, a), _pictures(theirs, b)
+    if pictures.ids != others.ids:
+        other = sorted({*pictures.ids} ^ {*others.ids})
         what = f"{other[0]} is only in one of them" if other else "their order differs"
-        raise ReportError(f"{names} were evaluated on different pictures, {len(a.ids)} and {len(b.ids)}: {what}")
-    changed = np.flatnonzero((a.counts[:, 1] != b.counts[:, 1]).any(axis=1))
+        numbers = f"{len(pictures.ids)} and {len(others.ids)}"
+        raise ReportError(f"{a} and {b} were evaluated on different pictures, {numbers}: {what}")
+    changed = np.flatnonzero((pictures.counts[:, 1] != others.counts[:, 1]).any(axis=1))
     if len(changed):
-        raise ReportError(
-            f"{names} were evaluated with different labels of {len(changed)} pictures: {a.ids[changed[0]]}"
-        )
-    conventions = [evaluation.report["absent_class"] for evaluation in pair]
+        example = pictures.ids[changed[0]]
+        raise ReportError(f"{a} and {b} were evaluated with different labels of {len(changed)} pictures: {example}")
+    conventions = [evaluation.report["absent_class"] for evaluation in (ours, theirs)]
     if conventions[0] != conventions[1]:
-        raise ReportError(f"{names} count absent classes differently: --absent_class={' and '.join(conventions)}")
+        raise ReportError(f"{a} and {b} count absent classes differently: --absent_class={' and '.join(conventions)}")
+    return bootstrap.compare(pictures.counts, others.counts, conventions[0])
+
+
+def _pictures(evaluation: Evaluation, workdir: epath.Path) -> picture_scores.PictureScores:
+    if evaluation.pictures is None:
+        path = workdir / "eval" / f"{evaluation.step}.{evaluation.name}.npz"
+        raise ReportError(f"{path}, the counts of single pictures, is not there: evaluate {workdir} again")
+    return evaluation.pictures
 
 
 def _brief(a, b) -> str:

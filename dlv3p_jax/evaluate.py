@@ -103,7 +103,7 @@ def check_views(scales, window, stride, average) -> None:
     """Raises ValueError where these settings of `predict_logits` make no sense, before anything is compiled."""
     if average not in AVERAGES:
         raise ValueError(f"eval.average={average!r} is not one of {', '.join(AVERAGES)}")
-    if not scales or not all(isinstance(scale, numbers.Real) and 0 < scale < math.inf for scale in scales):
+    if not scales or not all(isinstance(scale, numbers.Real) and 0 < float(scale) < math.inf for scale in scales):
         raise ValueError(f"eval.scales={scales!r}: give at least one scale, all of them positive numbers")
     if window is not None and not _is_size(window):
         raise ValueError(f"eval.window={window!r}: give (height, width) in pixels")
@@ -117,7 +117,7 @@ def check_views(scales, window, stride, average) -> None:
 
 
 def _is_size(size) -> bool:
-    return len(size) == 2 and all(isinstance(side, numbers.Integral) and side >= 1 for side in size)
+    return len(size) == 2 and all(isinstance(side, numbers.Integral) and int(side) >= 1 for side in size)
 
 
 def _starts(side: int, window: int, stride: int) -> list[int]:
@@ -130,7 +130,7 @@ def _slide(apply: Callable, view: jax.Array, window: tuple[int, int], stride: tu
     """Logits of `view` as the mean of those of overlapping windows, one window at a time."""
     height, width = view.shape[1:3]
     if stride is None:
-        stride = tuple(max(side * 2 // 3, 1) for side in window)
+        stride = max(window[0] * 2 // 3, 1), max(window[1] * 2 // 3, 1)
     window = (min(window[0], height), min(window[1], width))
     starts = [(y, x) for y in _starts(height, window[0], stride[0]) for x in _starts(width, window[1], stride[1])]
     if len(starts) == 1:

@@ -80,6 +80,10 @@ class Evaluation:
             return None
         return bootstrap.intervals(self.pictures.counts, self.report["absent_class"])
 
+    def interval(self, name: str) -> np.ndarray | None:
+        """That of a score, (lower, upper) in the last axis; None where there are none."""
+        return None if self.intervals is None else self.intervals[name]
+
 
 def read(workdir: epath.Path, step: int | None = None) -> list[Evaluation]:
     """The evaluations of one step, the simplest first and the averaged model's before the plain one's.

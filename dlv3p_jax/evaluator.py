@@ -139,7 +139,8 @@ def make_evaluator(
             *(len(sizes), dataset.title, config.eval_split, views, batch_size, len(plan.sizes)),
         )
         start = time.monotonic()
-        samples, ids = [], {}
+        samples: list[list[np.ndarray]] = []
+        ids: dict[int, bytes] = {}
         pictures = picture_scores.Collector(sizes, config.num_classes)
         numbered = enumerate(plan.batches)
 
@@ -168,9 +169,8 @@ def make_evaluator(
         sheet = None
         name = f"{step}.{suffix}" if suffix else str(step)
         if jax.process_index() == 0:
-            sheet = viz.contact_sheet(
-                *zip(*samples[:NUM_SAMPLES], strict=True), dataset.class_names, dataset.palette, config.ignore_label
-            )
+            images, labels, found = ([sample[part] for sample in samples[:NUM_SAMPLES]] for part in range(3))
+            sheet = viz.contact_sheet(images, labels, found, dataset.class_names, dataset.palette, config.ignore_label)
             report = (
                 metrics.to_json(summary)
                 | provenance.describe()

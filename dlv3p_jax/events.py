@@ -28,7 +28,7 @@ def read_scalars(workdir: epath.Path) -> dict[str, list[Point]]:
     Where a run was stopped and went on, what it logged again takes the place of what it had logged. An event file that
     ends in the middle, since its writer was killed or still writes, counts up to there.
     """
-    scalars = defaultdict(list)
+    scalars: dict[str, list[Point]] = defaultdict(list)
     for path in sorted(workdir.glob("events.out.tfevents.*"), key=lambda path: path.name.split(".")[3:]):
         ours = defaultdict(list)
         for event in _read_events(path):

@@ -114,7 +114,8 @@ def _message(error: Exception, workdir: str | None) -> str | None:
     reason = disk_errors.reason(error)
     if reason is None:
         return None
-    path = next((link.filename for link in disk_errors.chain(error) if getattr(link, "filename", None)), workdir)
+    files = (getattr(link, "filename", None) for link in disk_errors.chain(error))
+    path = next(filter(None, files), workdir)
     return f"{path}: {reason}; what was saved before is whole, and the same command goes on"
 
 

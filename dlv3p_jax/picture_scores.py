@@ -9,6 +9,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -125,14 +126,14 @@ def make_shown(kind: str, index: int, record: dict[str, bytes], prediction: np.n
     """A picture to look at, from its record (`image` and `label` are files) and its prediction as collected."""
     image = PIL.Image.open(io.BytesIO(record["image"])).convert("RGB")
     image.thumbnail((SHOWN_WIDTH, image.height))
-    label = _shrink(PIL.Image.open(io.BytesIO(record["label"])))
-    label, prediction = (viz.label_png(pixels, palette) for pixels in (label, prediction))
-    return Shown(kind, index, _encode(image, "JPEG", quality=85), _encode(label, "PNG"), _encode(prediction, "PNG"))
+    maps = _shrink(PIL.Image.open(io.BytesIO(record["label"]))), prediction
+    label_png, prediction_png = (_encode(viz.label_png(pixels, palette), "PNG") for pixels in maps)
+    return Shown(kind, index, _encode(image, "JPEG", quality=85), label_png, prediction_png)
 
 
 def write(path: epath.Path, scores: PictureScores) -> None:
     """Writes a compressed NumPy archive, which appears whole or not at all."""
-    arrays = {"ids": np.array(scores.ids), "counts": scores.counts}
+    arrays: dict[str, Any] = {"ids": np.array(scores.ids), "counts": scores.counts}
     arrays["shown_kinds"] = np.array([shown.kind for shown in scores.shown], "U7")
     arrays["shown_indices"] = np.array([shown.index for shown in scores.shown], np.int64)
     for number, shown in enumerate(scores.shown):

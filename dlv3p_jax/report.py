@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
         from dlv3p_jax import comparing, reporting  # JAX and Matplotlib: wrong flags do not wait for them
 
         if values.compare:
-            verdict, path = comparing.write_comparison(*workdirs, values.output or "comparison.html")
+            verdict, path = comparing.write_comparison(workdirs[0], workdirs[1], values.output or "comparison.html")
             print(verdict)
         else:
             path = reporting.write_report(values.workdir, values.output, values.step)
@@ -48,4 +48,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=commands.make_flags_parser("report"))
+    commands.run(main, "report")

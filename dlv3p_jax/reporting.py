@@ -58,7 +58,7 @@ def write_report(workdir: epath.PathLike, output: epath.PathLike | None = None, 
         curves=draw_curves({"": scalars}),
         class_chart=charts.intervals(
             *("classes", "IoU", report["class_names"]),
-            {e.title: (e.scores["IoU"], None if e.intervals is None else e.intervals["IoU"]) for e in found},
+            {evaluation.title: (evaluation.scores["IoU"], evaluation.interval("IoU")) for evaluation in found},
         ),
         classes=_classes(found),
         main_title=main.title,
@@ -102,9 +102,11 @@ def draw_curves(runs: Mapping[str, Mapping[str, Sequence[events.Point]]]) -> lis
 
 
 def _cell(evaluation: Evaluation, name: str, index=...) -> dict[str, Any]:
-    intervals = evaluation.intervals
-    bounds = None if intervals is None else intervals[name][index].tolist()
-    return {"value": float(evaluation.scores[name][index]), "interval": bounds}
+    bounds = evaluation.interval(name)
+    return {
+        "value": float(evaluation.scores[name][index]),
+        "interval": None if bounds is None else bounds[index].tolist(),
+    }
 
 
 def _column(evaluation: Evaluation) -> dict[str, Any]:

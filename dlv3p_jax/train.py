@@ -288,7 +288,7 @@ def _train_batches(config, dataset: records.Dataset, mesh, first_step: int):
 
 def _prefetch(mesh, batches, ahead: int = 2):
     """Batches on the mesh and their pictures' ids; the next ones are on their way while one is computed with."""
-    queue = collections.deque()
+    queue: collections.deque[tuple[dict[str, jax.Array], np.ndarray]] = collections.deque()
     for batch in batches:
         arrays = sharding.put_batch(mesh, {name: batch[name] for name in ("image", "label")})
         queue.append((arrays, batch["id"]))

@@ -23,13 +23,13 @@ def palette(num_classes: int) -> np.ndarray:
         raise ValueError(f"num_classes = {num_classes}: a palette has 1 to 256 colours")
     index = np.arange(num_classes)[:, None]
     channel = np.arange(3)
-    return sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)).astype(np.uint8)
+    return np.add.reduce([(index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)]).astype(np.uint8)
 
 
 def colorize(label: np.ndarray, palette: Palette) -> np.ndarray:
     """The classes' colours, `IGNORED` outside the palette: integers `[..., H, W]` to uint8 `[..., H, W, 3]`."""
     label = np.asarray(label)
-    table = np.concatenate([_as_table(palette), np.uint8([IGNORED])])
+    table = np.concatenate([_as_table(palette), _as_table([IGNORED])])
     ignored = len(table) - 1
     return table[np.where((label >= 0) & (label < ignored), label, ignored)]
 
@@ -56,7 +56,7 @@ def label_png(label: np.ndarray, palette: Palette) -> Image.Image:
     label = np.asarray(label)
     if label.min() < 0 or label.max() > 255:
         raise ValueError(f"labels {label.min()}..{label.max()} do not fit into an 8-bit PNG, which holds 0..255")
-    colors = np.tile(np.uint8(IGNORED), (256, 1))
+    colors = np.tile(_as_table([IGNORED]), (256, 1))
     colors[: len(palette)] = _as_table(palette)
     image = Image.fromarray(label.astype(np.uint8))
     image.putpalette(colors.tobytes())
@@ -141,9 +141,9 @@ def contact_sheet(
 
 
 def _errors(image, label, prediction):
-    grey = np.asarray(Image.fromarray(image).convert("L"))[..., None] // 2 + np.uint8([64, 64, 64])
-    wrong = np.where((label != prediction)[..., None], np.uint8(WRONG), grey)
-    return np.where((label == -1)[..., None], np.uint8(IGNORED), wrong)
+    grey = np.asarray(Image.fromarray(image).convert("L"))[..., None] // 2 + np.uint8(64)
+    wrong = np.where((label != prediction)[..., None], _as_table([WRONG]), grey)
+    return np.where((label == -1)[..., None], _as_table([IGNORED]), wrong)
 
 
 def _as_table(palette):

@@ -342,12 +342,11 @@ def test_runs_without_single_pictures_cannot_be_compared(tmp_path):
 
 COMMAND = """
 import sys
-from absl import app
 from dlv3p_jax import commands, report
 assert not {"jax", "matplotlib", "tensorflow"} & set(sys.modules)
 report.define_flags()
 try:
-    app.run(report.main, flags_parser=commands.make_flags_parser("report"))
+    commands.run(report.main, "report")
 finally:
     assert "tensorflow" not in sys.modules
 """
@@ -358,9 +357,9 @@ finally:
     [
         (["--compare", "{run}", "{run}", "--output={out}"], 0, "No real difference is seen"),
         (["--workdir={out}"], 1, "report: {out} is no folder"),
-        (["--compare", "{run}"], 1, "--compare takes two workdirs"),
-        (["--workdir={run}", "{run}"], 1, "unexpected argument"),
-        ([], 1, "give --workdir=WORKDIR"),
+        (["--compare", "{run}"], 1, "report: --compare takes two workdirs"),
+        (["--workdir={run}", "{run}"], 1, "report: unexpected argument"),
+        ([], 1, "report: give --workdir=WORKDIR"),
     ],
 )
 def test_the_command(arguments, code, message, run, tmp_path):
