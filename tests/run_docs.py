@@ -1,0 +1,240 @@
+"""Runs the commands of README.md and docs/ at small size, in a scratch copy: python -m tests.run_docs
+
+Every command that stands there in a code block, or inline with its flags, is matched by one of three tables, or this
+fails: those that are run here, those that a test runs, and those that neither can run, with the reason. A line for each
+is printed. The photographs are those of ../shared/camvid.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+from markdown_it import MarkdownIt
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md")
+CAMVID = ROOT.parent / "shared" / "camvid"
+CAMVID_CLASSES = "sky building pole road pavement tree sign fence car pedestrian bicyclist"
+
+# What every configuration of the scratch copy has; the same keys in a command are left out.
+SIZE = {
+    "model.backbone": "resnet18_vd",
+    "model.output_stride": 16,
+    "model.multi_grid": (1, 1),
+    "model.aspp_rates": (1, 2),
+    "model.aspp_channels": 16,
+    "model.dtype": "float32",
+    "crop_size": (32, 32),
+    "eval_size": None,
+    "batch_size": 2,
+    "num_train_steps": 2,
+    "warmup_steps": 0,
+    "log_every_steps": 1,
+    "eval_every_steps": 2,
+    "checkpoint_every_steps": 2,
+    "loss.class_weights": None,
+    "eval.batch_size": 2,
+    "eval.scales": (1.0,),
+    "eval.window": None,
+}
+# What a command has beside what is written, by the name of its module.
+ADDED = {
+    "prepare": ["--workers=2", "--overwrite"],
+    "benchmark": ["--repeats=1", "--nocompile_twice"],
+    "demo": ["--port=0"],
+    "predict": ["--overwrite"],
+}
+# Words of the docs that stand for what a user has. FOLDER is also that of the data set that the command names.
+WORDS = {
+    "FOLDER": "folders/image_folder",
+    "streets": "folders/image_folder",
+    "camvid": "folders/image_folder",
+    "PICTURE_OR_FOLDER…": "folders/image_folder/images/val",
+    "PICTURE": "folders/image_folder/images/val/one.jpg",
+    "street.jpg": "folders/image_folder/images/val/one.jpg",
+    "WORKDIR": "workdir/mine",
+    "model.pdparams": "folders/model.pdparams",
+    "--height=512": "--height=32",
+    "--width=1024": "--width=48",
+    "--size=256,512": "--size=32,32",
+    "--kind=input": "--kind=input --size=64,128",
+    "--config.pretrained=cityscapes_r50": "--config.pretrained=folders/published",
+    "--config.pretrained=resnet50_vd": "--config.pretrained=folders/published",
+}
+
+RUN = (
+    r"python -m dlv3p_jax\.(prepare|main|predict|report|export|demo|benchmark) ",
+    r"python -m dlv3p_jax\.convert_paddle .*(--pdparams|--reverse)",
+    r"(from|import) ",  # Python
+    r"make quickstart$",
+)
+TESTED = {
+    r"python -m dlv3p_jax\.convert_paddle .*--weights": "tests/test_convert_paddle.py",  # of a server of its own
+    r"python -m dlv3p_jax\.convert_timm": "tests/test_convert_timm.py",
+    r"python -m dlv3p_jax\.reproduce": "tests/test_reproduce.py",
+    r"python launch/local\.py": "tests/test_distributed.py",
+    r"(JAX_PLATFORMS=cpu .*)?python -m benchmarks\.compare|… --work=train": "tests/benchmarks/test_compare.py",
+    r"python -m benchmarks\.compile_study": "tests/benchmarks/test_compile_study.py",
+    r"python -m benchmarks\.growth": "tests/benchmarks/test_growth.py",
+    r"python -m benchmarks\.input": "tests/benchmarks/test_input.py",
+    r"python -m benchmarks\.scaling_table": "tests/benchmarks/test_scaling_table.py",
+    r"python -m tests\.equivalence": "tests/test_equivalence.py",
+    r"launch/tpu_vm\.sh|python launch/gke/gke\.py|sbatch .*launch/slurm\.sh": "tests/test_launch.py",  # no cloud
+}
+NOT_RUN = {
+    r".*gs://BUCKET": "Google Cloud; tests/test_bucket.py has a server in its place",
+    r"(gcloud|kubectl|for role in|--member=|done|export (TPU_NAME|IMAGE)=)": "Google Cloud",
+    r"(sbatch|squeue|scancel|tail -F slurm|git clone|python3\.11 -m venv|\.venv/bin/pip)": "a SLURM cluster",
+    r"pip install '\.\[(gpu|tpu|plan)\]'": "a GPU, a TPU or its compiler: downloads of GB",
+    r"pip install ": "packages, which the environment of the tests has",
+    r"python -m dlv3p_jax\.plan|--topology": "Google's compiler for TPUs; tests/test_plan.py runs all but that",
+    r"bash benchmarks/gpu\.sh": "a GPU",
+    r"python -m pytest|make (test|lint)|bash \.ci/run|python -m tests\.run_docs": "CI, of which this is a part",
+    r"--config\.crop_size|python -m dlv3p_jax\.benchmark --kind=train$|.* … |.*=…": "a part of a command",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What stands in a page: a line of a shell, its continuations joined, or a piece of Python."""
+
+    page: str
+    text: str
+
+    @property
+    def is_python(self) -> bool:
+        return "\n" in self.text
+
+    def entry(self) -> tuple[str, str]:
+        """('run', ''), ('tested', FILE) or ('not run', REASON); ('missing', '') where no table has it."""
+        for kind, table in (("tested", TESTED), ("not run", NOT_RUN)):
+            for pattern, what in table.items():
+                if re.match(pattern, self.text):
+                    return kind, what
+        if any(re.match(pattern, self.text) for pattern in RUN):
+            return "run", ""
+        return "missing", ""
+
+
+def commands(page: pathlib.Path) -> Iterator[Command]:
+    """The commands of a page in their order. Fenced blocks of kind `text` hold none."""
+    name = str(page.relative_to(ROOT))
+    for token in MarkdownIt("commonmark").enable("table").parse(page.read_text()):
+        if token.type == "code_block" or (token.type == "fence" and token.info != "text"):
+            if token.info == "python" or re.match(r"(from|import) \w", token.content):
+                yield Command(name, token.content)
+                continue
+            for line in token.content.replace("\\\n", " ").splitlines():
+                if text := " ".join(re.sub(r"(^| )# .*", "", line).split()):
+                    yield Command(name, text)
+        for child in token.children or ():
+            if child.type == "code_inline" and re.match(r"(python -m|bash|make) [\w./]+ \S", child.content):
+                yield Command(name, " ".join(child.content.split()))
+
+
+def words_of(command: Command) -> list[str]:
+    """The words of a command as it is run here."""
+    words, name = [], re.match(r"python -m dlv3p_jax\.(\w+)", command.text)
+    dataset = re.search(r"--dataset=(\w+)", command.text)
+    for word in shlex.split(re.sub(r"\[.*?\]", "", command.text)):  # without what may be left out
+        if any(word.startswith(f"--config.{key}=") for key in SIZE):
+            continue
+        flag, equals, value = word.partition("=")
+        if value == "FOLDER" and dataset:
+            value = f"folders/{dataset[1]}"
+        words += WORDS.get(word, flag + equals + WORDS.get(value, value)).split()
+    if words[0] == "make":  # with this environment, whatever its age
+        return ["make", "--assume-old=.venv/installed", f"VENV={sys.prefix}", *words[1:]]
+    if words[0] == "python":
+        words[0] = sys.executable
+    if "--check" in words or any(word.startswith("--preview") for word in words):
+        return words
+    return [*words, *(ADDED.get(name[1], []) if name else [])]
+
+
+def make_scratch(folder: pathlib.Path) -> None:
+    """A copy of the repository with small configurations, folders of photographs, and a run of two steps."""
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    for name in files.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    for config in (folder / "configs").glob("*.py"):
+        if config.stem not in ("__init__", "common"):
+            with config.open("a") as file:
+                file.write("\n\n_full = get_config\n\n\ndef get_config():\n    config = _full()\n")
+                file.write(f"    config.update_from_flattened_dict({SIZE!r})\n    return config\n")
+    for layout, name in (("lists", "image_folder"), ("cityscapes", "cityscapes"), ("voc", "voc2012")):
+        target = folder / "folders" / name
+        run([sys.executable, str(CAMVID / "layouts.py"), layout, str(target), "--limit=4"], folder)
+    pictures = folder / "folders" / "image_folder"
+    (pictures / "classes.txt").write_text(CAMVID_CLASSES.replace(" ", "\n"))
+    shutil.copy(min((pictures / "images/val").iterdir()), pictures / "images/val/one.jpg")  # listed nowhere
+    module = [sys.executable, "-m"]
+    run([*module, "dlv3p_jax.prepare", "--dataset=image_folder", "--source=folders/image_folder"], folder)
+    run([*module, "dlv3p_jax.main", "--config=configs/image_folder.py", "--workdir=workdir/mine"], folder)
+    shutil.copytree(folder / "workdir" / "mine", folder / "folders" / "published")
+    output = ["--checkpoint=workdir/mine", "--output=folders/model.pdparams"]
+    run([*module, "dlv3p_jax.convert_paddle", "--reverse", *output], folder)
+
+
+def run(words: list[str], folder: pathlib.Path) -> None:
+    """Runs a command to its end; raises RuntimeError with its output if that is not a good one."""
+    ends = "dlv3p_jax.demo" not in words
+    for name in re.findall(r"workdir/\w+", " ".join(words)):
+        if not (folder / name).exists() and "dlv3p_jax.main" not in words:
+            shutil.copytree(folder / "workdir" / "mine", folder / name)
+    process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if not ends and "http://" in line:
+            process.send_signal(signal.SIGINT)
+    if process.wait():
+        raise RuntimeError(f"{shlex.join(words)}\nended with {process.returncode}:\n{''.join(lines[-40:])}")
+
+
+def main() -> None:
+    found = [command for page in PAGES for command in commands(page)]
+    if missing := [command for command in found if command.entry()[0] == "missing"]:
+        sys.exit("\n".join(f"{command.page}: in no table of tests/run_docs.py: {command.text}" for command in missing))
+    if not CAMVID.is_dir():
+        sys.exit(f"run_docs: {CAMVID} with photographs is not here")
+    os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
+    failed, done = 0, {}
+    with tempfile.TemporaryDirectory(prefix="dlv3p_jax_docs_") as name:
+        folder = pathlib.Path(name)
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+        make_scratch(folder)
+        for command in found:
+            kind, what = command.entry()
+            words = [sys.executable, "-c", command.text] if command.is_python else words_of(command)
+            start = time.monotonic()
+            if kind == "run" and tuple(words) not in done:
+                try:
+                    run(words, folder)
+                except RuntimeError as error:
+                    failed, kind = failed + 1, "FAILED"
+                    print(error, flush=True)
+                done[tuple(words)] = time.monotonic() - start
+                what = f"{done[tuple(words)]:.0f} s"
+            shown = command.text.strip().splitlines()[0]
+            print(f"{kind:8}{command.page:24}{shown[:110]}{f'  ({what})' if what else ''}", flush=True)
+    print(f"{len(done)} commands run, {failed} failed", flush=True)
+    sys.exit(min(failed, 1))
+
+
+if __name__ == "__main__":
+    main()
