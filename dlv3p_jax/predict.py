@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
             problems += _predict(changes, pictures, output)
     except KeyboardInterrupt:
         print("\npredict: interrupted; the same command goes on", file=sys.stderr, flush=True)
-        sys.exit(130)
+        os._exit(130)  # JAX may be compiling, and crashes where Python ends meanwhile
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # what JAX says where the compiler saw no lack of memory coming
             raise

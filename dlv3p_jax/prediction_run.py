@@ -100,7 +100,7 @@ def write_predictions(
     problems = {}
     with (
         (output / RECORD).open("a") as record,
-        tqdm(total=len(pictures), initial=len(done), unit=" pictures", disable=None) as progress,
+        tqdm(total=len(pictures), initial=len(done), unit=" pictures", disable=None, delay=1) as progress,
     ):
         for result in predictions:
             if isinstance(result, Problem):

@@ -99,28 +99,26 @@ def predict_pictures(
             groups[_padded(size, config.eval_size)].append(picture)
         elif picture.name not in done:
             yield size
-    num_pictures = sum(picture.name not in done for group in groups.values() for picture in group)
+    left = {size: [picture for picture in group if picture.name not in done] for size, group in groups.items()}
     logging.info(
         "Predicting %d pictures in %d sizes, each compiled at its first batch, on %s%s",
-        *(num_pictures, len(groups), sharding.describe(mesh)),
+        *(sum(map(len, left.values())), sum(map(bool, left.values())), sharding.describe(mesh)),
         f"; {len(done)} are there already" if done else "",
     )
     variables = jax.device_put(variables, sharding.replicated(mesh))
     pending = None
     with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
         for size, group in groups.items():
-            batches = _batches(group, config.eval.batch_size, done)
-            if not batches:
+            if not left[size]:
                 continue
             num_rows = _num_rows(min(config.eval.batch_size, len(group)), size, mesh)
             try:
                 program = _compile(predict_step, variables, num_rows, size, mesh)
             except MemoryError as error:
-                left = (picture for batch in batches for picture in batch if picture is not None)
-                yield from (Problem(picture.name, f"{picture.path}: {error}") for picture in left)
+                yield from (Problem(picture.name, f"{picture.path}: {error}") for picture in left[size])
                 continue
             read = functools.partial(_read, padded_size=size, eval_size=config.eval_size)
-            for batch in batches:
+            for batch in _batches(group, config.eval.batch_size, done):
                 results = list(readers.map(read, batch))
                 yield from (result for result in results if isinstance(result, Problem))
                 rows = [None if isinstance(result, Problem) else result for result in results]

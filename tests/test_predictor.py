@@ -86,7 +86,7 @@ def test_what_is_done_keeps_its_place_so_that_the_others_come_out_to_the_same_bi
     whole = predict(network, pictures, probabilities=True, **{"eval.batch_size": 4})
     with caplog.at_level(logging.INFO):
         rest = predict(network, pictures, done={"0", "1", "4"}, probabilities=True, **{"eval.batch_size": 4})
-    assert "Predicting 2 pictures in 2 sizes" in caplog.text and "3 are there already" in caplog.text
+    assert "Predicting 2 pictures in 1 sizes" in caplog.text and "3 are there already" in caplog.text
     assert "32x48 pixels (height x width), 3 at a time" in caplog.text  # not 2, which would be another program
     assert "20x24" not in caplog.text
     assert sorted(rest) == ["2", "3"]
