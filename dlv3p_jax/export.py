@@ -32,14 +32,27 @@ _PICTURE = flags.DEFINE_string("picture", None, "The picture to compare on; a dr
 
 
 def main(argv: list[str]) -> None:
-    _check_flags(argv)
+    commands.refuse_words(argv)
+    checkpoint, folder, names, size = _CHECKPOINT.value, _OUTPUT.value, _FORMATS.value, _size()
+    if not (checkpoint and folder and names):
+        raise app.UsageError("give --checkpoint, --output and --format")
+    for name in names:
+        if name not in folders.FORMATS:
+            raise app.UsageError(f"--format={name}: choose from {', '.join(folders.FORMATS)}")
+    if size is None and names != ["onnx"]:
+        raise app.UsageError(
+            "--dynamic is for --format=onnx alone: a StableHLO program, which a SavedModel holds too, is for one size; "
+            "give --height and --width"
+        )
+    if "://" in folder:
+        raise app.UsageError(f"--output={folder}: give a folder on this machine")
     commands.configure_logging()
-    output = pathlib.Path(_OUTPUT.value).expanduser()
+    output = pathlib.Path(folder).expanduser()
     commands.check_folder("export", "output", output)
     try:
-        for name in _FORMATS.value:
+        for name in names:
             folders.check(output, name)
-        _export(output)
+        _export(checkpoint, output, names, size)
     except Exception as error:
         reason = disk_errors.reason(error)
         if reason is None and not isinstance(error, (ValueError, OSError)):
@@ -48,36 +61,28 @@ def main(argv: list[str]) -> None:
         sys.exit(f"export: {output}: {reason}" if reason else f"export: {error}")
 
 
-def _check_flags(argv: list[str]) -> None:
-    commands.refuse_words(argv)
-    for flag in (_CHECKPOINT, _OUTPUT, _FORMATS):
-        if not flag.value:
-            raise app.UsageError(f"give --{flag.name}")
-    for name in _FORMATS.value:
-        if name not in folders.FORMATS:
-            raise app.UsageError(f"--format={name}: choose from {', '.join(folders.FORMATS)}")
-    if "://" in _OUTPUT.value:
-        raise app.UsageError(f"--output={_OUTPUT.value}: give a folder on this machine")
-    fixed = [flag.value for flag in (_HEIGHT, _WIDTH) if flag.value is not None]
-    if _DYNAMIC.value and fixed:
-        raise app.UsageError("--dynamic is for any size: leave out --height and --width")
-    if _DYNAMIC.value and _FORMATS.value != ["onnx"]:
-        raise app.UsageError(
-            "--dynamic is for --format=onnx alone: a StableHLO program, which a SavedModel holds too, is for one size; "
-            "give --height and --width"
-        )
-    if not _DYNAMIC.value and len(fixed) < 2:
+def _size() -> tuple[int, int] | None:
+    """(height, width), or None for --dynamic."""
+    height, width = _HEIGHT.value, _WIDTH.value
+    if _DYNAMIC.value:
+        if height or width:
+            raise app.UsageError("--dynamic is for any size: leave out --height and --width")
+        return None
+    if height is None or width is None:
         raise app.UsageError("give --height and --width, the size of the pictures, or --dynamic (ONNX only)")
+    return height, width
 
 
-def _export(output: pathlib.Path) -> None:
-    from dlv3p_jax import segmenter, weights
+def _export(checkpoint: str, output: pathlib.Path, names: list[str], size: tuple[int, int] | None) -> None:
+    from dlv3p_jax import segmenter, weights  # these import JAX: what is wrong so far does not wait for it
     from dlv3p_jax.exporting import write
 
     picture = None if _PICTURE.value is None else segmenter.as_array(_PICTURE.value)
-    size = None if _DYNAMIC.value else (_HEIGHT.value, _WIDTH.value)
-    trained = weights.load_checkpoint(_CONFIG.value, _CHECKPOINT.value, {"model.dtype": "float32"})
-    for name in _FORMATS.value:
+    trained = weights.load_checkpoint(_CONFIG.value, checkpoint, {"model.dtype": "float32"})
+    views = trained.config.eval
+    if views.flip or tuple(views.scales) != (1,) or views.window:
+        logging.info("What is exported sees each picture once and whole: not as eval.flip, .scales and .window say")
+    for name in names:
         comparison = write.export(trained, name, output, size, picture)
         sizes = " and ".join(f"{height}x{width}" for height, width in comparison.sizes)
         print(
@@ -90,4 +95,4 @@ def _export(output: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=commands.make_flags_parser("export"))
+    commands.run(main, "export")

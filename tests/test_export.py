@@ -8,19 +8,16 @@ import pathlib
 import subprocess
 import sys
 
+import drawn
 import jax
 import ml_collections
 import numpy as np
 import onnxruntime
 import pytest
-import tiny
 from PIL import Image
 
-from configs import common
-from dlv3p_jax import checkpoints, configuration, preprocess, steps
-from dlv3p_jax.data import street_scenes
+from dlv3p_jax import preprocess
 from dlv3p_jax.exporting import folders, onnx, programs, savedmodel, stablehlo, write
-from dlv3p_jax.models import build_model
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.weights import TrainedModel
 
@@ -28,8 +25,8 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 SIZE = (48, 80)
 # Basic blocks with a stage on sub-images, bottlenecks with aligned corners; fewer of both than any real backbone has.
 NETWORK = {"num_classes": 4, "blocks": (1, 1, 1, 2), "multi_grid": (1, 2), "aspp_channels": 16, "dropout": 0.1}
-BASIC = NETWORK | {"bottleneck": False, "output_stride": 8, "aspp_rates": (1, 3, 4), "align_corners": False}
-BOTTLENECKS = NETWORK | {"bottleneck": True, "output_stride": 16, "aspp_rates": (1, 2), "align_corners": True}
+BASIC = NETWORK | {"bottleneck": False, "output_stride": 8, "aspp_rates": (1, 4), "align_corners": False}
+BOTTLENECKS = NETWORK | {"bottleneck": True, "output_stride": 16, "aspp_rates": (1, 3), "align_corners": True}
 # What TensorFlow alone makes of a SavedModel: neither this program nor JAX can be imported.
 TENSORFLOW = """
 import sys
@@ -42,10 +39,9 @@ np.savez(sys.argv[3], **outputs)
 """
 
 
-def make_trained(model, **settings) -> TrainedModel:
-    """`model` with random weights and statistics, drawn here, as compiling the initialisation takes long."""
-    config, rng = common.get_config(), np.random.default_rng(0)
-    config.update_from_flattened_dict({"num_classes": 4} | settings)
+def make_trained(network) -> TrainedModel:
+    """A network with drawn weights and statistics. Its configuration is not that of the network."""
+    model, config, rng = DeepLabV3Plus(**network), drawn.make_config(num_classes=4), np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))
 
     def draw(path, leaf):
@@ -60,13 +56,13 @@ def make_trained(model, **settings) -> TrainedModel:
 
 @pytest.fixture(scope="module")
 def trained() -> TrainedModel:
-    return make_trained(DeepLabV3Plus(**BASIC))
+    return make_trained(BASIC)
 
 
 def pictures(height: int, width: int) -> np.ndarray:
     """Three, uint8 [3, height, width, 3]."""
-    drawn = [Image.fromarray(street_scenes.draw_scene("val", i)[0]).resize((width, height)) for i in range(3)]
-    return np.stack([np.asarray(picture) for picture in drawn])
+    rng = np.random.default_rng(1)
+    return np.stack([drawn.draw_picture(rng, height, width) for _ in range(3)])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -113,7 +109,7 @@ def test_savedmodel_in_tensorflow_alone(trained, tmp_path):
 
 @pytest.mark.parametrize(("network", "sizes"), [(BASIC, (SIZE, (51, 37))), (BOTTLENECKS, ((39, 50),))])
 def test_onnx_of_any_size(network, sizes, tmp_path):
-    trained = make_trained(DeepLabV3Plus(**network))
+    trained = make_trained(network)
     onnx.write(trained.model, trained.variables, tmp_path, None, None)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     assert [value.shape for value in session.get_inputs()] == [["batch", "height", "width", 3]]
@@ -161,7 +157,7 @@ def test_weights_that_are_not_finite_are_refused(trained, tmp_path):
 def test_a_folder_appears_whole_or_not_at_all_and_only_exports_are_replaced(tmp_path):
     folder = tmp_path / "onnx"
     with folders.whole(folder) as unfinished:
-        (unfinished / "model.json").write_text('{"producer": "dlv3p_jax 0.1.0"}')
+        (unfinished / "model.json").write_text('{"producer": "dlv3p_jax"}')
         assert not folder.exists()
     folders.check(tmp_path, "onnx")
     with pytest.raises(KeyError), folders.whole(folder) as unfinished:
@@ -181,16 +177,12 @@ def run(*arguments) -> subprocess.CompletedProcess:
 
 def test_the_command(tmp_path):
     workdir, output, picture = tmp_path / "workdir", tmp_path / "out", tmp_path / "picture.png"
-    backbone = {"model.backbone": "resnet18_vd", "model.multi_grid": (1, 1), "model.aspp_channels": 16}
-    config = tiny.make_config(tmp_path, num_classes=4, **backbone, **{"model.dtype": "bfloat16"})
-    trained = make_trained(build_model(config))
-    with checkpoints.Checkpoints(workdir) as saved:
-        saved.save_best(steps.create_train_state(config, trained.model, trained.variables), 0.5)
-    configuration.write(config, workdir / "config.json")
+    drawn.save_checkpoint(workdir, drawn.make_config({"model.dtype": "bfloat16", "eval.flip": True}))
     Image.fromarray(pictures(60, 90)[0]).save(picture)
 
     process = run(f"--checkpoint={workdir}", f"--output={output}", "--format=onnx", "--dynamic", f"--picture={picture}")
     assert process.returncode == 0, process.stderr
+    assert "sees each picture once and whole" in process.stderr
     assert f"onnx: {output / 'onnx'}\n  compared on {picture}, at 60x90 and 31x45: 100.0000% of" in process.stdout
     assert sorted(path.name for path in output.rglob("*")) == ["model.json", "model.onnx", "onnx"]
     assert json.loads((output / "onnx" / "model.json").read_text())["model"]["dtype"] == "float32"
@@ -213,6 +205,6 @@ def test_wrong_flags(arguments, message, tmp_path):
 
 def test_a_missing_package_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(folders.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else name)
-    with pytest.raises(ValueError, match=r"--format=onnx needs onnxruntime: pip install 'dlv3p_jax\[export\]'"):
+    with pytest.raises(ValueError, match=r"--format=onnx needs onnxruntime: pip install '.\[export\]'"):
         folders.check(tmp_path, "onnx")
     folders.check(tmp_path, "savedmodel")

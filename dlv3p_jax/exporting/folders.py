@@ -20,7 +20,7 @@ def check(output: pathlib.Path, name: str) -> None:
     """Raises ValueError if a model cannot be written in the format `name`, or is not to be."""
     missing = [package for package in FORMATS[name] if importlib.util.find_spec(package) is None]
     if missing:
-        raise ValueError(f"--format={name} needs {' and '.join(missing)}: pip install 'dlv3p_jax[export]'")
+        raise ValueError(f"--format={name} needs {' and '.join(missing)}: pip install '.[export]'")
     folder = output / name
     if folder.exists() and not _is_ours(folder):
         raise ValueError(f"{folder} exists and is no export: give another --output, or remove it")
@@ -28,8 +28,8 @@ def check(output: pathlib.Path, name: str) -> None:
 
 def _is_ours(folder: pathlib.Path) -> bool:
     try:
-        return json.loads((folder / DESCRIPTION).read_text())["producer"].startswith(PRODUCER)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return json.loads((folder / DESCRIPTION).read_text())["producer"] == PRODUCER
+    except (OSError, ValueError, LookupError, TypeError):
         return False
 
 

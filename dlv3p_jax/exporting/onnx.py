@@ -61,7 +61,9 @@ class _Graph:
     """A graph under construction. Values are known by their names; pictures in it are `[B, C, H, W]`."""
 
     def __init__(self, layers: dict[str, tuple[np.ndarray, np.ndarray]]):
-        self.nodes, self.constants, self._layers = [], [], layers
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self._layers = layers
 
     def add(self, operation: str, *inputs: str, output: str | None = None, **attributes) -> str:
         """Adds a node with one output and returns the output's name."""
@@ -114,15 +116,15 @@ def _fold(variables) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             factor = params[f"{norm}/scale"] / np.sqrt(np.float64(statistics[f"{norm}/var"]) + BATCH_NORM_EPSILON)
             kernel = kernel * factor[:, None, None, None]
             bias = (bias - statistics[f"{norm}/mean"]) * factor + params[f"{norm}/bias"]
-        layers[layer] = np.float32(kernel), np.float32(bias)
+        layers[layer] = kernel.astype(np.float32), bias.astype(np.float32)
     return layers
 
 
 def _write_network(graph: _Graph, model) -> None:
     """From `image` to `labels` and `logits`, as `models.deeplabv3plus` and what it is made of have it."""
     x = graph.add("Cast", "image", to=TensorProto.FLOAT)
-    half = graph.constant(np.float32(0.5))
-    x = graph.add("Div", x, graph.constant(np.float32(255)))
+    half = graph.constant(np.array(0.5, np.float32))
+    x = graph.add("Div", x, graph.constant(np.array(255, np.float32)))
     image = graph.add("Transpose", graph.add("Div", graph.add("Sub", x, half), half), perm=[0, 3, 1, 2])
 
     fine, coarse = _backbone(graph, image, model)

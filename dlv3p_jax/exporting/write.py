@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from dlv3p_jax import __version__, preprocess
+from dlv3p_jax import preprocess, provenance
 from dlv3p_jax.data import street_scenes
 from dlv3p_jax.exporting import folders, programs
 from dlv3p_jax.weights import TrainedModel
@@ -83,15 +83,16 @@ def _two_sizes(*size: int) -> tuple[tuple[int, ...], ...]:
 
 
 def _compare(predict: Callable, trained: TrainedModel, picture: np.ndarray, sizes) -> Comparison:
-    equal, pixels, difference, classes = 0, 0, 0.0, set()
+    equal, pixels, difference = 0, 0, 0.0
+    classes: set[int] = set()
     for height, width in sizes:
         resized = np.asarray(Image.fromarray(picture).resize((width, height)))
         images = np.stack([resized, resized[:, ::-1]])
         logits = np.asarray(_apply(trained.model, trained.variables, images))
         if not np.isfinite(logits).all():
-            raise ExportError("the network's logits are not finite, so there is nothing to compare with")
+            raise ExportError(f"{trained.source}: the logits are not finite, so there is nothing to compare with")
         labels, outputs = logits.argmax(-1), predict(images)
-        equal += np.count_nonzero(np.asarray(outputs["labels"]) == labels)
+        equal += int(np.sum(np.asarray(outputs["labels"]) == labels))
         pixels += labels.size
         difference = max(difference, float(np.abs(np.asarray(outputs["logits"]) - logits).max()))
         classes |= set(np.unique(labels).tolist())
@@ -106,7 +107,7 @@ def _apply(model, variables, images):
 def _describe(trained: TrainedModel, name: str, size, comparison: Comparison) -> dict[str, Any]:
     config, (height, width) = trained.config, size or ("height", "width")
     return {
-        "producer": f"{folders.PRODUCER} {__version__}",
+        "producer": folders.PRODUCER,
         "format": name,
         "platforms": ["any"] if name == "onnx" else list(programs.PLATFORMS),
         "checkpoint": trained.source,
@@ -123,4 +124,5 @@ def _describe(trained: TrainedModel, name: str, size, comparison: Comparison) ->
         "ignore_label": config.ignore_label,
         "model": config.model.to_dict(),
         "comparison": dataclasses.asdict(comparison),
+        "made_by": provenance.describe(),
     }
