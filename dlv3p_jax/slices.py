@@ -43,7 +43,7 @@ CHIPS = {
 }
 
 # The shapes of slices of so many chips, of https://cloud.google.com/tpu/docs/v4 (3 dimensions) and v5e (2).
-_SHAPES = {
+_SHAPES: dict[int, dict[int, tuple[int, ...]]] = {
     2: {
         1: (1, 1),
         4: (2, 2),
@@ -115,8 +115,8 @@ def find(name: str) -> Slice:
         ValueError: there is no such slice; the message says which there are.
     """
     match = re.fullmatch(r"(v\d+\w*?)(?:-(\d+)|:(\d+(?:x\d+)+))", name.strip().lower())
-    generation = match and _ALIASES.get(match[1], match[1])
-    if generation not in CHIPS:
+    generation = _ALIASES.get(match[1], match[1]) if match else ""
+    if match is None or generation not in CHIPS:
         raise ValueError(f"--topology={name} is no slice that is known here: {_examples()}")
     chip = CHIPS[generation]
     if match[2]:

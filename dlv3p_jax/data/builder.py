@@ -25,7 +25,7 @@ _MEND = "\nMend these, or leave them out with --skip_bad"
 _STAGING = "incomplete"  # beside the finished versions; TFDS's own unfinished folders begin with this word too
 
 
-class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS has no types
     """Writes pictures and labels as records in the given order, and counts what it writes.
 
     It streams: a GeneratorBasedBuilder that keeps the order holds a whole split in memory.
@@ -35,6 +35,9 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     code_path = (
         None  # where TFDS looks for checksums of downloads; finding it takes a package that TFDS does not install
     )
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__(skip_registration=True)
 
     def __init__(
         self,

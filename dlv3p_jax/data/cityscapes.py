@@ -42,7 +42,7 @@ _IMAGE = "_leftImg8bit"
 _LABELS = ("_gtFine_labelTrainIds", "_gtFine_labelIds")  # the first that is there counts
 
 
-class Cityscapes(PictureBuilder, skip_registration=True):
+class Cityscapes(PictureBuilder):
     """leftImg8bit/ and gtFine/ as distributed (see `downloads.CITYSCAPES`): train, val, and test without labels."""
 
     def __init__(
@@ -137,7 +137,7 @@ def _frames_below(folder: pathlib.Path, ending: str) -> tuple[dict[str, pathlib.
 def _match(
     images: pathlib.Path, labels: pathlib.Path, split: str, frames: dict[str, pathlib.Path]
 ) -> tuple[list[Pair], list[Problem]]:
-    found = {}
+    found: dict[str, pathlib.Path] = {}
     for ending in reversed(_LABELS):
         found |= _frames_below(labels / split, ending)[0]
     problems = [

@@ -77,7 +77,7 @@ def _train_id_table() -> np.ndarray:
 
 
 TRAIN_IDS = _train_id_table()  # by labelId as stored in 8 bits
-LABEL_IDS = np.uint8([label.id for label in TRAINED])  # by train id
+LABEL_IDS = np.array([label.id for label in TRAINED], np.uint8)  # by train id
 
 
 def to_train_ids(label_ids: np.ndarray) -> np.ndarray:

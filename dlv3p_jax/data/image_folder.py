@@ -12,7 +12,7 @@ from dlv3p_jax.data.label_map import LabelMap, parse
 from dlv3p_jax.data.pictures import read_pair
 
 
-class ImageFolder(PictureBuilder, skip_registration=True):
+class ImageFolder(PictureBuilder):
     """Pictures and labels of a folder: list files, or images/SPLIT and labels/SPLIT (see `pairs.LAYOUTS`)."""
 
     def __init__(

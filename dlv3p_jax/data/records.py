@@ -127,7 +127,7 @@ class Dataset:
         return split
 
 
-class _Source(Sequence):
+class _Source(Sequence[dict[str, bytes]]):
     """A split's records; what array_record, protobuf and TFDS say to one that is damaged becomes a DatasetError."""
 
     def __init__(self, dataset: Dataset, split: str):
@@ -138,7 +138,7 @@ class _Source(Sequence):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> dict[str, bytes]:
+    def __getitem__(self, index: int) -> dict[str, bytes]:  # type: ignore[override]  # nobody takes slices
         if not 0 <= index < len(self):
             raise IndexError(index)
         try:

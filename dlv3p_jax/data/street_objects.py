@@ -99,7 +99,7 @@ def draw_tree(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float
     if not window:
         return
     px, py = canvas.x[window], canvas.y[window]
-    distance = np.full(px.shape, np.inf, np.float32)
+    distance: np.ndarray = np.full(px.shape, np.inf, np.float32)
     for _ in range(rng.integers(4, 9)):
         rx, ry = width * rng.uniform(0.2, 0.38), (height - low) * rng.uniform(0.22, 0.38)
         lobe_x = foot[0] + rng.uniform(-1, 1) * (width / 2 - rx) * scale
@@ -153,8 +153,8 @@ def draw_pole(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float
         draw_polygon(canvas, box, camera.seen(any_colour(rng, 0.03, 0.2, 0.2), z), POLE)
         lit = rng.integers(3)
         for i, lamp in enumerate(((0.9, 0.1, 0.1), (0.95, 0.7, 0.1), (0.1, 0.85, 0.4))):
-            light = np.array(lamp, np.float32) * (1.0 if i == lit else 0.25)
-            draw_ellipse(canvas, (foot[0], top + (i + 0.5) * tall / 3), (0.6 * wide, 0.6 * wide), light)
+            glow = np.array(lamp, np.float32) * (1.0 if i == lit else 0.25)
+            draw_ellipse(canvas, (foot[0], top + (i + 0.5) * tall / 3), (0.6 * wide, 0.6 * wide), glow)
     elif kind == "sign":
         radius = max(rng.uniform(0.3, 0.5) * scale, 4)
         face, edge = (camera.seen(any_colour(rng, 0.3, 0.9, 0.9), z) for _ in range(2))
@@ -227,12 +227,12 @@ def draw_prism(canvas: Canvas, camera: Camera, low: tuple, high: tuple, colour, 
     for x0, x1, y, z0, z1 in (low, high):
         corners.append([camera.project(x, y, z) for x, z in ((x0, z0), (x1, z0), (x1, z1), (x0, z1))])
     z = low[3]
-    faces = [(corners[1], 1.15, ())]
+    faces: list[tuple[list[Point], float, tuple[Point, ...]]] = [(corners[1], 1.15, ())]
     for i, normal in enumerate(((0, 1), (-1, 0), (0, -1), (1, 0))):
         j = (i + 1) % 4
         quad = [corners[0][i], corners[0][j], corners[1][j], corners[1][i]]
-        panes = ((0.08, 0.92),) if normal[0] == 0 else ((0.07, 0.47), (0.53, 0.93))
-        faces.append((quad, camera.shade(*normal), panes if glass is not None else ()))
+        spans = ((0.08, 0.92),) if normal[0] == 0 else ((0.07, 0.47), (0.53, 0.93))
+        faces.append((quad, camera.shade(*normal), spans if glass is not None else ()))
     for quad, light, panes in faces:
         area = sum(a[0] * b[1] - a[1] * b[0] for a, b in zip(quad, quad[1:] + quad[:1], strict=True))
         if area > -2:  # turned away, or seen edge-on

@@ -84,7 +84,8 @@ def draw_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 def street_side(rng: np.random.Generator, end: float) -> tuple[list, list]:
     """Houses and gaps (side streets, squares) along one side of the street, each from z0 to z1 in metres."""
-    blocks, gaps = [], []
+    blocks: list[tuple[float, float]] = []
+    gaps: list[tuple[float, float]] = []
     z = rng.uniform(-10, 6)
     while z < end - 3:
         length = min(rng.uniform(6, 18), end - z)
@@ -139,7 +140,7 @@ def draw_ground(canvas: Canvas, camera: Camera, rng: np.random.Generator, kerbs,
     fine, patches, stains = (texture(canvas, rng, full, grain) for grain in (1, 6, 40))
     asphalt = tone * (1 + 0.22 * fine + 0.08 * patches + 0.1 * stains)[..., None]
     # Slabs: joints every so many metres across and along, as far as they can be seen.
-    slab, joint, parity = rng.uniform(0.5, 1.0), np.zeros_like(across), 0
+    slab, joint, parity = rng.uniform(0.5, 1.0), np.zeros_like(across), np.zeros_like(across)
     for metres, per_metre in ((across, scale), (depth, along_scale)):
         offset = np.abs(metres / slab - np.floor(metres / slab) - 0.5) * slab * per_metre
         parity = parity + np.floor(metres / slab)
@@ -217,7 +218,7 @@ def cast_shadows(canvas: Canvas, camera: Camera, rng: np.random.Generator) -> No
 
 def street_things(rng: np.random.Generator, kerbs, walls, end: float) -> list[tuple]:
     """What stands in the street: (depth, draw, *place)."""
-    things = []
+    things: list[tuple] = []
     reach = min(end - 4, 15)
     for side, (kerb, wall) in enumerate(zip(kerbs, walls, strict=True)):
         inwards = 1 if side == 0 else -1

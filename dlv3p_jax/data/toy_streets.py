@@ -8,7 +8,7 @@ from dlv3p_jax.data.street_objects import VOID
 from dlv3p_jax.data.street_scenes import CLASS_NAMES, NUM_PICTURES, PALETTE, draw_scene
 
 
-class ToyStreets(PictureBuilder, skip_registration=True):
+class ToyStreets(PictureBuilder):
     """Synthetic pictures of streets, the same on every machine, with the classes of `street_scenes.CLASS_NAMES`."""
 
     def __init__(self, data_dir: str | os.PathLike, workers: int = 1):

@@ -17,7 +17,7 @@ NUM_PICTURES = {"train": 1464, "val": 1449, "trainval": 2913, "trainaug": 10582}
 _AUGMENTED_LISTS = ("aug.txt", "trainaug.txt", "train_aug.txt")
 
 
-class Voc2012(PictureBuilder, skip_registration=True):
+class Voc2012(PictureBuilder):
     """VOC2012/ as distributed, and the augmented labels beside it or in SBD's own files (see `downloads.HOW_TO`).
 
     Splits are train, val, trainval, and trainaug: train, and the augmented pictures that are neither in train nor val.
@@ -79,8 +79,8 @@ def find_pictures(
     root = _find_root(pathlib.Path(source).expanduser())
     lists = root / "ImageSets" / "Segmentation"
     fine = root / "SegmentationClass"
-    names = {}
-    remarks = []
+    names: dict[str, dict[str, None]] = {}
+    remarks: list[str] = []
     for split in ("train", "val"):
         names[split] = _read_names(lists / f"{split}.txt", remarks)
     trainval = lists / "trainval.txt"
@@ -90,7 +90,8 @@ def find_pictures(
     if augmented is not None:
         labels["trainaug"] = labels["train"] | augmented
 
-    pairs, problems = {}, []
+    pairs: dict[str, list[Pair]] = {}
+    problems = []
     for split, listed in labels.items():
         pairs[split] = []
         for name, label in listed.items():
@@ -119,7 +120,8 @@ def _find_root(source: pathlib.Path) -> pathlib.Path:
 
 def _read_names(path: pathlib.Path, remarks: list[str]) -> dict[str, None]:
     """The names of pictures in a list, one a line, in order."""
-    names, repeated = {}, []
+    names: dict[str, None] = {}
+    repeated = []
     for number, line in enumerate(read_lines(path), 1):
         name = line.strip()
         if not name:

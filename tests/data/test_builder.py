@@ -16,7 +16,7 @@ def read(item: int) -> Example:
     return Example(str(item), bytes([item]) * PICTURE_BYTES, b"label", (2, 2), np.array([3, 1]), 0)
 
 
-class Many(builder.PictureBuilder, skip_registration=True):
+class Many(builder.PictureBuilder):
     def __init__(self, data_dir):
         looks = {"class_names": ["a", "b"], "palette": [[0, 0, 0], [9, 9, 9]], "ignore_label": 255}
         super().__init__(data_dir, {"train": range(100)}, read, **looks, description="many", synthetic=True)

@@ -15,7 +15,7 @@ def good(name: str) -> Example:
 
 
 def write(data_dir, examples: list[Example]) -> records.Dataset:
-    class Given(builder.PictureBuilder, skip_registration=True):
+    class Given(builder.PictureBuilder):
         def __init__(self, data_dir):
             looks = {"class_names": ["a", "b"], "palette": [[0, 0, 0], [9, 9, 9]], "ignore_label": 255}
             super().__init__(data_dir, {"train": examples}, lambda x: x, **looks, description="given", synthetic=True)

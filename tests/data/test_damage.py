@@ -133,7 +133,7 @@ def test_a_disk_that_fails_only_once_is_told(data, monkeypatch):
         read_all(data, "evaluate")
 
 
-class Stored(builder.PictureBuilder, skip_registration=True):
+class Stored(builder.PictureBuilder):
     """Seven records of what `read` gives, as they are."""
 
     def __init__(self, data_dir, read):

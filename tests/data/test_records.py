@@ -29,7 +29,7 @@ def make_example(item: tuple[str, int]) -> Example:
     return encode_example(f"{item[0]}/{item[1]}", *picture(item), 3, 255, ("odd",) if item[1] % 2 else ())
 
 
-class Small(builder.PictureBuilder, skip_registration=True):
+class Small(builder.PictureBuilder):
     def __init__(self, data_dir, workers=1):
         super().__init__(
             data_dir,
