@@ -11,11 +11,14 @@ import tempfile
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from absl import app, flags, logging
 from etils import epath
 
 from configs import common
+
+Value = TypeVar("Value")
 
 
 def _flatten(config, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -106,6 +109,13 @@ def refuse_words(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
 
 
+def required(flag: flags.FlagHolder[Value | None]) -> Value:
+    """The value of a flag that has to be given; raises app.UsageError where it is not."""
+    if flag.value is None:
+        raise app.UsageError(f"give --{flag.name}")
+    return flag.value
+
+
 def require_config(argv: list[str]) -> None:
     """The same, and where --config is not given."""
     refuse_words(argv)
@@ -190,7 +200,7 @@ def _help(values: flags.FlagValues) -> str:
     parts = [doc.strip(), f"Flags:\n{_flags_of(values, sys.argv[0])}"]
     for name in sorted(values.flags_by_module_dict()):
         if name.startswith("dlv3p_jax."):
-            title = sys.modules[name].__doc__.splitlines()[0].rstrip(".")
+            title = (sys.modules[name].__doc__ or name).splitlines()[0].rstrip(".")
             parts.append(f"{title}:\n{_flags_of(values, name)}")
     if "config" in values:
         groups = collections.defaultdict(list)

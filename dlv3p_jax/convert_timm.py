@@ -9,7 +9,7 @@ import pathlib
 import sys
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 
 from dlv3p_jax import checkpoints, commands, pretrained, timm_weights
 
@@ -22,12 +22,10 @@ _OUTPUT = flags.DEFINE_string("output", None, "The folder to make.")
 
 def main(argv: list[str]) -> None:
     commands.refuse_words(argv)
-    for flag in (_WEIGHTS, _OUTPUT):
-        if flag.value is None:
-            raise app.UsageError(f"give --{flag.name}")
+    weights, output = commands.required(_WEIGHTS), commands.required(_OUTPUT)
     commands.configure_logging()
     try:
-        _convert(pathlib.Path(_WEIGHTS.value).expanduser(), pathlib.Path(_OUTPUT.value).expanduser())
+        _convert(pathlib.Path(weights).expanduser(), pathlib.Path(output).expanduser())
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
         sys.exit(f"convert_timm: {error}")

@@ -37,7 +37,9 @@ _LABEL_MAP = flags.DEFINE_string(
     "or a file of such pairs.",
 )
 _IGNORE_LABEL = flags.DEFINE_integer("ignore_label", 255, "image_folder: the label of pixels that count nowhere.")
-_WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Number of processes that read pictures.", lower_bound=1)
+_WORKERS = flags.DEFINE_integer(
+    "workers", os.cpu_count() or 1, "Number of processes that read pictures.", lower_bound=1
+)
 _SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Leave out what cannot be used, and list it.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set if it is there.")
 _CHECK = flags.DEFINE_bool(
@@ -61,7 +63,7 @@ def _image_folder(data_dir, skip_bad):
 
     return ImageFolder(
         data_dir,
-        _SOURCE.value,
+        commands.required(_SOURCE),
         class_names=_CLASS_NAMES.value,
         label_map=_LABEL_MAP.value,
         ignore_label=_IGNORE_LABEL.value,
@@ -73,13 +75,15 @@ def _image_folder(data_dir, skip_bad):
 def _cityscapes(data_dir, skip_bad):
     from dlv3p_jax.data.cityscapes import Cityscapes
 
-    return Cityscapes(data_dir, _SOURCE.value, workers=_WORKERS.value, skip_bad=skip_bad)
+    return Cityscapes(data_dir, commands.required(_SOURCE), workers=_WORKERS.value, skip_bad=skip_bad)
 
 
 def _voc2012(data_dir, skip_bad):
     from dlv3p_jax.data.voc2012 import Voc2012
 
-    return Voc2012(data_dir, _SOURCE.value, sbd_folder=_SBD.value, workers=_WORKERS.value, skip_bad=skip_bad)
+    return Voc2012(
+        data_dir, commands.required(_SOURCE), sbd_folder=_SBD.value, workers=_WORKERS.value, skip_bad=skip_bad
+    )
 
 
 _OF_A_SOURCE = (_SOURCE, _CLASS_NAMES, _LABEL_MAP, _IGNORE_LABEL, _SBD, _SKIP_BAD)
@@ -142,23 +146,24 @@ def _prepare(name: str, config: str) -> None:
 
     start = time.perf_counter()
     data_dir, overwrite, remote = _DATA_DIR.value, _OVERWRITE.value, staging.is_remote(_DATA_DIR.value)
+    here: str | os.PathLike = data_dir
     if remote:
         commands.configure_logging()  # shows how far the copy is
         if staging.is_there(name, records.VERSION, data_dir) and not overwrite:
             raise DatasetError(f"{data_dir.rstrip('/')}/{name} is prepared already; add --overwrite to replace it")
-        data_dir, overwrite = staging.local_data_dir(data_dir), True  # what is here is a copy of what is there, or was
-    dataset, made_by = builder.prepare_dataset(name, make_builder, data_dir, overwrite)
+        here, overwrite = staging.local_data_dir(data_dir), True  # what is here is a copy of what is there, or was
+    dataset, made_by = builder.prepare_dataset(name, make_builder, here, overwrite)
     if remote:
-        staging.upload(name, records.VERSION, _DATA_DIR.value)
+        staging.upload(name, records.VERSION, data_dir)
     seconds = time.perf_counter() - start
     _warn(*made_by.remarks, *summary.warnings(dataset))
     if made_by.problems:
         print(f"Skipped (all are in skipped.txt): {builder.describe_problems(made_by.problems)}")
     print(summary.table(dataset))
     count = sum(map(dataset.num_pictures, dataset.splits))
-    where = f"{_DATA_DIR.value.rstrip('/')}/{name} and {dataset.folder}" if remote else dataset.folder
+    where = f"{data_dir.rstrip('/')}/{name} and {dataset.folder}" if remote else dataset.folder
     print(f"Wrote {where} in {seconds:.1f} s ({count / seconds:.0f} pictures/s). Train on it with")
-    print(f"  python -m dlv3p_jax.main --config={config} --config.data_dir={_DATA_DIR.value}")
+    print(f"  python -m dlv3p_jax.main --config={config} --config.data_dir={data_dir}")
 
 
 def _check_source(name: str) -> None:
