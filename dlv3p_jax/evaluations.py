@@ -1,4 +1,4 @@
-"""The evaluations that lie in a workdir, read again and checked."""
+"""The files of evaluations in a workdir: written, and read again and checked."""
 
 import dataclasses
 import functools
@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import numpy as np
+import PIL.Image
+from absl import logging
 from etils import epath
 
 from dlv3p_jax import bootstrap, metrics, picture_scores
@@ -83,6 +85,40 @@ class Evaluation:
     def interval(self, name: str) -> np.ndarray | None:
         """That of a score, (lower, upper) in the last axis; None where there are none."""
         return None if self.intervals is None else self.intervals[name]
+
+
+def write(
+    folder: epath.Path,
+    name: str,
+    views: str,
+    report: dict[str, Any],
+    sheet: PIL.Image.Image,
+    pictures: picture_scores.PictureScores,
+) -> None:
+    """Writes NAME.json and NAME.png, the same as NAME.VIEWS.*, and NAME.VIEWS.npz; each is whole or not there.
+
+    What is overwritten of another run's checkpoint is logged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    before, now = _checkpoint_in(folder / f"{name}.{views}.json"), report["checkpoint"]
+    if before is not None and before.split("/checkpoints/")[0] != now.split("/checkpoints/")[0]:
+        logging.warning("%s/%s.%s.json was of %s, and is now of %s", folder, name, views, before, now)
+    for stem in (name, f"{name}.{views}"):
+        unfinished = folder / f".{stem}.unfinished"
+        unfinished.write_text(json.dumps(report, indent=2) + "\n")
+        unfinished.replace(folder / f"{stem}.json")
+        with unfinished.open("wb") as file:
+            sheet.save(file, format="PNG")
+        unfinished.replace(folder / f"{stem}.png")
+    picture_scores.write(folder / f"{name}.{views}.npz", pictures)
+
+
+def _checkpoint_in(report: epath.Path) -> str | None:
+    """The checkpoint that a report is of; None if there is no such report, or it does not say."""
+    try:
+        return json.loads(report.read_text())["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read(workdir: epath.Path, step: int | None = None) -> list[Evaluation]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from dlv3p_jax import (
     checkpoints,
     configuration,
     evaluate,
+    evaluations,
     metrics,
     picture_scores,
     provenance,
@@ -50,6 +50,7 @@ class Result:
     seconds: float
     title: str
     path: epath.Path
+    step: int
 
 
 def prepare_run(config) -> tuple[ml_collections.FrozenConfigDict, records.Dataset, Mesh]:
@@ -203,17 +204,17 @@ def make_evaluator(
                 for kind, index in pictures.choose()
             )
             kept = picture_scores.PictureScores(tuple(names), pictures.counts, shown)
-            write_report(workdir / "eval", name, views, report, sheet, kept)
+            evaluations.write(workdir / "eval", name, views, report, sheet, kept)
         _warn_of_degenerate(matrix, dataset.class_names, absent_class)
         title = f"{dataset.title} {config.eval_split}, {views}: {checkpoint}, step {step}{' (ema)' if suffix else ''}"
-        return Result(summary, sheet, len(sizes), seconds, title, workdir / "eval" / name)
+        return Result(summary, sheet, len(sizes), seconds, title, workdir / "eval" / name, step)
 
     return run
 
 
 def evaluate_checkpoint(
     config, workdir: epath.PathLike | None, checkpoint: epath.PathLike | None = None, absent_class: str = "nan"
-) -> dict[str, Any]:
+) -> Result:
     """Evaluates a checkpoint, or the best one of `workdir`, with the views of `config.eval`, and prints the table.
 
     Args:
@@ -224,7 +225,7 @@ def evaluate_checkpoint(
       absent_class: see `metrics.summarize`.
 
     Returns:
-      What `metrics.summarize` says; of the averaged model where the checkpoint holds one, which is evaluated as well.
+      The result; of the averaged model where the checkpoint holds one, which is evaluated as well.
 
     Raises:
       ValueError: configuration, data set, mesh or checkpoint cannot be used; subclasses name what.
@@ -235,7 +236,7 @@ def evaluate_checkpoint(
     if trained is not None:
         configuration.check_model(config, configuration.read(trained), path)
     if workdir is None:
-        workdir = home(path)
+        workdir = path if trained is None else trained.parent
     meta = checkpoints.read_meta(path)
     lines = checkpoints.other_classes(meta, dataset.class_names)
     if lines:
@@ -253,57 +254,12 @@ def evaluate_checkpoint(
         variables, _ = checkpoints.fit_variables(variables, expected, allow_new_head=False, source=path)
         result = run(sharding.replicate(mesh, variables), meta["step"], suffix)
         print_result(result, dataset)
-    return result.summary
-
-
-def home(checkpoint: epath.PathLike) -> epath.Path:
-    """The workdir that a checkpoint belongs to, which holds its config.json; where there is none, its own folder.
-
-    Raises:
-      CheckpointError: it is none.
-    """
-    path = checkpoints.find(checkpoint)
-    trained = checkpoints.find_config(path)
-    return path if trained is None else trained.parent
+    return result
 
 
 def init_variables(config, model) -> steps.Variables:
     """Fresh variables, decided by the seed; a small picture will do, since no parameter's shape depends on its size."""
     return model.init(jax.random.key(config.seed), np.zeros((1, 32, 32, 3), np.float32), train=False)
-
-
-def write_report(
-    folder: epath.Path,
-    name: str,
-    views: str,
-    report: dict[str, Any],
-    sheet: PIL.Image.Image,
-    pictures: picture_scores.PictureScores,
-) -> None:
-    """Writes NAME.json and NAME.png, the same as NAME.VIEWS.*, and NAME.VIEWS.npz; each is whole or not there.
-
-    What is overwritten of another run's checkpoint is logged.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    before, now = _checkpoint_in(folder / f"{name}.{views}.json"), report["checkpoint"]
-    if before is not None and before.split("/checkpoints/")[0] != now.split("/checkpoints/")[0]:
-        logging.warning("%s/%s.%s.json was of %s, and is now of %s", folder, name, views, before, now)
-    for stem in (name, f"{name}.{views}"):
-        unfinished = folder / f".{stem}.unfinished"
-        unfinished.write_text(json.dumps(report, indent=2) + "\n")
-        unfinished.replace(folder / f"{stem}.json")
-        with unfinished.open("wb") as file:
-            sheet.save(file, format="PNG")
-        unfinished.replace(folder / f"{stem}.png")
-    picture_scores.write(folder / f"{name}.{views}.npz", pictures)
-
-
-def _checkpoint_in(report: epath.Path) -> str | None:
-    """The checkpoint that a report is of; None if there is no such report, or it does not say."""
-    try:
-        return json.loads(report.read_text())["checkpoint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def print_result(result: Result, dataset: records.Dataset) -> None:

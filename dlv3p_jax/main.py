@@ -82,13 +82,12 @@ def _run(argv: list[str]) -> None:
         if workdir is not None:
             distributed.check_shared(workdir)
         if _MODE.value == "eval":
-            workdir = workdir or str(evaluator.home(_CHECKPOINT.value))
-            evaluator.evaluate_checkpoint(config, workdir, _CHECKPOINT.value, _ABSENT_CLASS.value)
+            result = evaluator.evaluate_checkpoint(config, workdir, _CHECKPOINT.value, _ABSENT_CLASS.value)
+            reporting.write_after_run(result.path.parent.parent, result.step)
         else:
             for note in pretrained.recipe_notes(name, config):
                 logging.info("%s", note)
             train.train_and_evaluate(config, workdir, told.reached, _HANG_TIMEOUT.value)
-        if jax.process_index() == 0:
             reporting.write_after_run(workdir)
     except preemption.Preempted as error:
         # A second one, while Python ends and has no handlers, would kill.

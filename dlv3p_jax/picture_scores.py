@@ -140,8 +140,9 @@ def write(path: epath.Path, scores: PictureScores) -> None:
         for part in ("image", "label", "prediction"):
             arrays[f"{part}_{number}"] = np.frombuffer(getattr(shown, part), np.uint8)
     unfinished = path.with_name(f".{path.stem}.unfinished")
-    with unfinished.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    unfinished.write_bytes(file.getvalue())
     unfinished.replace(path)
 
 
@@ -154,7 +155,7 @@ def read(path: epath.Path) -> PictureScores | None:
     if not path.exists():
         return None
     try:
-        with path.open("rb") as file, np.load(io.BytesIO(file.read())) as arrays:
+        with np.load(io.BytesIO(path.read_bytes())) as arrays:
             shown = [
                 Shown(str(kind), int(index), *(arrays[f"{p}_{n}"].tobytes() for p in ("image", "label", "prediction")))
                 for n, (kind, index) in enumerate(zip(arrays["shown_kinds"], arrays["shown_indices"], strict=True))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import PIL.Image
 from absl import logging
@@ -72,10 +73,15 @@ def write_report(workdir: epath.PathLike, output: epath.PathLike | None = None, 
     return output
 
 
-def write_after_run(workdir: epath.PathLike) -> None:
-    """Writes the report of a run that is done and prints where; whatever goes wrong is one line of warning."""
+def write_after_run(workdir: epath.PathLike, step: int | None = None) -> None:
+    """In process 0, writes the report of a run that is done and prints where.
+
+    Whatever goes wrong is one line of warning. `step` is that of `write_report`.
+    """
+    if jax.process_index() > 0:
+        return
     try:
-        print(f"page: {write_report(workdir)}", flush=True)
+        print(f"page: {write_report(workdir, step=step)}", flush=True)
     except Exception as error:
         logging.debug("The traceback of the warning below", exc_info=True)
         logging.warning("%s has no report.html: %s", workdir, error)
@@ -179,15 +185,14 @@ def _facts(found: Sequence[Evaluation], scalars: Mapping[str, Sequence[events.Po
     report = found[0].report
     facts = [("trained", line) for line in _training(scalars)]
     for evaluation in found:
-        seconds, number = evaluation.report["seconds"], evaluation.report["num_pictures"]
-        speed = f"{seconds:.1f} s, {number / seconds:.2f} pictures/s, with reading and compiling"
-        facts.append((f"evaluated, {evaluation.title}", f"{speed}; on {evaluation.report.get('devices', 'unknown')}"))
+        then, seconds = evaluation.report, evaluation.report["seconds"]
+        speed = f"{seconds:.1f} s, {then['num_pictures'] / seconds:.2f} pictures/s, with reading and compiling"
+        circumstances = (then.get("date"), speed, then.get("devices"), then["checkpoint"])
+        facts.append((f"evaluated, {evaluation.title}", "; ".join(filter(None, circumstances))))
     versions = ", ".join(f"{name} {version}" for name, version in report.get("versions", {}).items())
     return facts + [
-        ("evaluated at", report.get("date", "unknown")),
         ("version", ", ".join(filter(None, (f"dlv3p_jax {report['version']}", versions)))),
         ("git revision", report.get("git_revision") or "unknown"),
-        ("checkpoint", report["checkpoint"]),
     ]
 
 

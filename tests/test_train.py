@@ -135,9 +135,9 @@ def test_another_configuration_is_refused_with_both_values(finished, data_dir):
 def test_evaluating_the_checkpoint_gives_the_score_of_the_run(finished, data_dir):
     workdir, _ = finished
     before = json.loads((workdir / "eval" / f"{LAST}.json").read_text())
-    summary = evaluator.evaluate_checkpoint(make_config(data_dir), workdir)
+    result = evaluator.evaluate_checkpoint(make_config(data_dir), workdir)
     after = json.loads((workdir / "eval" / f"{LAST}.json").read_text())
-    assert after["confusion_matrix"] == before["confusion_matrix"] and summary["mIoU"] == before["mIoU"]
+    assert after["confusion_matrix"] == before["confusion_matrix"] and result.summary["mIoU"] == before["mIoU"]
 
 
 def test_scores_equal_plain_numpy_on_the_label_files_whatever_the_batch_and_devices(finished, data_dir, tmp_path):
