@@ -27,13 +27,15 @@ def describe() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "version": __version__,
         "versions": versions,
-        "git_revision": _git_revision(pathlib.Path(__file__).resolve()),
+        "git_revision": git_revision(pathlib.Path(__file__).resolve()),
     }
 
 
-def _git_revision(file: pathlib.Path) -> str | None:
+def git_revision(file: pathlib.Path) -> str | None:
+    """That of the repository which holds `file`, with '-dirty' where anything was changed; None if none does."""
+
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(file.parent), *arguments]
+        command = ["git", "--no-optional-locks", "-C", str(file.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
