@@ -18,7 +18,7 @@ from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 
 # Features of 8 x 4: sub-images, but on 1x8. Of 9 x 3: dilations up to 36, on rows that do not divide; there, whole
 # pictures on each device are nothing new.
-MESHES = {(64, 32): [(8, 1), (4, 2), (2, 4), (1, 8)], (72, 24): [(2, 4), (1, 8)]}
+MESHES = {(64, 32): [(8, 1), (2, 4), (1, 8)], (72, 24): [(2, 4)]}
 
 
 def make_config(**changes):
@@ -66,7 +66,7 @@ def make_batch(size, batch_size=8):
 
 
 def train(mesh, variables, size):
-    """Five steps of training, and the logits and counts of the network that comes out."""
+    """Three steps of training, and the logits and counts of the network that comes out."""
     config, model = make_config(), make_model()
     replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
     step = sharding.jit(
@@ -75,7 +75,7 @@ def train(mesh, variables, size):
     batch = sharding.put_batch(mesh, make_batch(size))
     state = sharding.replicate(mesh, steps.create_train_state(config, model, variables))
     rng = jax.device_put(jax.random.key(0), replicated)
-    for _ in range(5):
+    for _ in range(3):
         state, scalars = step(state, batch, rng)
 
     def predict(variables, batch):
@@ -142,7 +142,7 @@ def test_an_evaluation_gathers_nothing_and_needs_a_part_of_the_memory(size, monk
     assert memory[0] <= memory[1] / 3, memory
 
 
-@pytest.mark.parametrize("shape", [(8, 1), (2, 4), (1, 8)])
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
 def test_a_training_step_gathers_no_activations(shape):
     jax.config.update("jax_enable_x64", False)
     mesh, model, config = sharding.make_mesh(*shape), make_model(jnp.float32), make_config()

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from flax import traverse_util
 
 from configs import common
@@ -27,8 +28,8 @@ def test_logits_are_those_of_the_fast_network(settings, size):
     model, plain = build_model(config), straightforward.build(config)
     images = jax.random.normal(jax.random.key(1), (2, *size, 3))
     variables = workloads.init_variables(config)
-    expected = jax.jit(lambda v, x: plain.apply(v, x, train=False))(variables, images)
-    actual = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    expected = quick.jit(lambda v, x: plain.apply(v, x, train=False))(variables, images)
+    actual = quick.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * float(expected.std()))
 
 

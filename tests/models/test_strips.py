@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 
 from dlv3p_jax import sharding
 from dlv3p_jax.models import ops
@@ -84,7 +85,7 @@ def test_logits_gradients_and_statistics_are_those_of_whole_pictures(monkeypatch
         dtype=jnp.float64,
     )
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 32, 3)))
-    variables = jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
+    variables = quick.jit(lambda: model.init(jax.random.key(0), images, train=False))()
     variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
 
     def run(images):
@@ -94,7 +95,7 @@ def test_logits_gradients_and_statistics_are_those_of_whole_pictures(monkeypatch
 
         return jax.grad(loss, has_aux=True)(variables["params"])
 
-    expected = jax.jit(run)(images)
+    expected = quick.jit(run)(images)
     split = []
     # Strips as on a TPU, all else in the forms that a CPU is quick with.
     like_a_tpu = types.SimpleNamespace(platform=lambda: "tpu", num_row_shards=lambda: 1, num_picture_shards=lambda: 1)
@@ -103,6 +104,6 @@ def test_logits_gradients_and_statistics_are_those_of_whole_pictures(monkeypatch
         "dlv3p_jax.models.ops.add_neighbours",
         lambda x, strips, add=ops.add_neighbours, **options: split.append(strips) or add(x, strips, **options),
     )
-    found = jax.jit(lambda images: run(images))(images)
+    found = quick.jit(lambda images: run(images))(images)
     assert split == 10 * [4] + 2 * [8]  # stem, pooling and three stages; the decoder, of more rows
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)

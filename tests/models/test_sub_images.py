@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 
 from dlv3p_jax.models import ops
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
@@ -62,7 +63,7 @@ ODD = [(1, 1), (8, 8), (17, 31), (33, 64), (40, 48), (63, 65), (64, 33), (72, 56
 @pytest.fixture(scope="module")
 def variables():
     model = make_model().clone(dtype=jnp.float32)
-    return jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))()
+    return quick.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))()
 
 
 @pytest.fixture
@@ -77,10 +78,10 @@ def cuts(monkeypatch):
 def test_the_network_is_the_plain_one(size, variables, cuts, monkeypatch, in_float64):
     model = make_model()
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 3)))
-    ours = jax.jit(lambda images: model.apply(variables, images, train=False))(images)
+    ours = quick.jit(lambda images: model.apply(variables, images, train=False))(images)
     assert cuts == ([0, 1] if all(-(-side // 8) % 4 == 0 for side in size) else [0])
     monkeypatch.setattr(ops, "can_cut", lambda x, n=0: False)
-    expected = jax.jit(lambda images: model.apply(variables, images, train=False))(images)
+    expected = quick.jit(lambda images: model.apply(variables, images, train=False))(images)
     assert len(cuts) <= 2
     np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12)
 
@@ -101,7 +102,7 @@ def test_gradients_and_statistics_are_the_plain_ones_and_odd_rates_see_whole_pic
 ):
     model = make_model(output_stride, rates)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)))
-    variables = jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
+    variables = quick.jit(lambda: model.init(jax.random.key(0), images, train=False))()
     variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
 
     def gradient(images):
@@ -111,7 +112,7 @@ def test_gradients_and_statistics_are_the_plain_ones_and_odd_rates_see_whole_pic
 
         return jax.grad(loss, has_aux=True)(variables["params"])
 
-    ours = jax.jit(gradient)(images)
+    ours = quick.jit(gradient)(images)
     monkeypatch.setattr(ops, "can_cut", lambda x, n=0: False)
-    expected = jax.jit(lambda images: gradient(images))(images)
+    expected = quick.jit(lambda images: gradient(images))(images)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), ours, expected)
