@@ -1,8 +1,9 @@
 """ONNX: the network written in ONNX's own operations, for pictures of any size and number.
 
-No converter is used. The one that reads JAX's programs, jax2onnx, writes files that ONNX Runtime refuses (a pooling
-window over four axes, sizes of 0 that ONNX takes for "as before"), for one size; and tf2onnx does not read what jax2tf
-writes. What is written here has the few operations that every runtime is fast with.
+No converter is used, for none takes this network. jax2onnx 0.17, which reads JAX's programs, writes a file that ONNX
+Runtime refuses (a pooling window over four axes, sizes of 0 that mean "as before" in ONNX), for one size, and asks for
+an older Orbax than ours. tf2onnx 1.17 stops at the one form of SavedModel that JAX still writes. What is written here
+are the few operations that every runtime is fast with, and every file is compared with the network before it is there.
 """
 
 import pathlib

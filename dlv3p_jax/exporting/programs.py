@@ -10,7 +10,7 @@ from dlv3p_jax import preprocess, sharding
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def predict(model, variables, images: jax.Array, platforms=PLATFORMS) -> dict[str, jax.Array]:
+def predict(model, variables, images: jax.Array) -> dict[str, jax.Array]:
     """Labels and logits, in the forms that each platform is fast with; which one is decided where the program runs.
 
     The forms of the network's operations (`models.ops`) are chosen while it is traced, for the platform that it is
@@ -19,16 +19,16 @@ def predict(model, variables, images: jax.Array, platforms=PLATFORMS) -> dict[st
     Args:
         model, variables: a network and its weights.
         images: uint8 `[B, H, W, 3]`, RGB. B may be a symbolic dimension, H and W have to be numbers.
-        platforms: some of `PLATFORMS`, what `jax.export` or the like lowers this for.
 
     Returns:
         `labels`, uint8 `[B, H, W]`, and `logits`, float32 `[B, H, W, num_classes]`.
     """
-    programs = {platform: functools.partial(_predict_on, platform, model) for platform in platforms}
+    programs = {platform: functools.partial(predict_on, platform, model) for platform in PLATFORMS}
     return jax.lax.platform_dependent(variables, images, **programs)
 
 
-def _predict_on(platform, model, variables, images):
+def predict_on(platform: str, model, variables, images: jax.Array) -> dict[str, jax.Array]:
+    """The same, in the forms of one platform wherever it runs."""
     device = jax.sharding.AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
     mesh = sharding.make_mesh(1, 1).abstract_mesh.update(abstract_device=device)
 
