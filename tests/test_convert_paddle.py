@@ -218,25 +218,6 @@ def test_nothing_is_overwritten(state, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pdparams", "out"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--output=x"], "give --pdparams=FILE or --weights=NAME"),
-        (["--output=x", "--pdparams=a", "--weights=b"], "give --pdparams=FILE or --weights=NAME"),
-        (["--output=x", "--pdparams=a"], "give --config=FILE with --pdparams"),
-        (["--output=x", "--reverse"], "--reverse takes --checkpoint and --output"),
-        ([*NETWORK, "--pdparams=a"], "give --output"),
-        ([*NETWORK, "--output=x", "--pdparams=/no/such.pdparams"], "/no/such.pdparams"),
-        (["--output=x", "--weights=cityscapes_r5"], "cityscapes_r50"),
-    ],
-)
-def test_wrong_commands_end_in_a_line(arguments, message):
-    result = run(*arguments)
-    assert result.returncode == 1
-    assert message in result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
-
-
 def test_a_model_that_paddleseg_trained_scores_here_what_it_scored_there(shared, tmp_path):
     equivalence.prepare_trained(shared, tmp_path)
     # The two others take as long again; docs/equivalence.md has all four, and test_evaluate.py their definitions.

@@ -170,22 +170,6 @@ def test_the_command_writes_a_backbone_to_train_from(weights, state, tmp_path):
     np.testing.assert_array_equal(statistics["var"], state["bn1.running_var"])
 
 
-def test_wrong_use_ends_in_one_line(weights, tmp_path):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "a").touch()
-    for arguments, message in (
-        ([f"--output={tmp_path / 'new'}"], "give --weights"),
-        ([f"--weights={tmp_path / 'none'}", f"--output={tmp_path / 'new'}"], f"{tmp_path / 'none'} is not there"),
-        ([f"--weights={weights}", f"--output={tmp_path / 'full'}"], f"{tmp_path / 'full'} exists and is not empty"),
-        ([f"--weights={weights}", "--backbone=resnet18_vd"], "resnet101_vd|resnet152_vd"),
-    ):
-        process = run(*arguments)
-        assert process.returncode != 0
-        assert message in process.stderr
-        assert "Traceback" not in process.stderr
-    assert not (tmp_path / "new").exists()
-
-
 def test_every_wrong_name_is_listed_at_once(state):
     wrong = dict(state)
     del wrong["layer1.0.bn2.running_var"]

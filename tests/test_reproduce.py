@@ -131,18 +131,3 @@ def test_the_table_is_the_published_one():
     words = lines[2].replace("|", " ").split()
     assert words[:5] == ["cityscapes_r50", "cityscapes", "resnet50_vd", "1024x512", "80,000"]
     assert words[5:] == ["80.36", "80.57", "80.81", "81.33"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "give one of cityscapes_r50, "),
-        (["cityscapes_r5"], "give one of cityscapes_r50, "),
-        (["voc_r50", "--data_dir=/no/such"], 'data set "voc2012" is not prepared in /no/such'),
-        (["voc_r50", "--scales=a"], "--scales=a: give numbers"),
-    ],
-)
-def test_wrong_commands_end_in_a_message(arguments, message):
-    result = run(*arguments)
-    assert result.returncode == 1
-    assert message in result.stdout + result.stderr and "Traceback" not in result.stderr

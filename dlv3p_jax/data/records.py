@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -199,7 +200,7 @@ def prepare_command(dataset: str, data_dir: str | os.PathLike) -> str:
 
 
 def _how_to_get(dataset: str) -> str:
-    return f"\n{downloads.HOW_TO[dataset]}" if dataset in downloads.HOW_TO else ""
+    return f"\n{textwrap.indent(downloads.HOW_TO[dataset], '  ')}" if dataset in downloads.HOW_TO else ""
 
 
 def _mend(dataset: str, folder: pathlib.Path, origin: str | None) -> str:
