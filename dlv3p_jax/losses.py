@@ -3,6 +3,7 @@
 import functools
 import numbers
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +141,15 @@ def lovasz(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
     return jnp.sum(errors * weights) / jnp.maximum(jnp.sum(present), 1)
 
 
-def weighted(config) -> Callable[[Array, Array], tuple[Array, dict[str, Array]]]:
+class Loss(Protocol):
+    """What `weighted` returns."""
+
+    def __call__(
+        self, logits: Array, labels: Array, normalizer: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]: ...
+
+
+def weighted(config) -> Loss:
     """The mix of losses that a configuration asks for.
 
     Reads `num_classes`, `ignore_label` and, under `loss`, the weight of each part (0 leaves it out), and the
@@ -159,7 +168,7 @@ def weighted(config) -> Callable[[Array, Array], tuple[Array, dict[str, Array]]]
     class_weights = None if settings.class_weights is None else tuple(settings.class_weights)
     check_weights(settings)
     _check(config.num_classes, class_weights, settings.top_k)
-    functions = {
+    functions: dict[str, Callable[..., Array]] = {
         "cross_entropy": functools.partial(cross_entropy, class_weights=class_weights, top_k=settings.top_k),
         "rmi": rmi,
         "dice": dice,

@@ -47,7 +47,7 @@ def is_backbone(state: Mapping[str, np.ndarray]) -> bool:
 def num_classes_of(state: Mapping[str, np.ndarray]) -> int | None:
     """The number of classes of a whole model, None where `state` holds no classifier."""
     bias = state.get("head.decoder.conv.bias")
-    return None if np.ndim(bias) != 1 else len(bias)
+    return None if bias is None or bias.ndim != 1 else len(bias)
 
 
 def describe(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> dict[str, Any]:

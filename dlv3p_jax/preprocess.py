@@ -65,7 +65,8 @@ def distort(
             return ((piece == pieces.index(name))[:, None] & is_chosen)[..., None]
 
         # The first three are one blend towards different greys; a factor of 1 changes nothing.
-        grey, factor = 0.0, jnp.where(is_chosen, 1 + amount, 1.0)[..., None]
+        grey: Array | float = 0.0
+        factor = jnp.where(is_chosen, 1 + amount, 1.0)[..., None]
         if "contrast" in pieces or "saturation" in pieces:
             luma = _luma(planes)
             grey = jnp.where(selects("contrast"), _mean(luma), grey) if "contrast" in pieces else grey

@@ -115,10 +115,10 @@ def _half_log_det(logits, one_hot):
 def _half_log_det_forward(logits, one_hot):
     # J is the sum of x x^T over the positions, plus the ridge: a I for (p, y), which this basis makes a T T^T.
     to_basis = np.block([[_BASIS, np.zeros_like(_BASIS)], [-_BASIS, _BASIS]])
-    ridge = np.float32(RIDGE * to_basis @ to_basis.T)
+    ridge = (RIDGE * to_basis @ to_basis.T).astype(np.float32)
     size = len(ridge)
     whitening = jnp.broadcast_to(jnp.eye(size, dtype=jnp.float32), (*logits.shape[:2], size, size))
-    value = -np.float32(np.linalg.slogdet(_BASIS).logabsdet)
+    value: jax.Array | np.float32 = -np.float32(np.linalg.slogdet(_BASIS).logabsdet)
     for shift in SHIFTS:
         joint = jax.lax.map(lambda one: _products(_transform(one[2], _regions(*one[:2]))), (logits, one_hot, whitening))
         joint += jnp.einsum("cbij,jk,cblk->cbil", whitening, ridge, whitening, precision=HIGHEST)

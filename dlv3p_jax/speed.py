@@ -17,7 +17,7 @@ from dlv3p_jax import __version__, configuration, sharding, timing, workloads
 KINDS = ("train", "predict", "evaluate", "input")
 
 
-def report(kind: str, config, size: Sequence[int], repeats: int, compile_twice: bool = True) -> dict[str, Any]:
+def report(kind: str, config, size: tuple[int, int], repeats: int, compile_twice: bool = True) -> dict[str, Any]:
     """Measures 'train', 'predict' or 'evaluate' on made batches (for 'input' see `data.throughput.measure`).
 
     Args:

@@ -6,6 +6,9 @@ It is what the fast network is held against: the compiler counts its operations 
 time, and tests compare its logits. Nothing trains or predicts with it.
 """
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -19,7 +22,7 @@ def build(config) -> nn.Module:
 
 
 class _Network(nn.Module):
-    config: object
+    config: Any
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -77,8 +80,10 @@ class _SeparableConvBN(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         channels = x.shape[-1]
-        spatial = dict(size=3, dilation=self.dilation, groups=channels, use_bias=True, relu=False)
-        x = _ConvBN(channels, self.dtype, **spatial, name="depthwise")(x, train)
+        spatial = functools.partial(
+            _ConvBN, size=3, dilation=self.dilation, groups=channels, use_bias=True, relu=False, name="depthwise"
+        )
+        x = spatial(channels, self.dtype)(x, train)
         return _ConvBN(self.features, self.dtype, use_bias=True, name="pointwise")(x, train)
 
 
@@ -92,13 +97,13 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        spatial = dict(size=3, stride=self.stride, dilation=self.dilation)
+        spatial = functools.partial(_ConvBN, size=3, stride=self.stride, dilation=self.dilation)
         if self.bottleneck:
             y = _ConvBN(self.width, self.dtype, name="conv1")(x, train)
-            y = _ConvBN(self.width, self.dtype, **spatial, name="conv2")(y, train)
+            y = spatial(self.width, self.dtype, name="conv2")(y, train)
             y = _ConvBN(4 * self.width, self.dtype, relu=False, name="conv3")(y, train)
         else:
-            y = _ConvBN(self.width, self.dtype, **spatial, name="conv1")(x, train)
+            y = spatial(self.width, self.dtype, name="conv1")(x, train)
             y = _ConvBN(self.width, self.dtype, 3, dilation=self.dilation, relu=False, name="conv2")(y, train)
         if self.first:
             if self.stride == 2:  # "SAME" pads at the end only, and the padding does not count
@@ -108,7 +113,7 @@ class _Block(nn.Module):
 
 
 class _Backbone(nn.Module):
-    model: object
+    model: Any
     dtype: jnp.dtype
 
     @nn.compact
@@ -135,7 +140,7 @@ class _Backbone(nn.Module):
 
 
 class _ASPP(nn.Module):
-    model: object
+    model: Any
     dtype: jnp.dtype
 
     @nn.compact
@@ -143,6 +148,7 @@ class _ASPP(nn.Module):
         channels = self.model.aspp_channels
         branches = []
         for index, rate in enumerate(self.model.aspp_rates, start=1):
+            branch: _ConvBN | _SeparableConvBN
             if rate == 1:
                 branch = _ConvBN(channels, self.dtype, use_bias=True, name=f"branch{index}")
             else:

@@ -7,7 +7,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -55,7 +55,7 @@ def measure(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list
     for name, call in calls.items():
         jax.block_until_ready(call())
         counts[name] = max(1, round(_LEAST_SECONDS / seconds_a_call(call, 1)))
-    times = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
             times[name].append(seconds_a_call(call, counts[name]))
@@ -86,7 +86,7 @@ def count_operations(function: Callable, *arguments) -> float | None:
     return None if not analysis or "flops" not in analysis else float(analysis["flops"])
 
 
-def compile_program(jitted: Callable, arguments: Sequence[Any]) -> Compiled:
+def compile_program(jitted: jax.stages.Wrapped, arguments: Sequence[Any]) -> Compiled:
     """Traces and compiles for `arguments`, and takes the time of both."""
     start = time.perf_counter()
     lowered = jitted.lower(*arguments)
@@ -95,7 +95,7 @@ def compile_program(jitted: Callable, arguments: Sequence[Any]) -> Compiled:
     return Compiled(program, traced - start, time.perf_counter() - traced)
 
 
-def compile_twice(jitted: Callable, arguments: Sequence[Any]) -> tuple[Compiled, Compiled]:
+def compile_twice(jitted: jax.stages.Wrapped, arguments: Sequence[Any]) -> tuple[Compiled, Compiled]:
     """Compiles with an empty persistent cache, forgets all but that cache, and compiles again: (cold, cached).
 
     The cache is a temporary folder; where the user has one of his own, it is not touched.
@@ -122,7 +122,7 @@ def compile_twice(jitted: Callable, arguments: Sequence[Any]) -> tuple[Compiled,
             compilation_cache.reset_cache()
 
 
-def peak_memory(program: jax.stages.Compiled, devices: Sequence[jax.Device]) -> dict[str, Any]:
+def peak_memory(program: jax.stages.Compiled, devices: Iterable[jax.Device]) -> dict[str, Any]:
     """{'bytes', 'source'}: the most memory that was in use on any of the devices.
 
     'device': what the device says, of the whole process so far. 'compiler': where it says nothing, as CPUs do, what the
@@ -132,6 +132,7 @@ def peak_memory(program: jax.stages.Compiled, devices: Sequence[jax.Device]) -> 
     if all("peak_bytes_in_use" in stat for stat in stats):
         return {"bytes": max(stat["peak_bytes_in_use"] for stat in stats), "source": "device"}
     plan = program.memory_analysis()
+    assert plan is not None  # every compiler has one
     total = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
     return {"bytes": total, "source": "compiler"}
 

@@ -37,7 +37,7 @@ class Workload(NamedTuple):
     name: str
     pictures: int
     size: tuple[int, int]
-    jitted: Callable
+    jitted: jax.stages.Wrapped
     arguments: tuple
     advance: Callable[[tuple, Any], tuple]
     count_operations: Callable[[], float | None]
@@ -129,7 +129,7 @@ def train(config, mesh: Mesh, variables: steps.Variables, dtype=np.uint8, build:
     )
 
 
-def predict(config, mesh: Mesh, variables: steps.Variables, size: Sequence[int], scale: float = 1.0) -> Workload:
+def predict(config, mesh: Mesh, variables: steps.Variables, size: tuple[int, int], scale: float = 1.0) -> Workload:
     """A forward pass of `eval.batch_size` normalised pictures of (height, width) `size` times `scale`, to logits.
 
     Raises:
@@ -158,7 +158,7 @@ def evaluate_views(
     config,
     mesh: Mesh,
     variables: steps.Variables,
-    size: Sequence[int],
+    size: tuple[int, int],
     name: str,
     scales: Sequence[float],
     flip: bool,
@@ -170,10 +170,10 @@ def evaluate_views(
     """
     config = config.copy_and_resolve_references()
     config.eval.scales, config.eval.flip = tuple(scales), flip
-    size, batch_size = tuple(size), config.eval.batch_size
+    batch_size = config.eval.batch_size
     sharding.check_batch(mesh, batch_size, size[0], "config.eval.batch_size")
     batch = made_batch(config, batch_size, size)
-    batch["size"] = np.tile(np.int32(size), (batch_size, 1))
+    batch["size"] = np.tile(np.array(size, np.int32), (batch_size, 1))
     replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
     jitted = sharding.jit(
         mesh,
@@ -187,17 +187,19 @@ def evaluate_views(
         arguments = (sharding.replicate(mesh, variables), sharding.put_batch(mesh, batch))
 
     def count() -> float | None:
-        passes = [_windows(config.eval, _scaled(padded_size(config, size), scale)) for scale in scales]
-        counts = [_forward_operations(config, variables, batch_size, view) for view, _ in passes]
-        if None in counts:
-            return None
-        total = sum(operations * times for operations, (_, times) in zip(counts, passes, strict=True))
+        total = 0.0
+        for scale in scales:
+            view, times = _windows(config.eval, _scaled(padded_size(config, size), scale))
+            operations = _forward_operations(config, variables, batch_size, view)
+            if operations is None:
+                return None
+            total += operations * times
         return (2 if flip else 1) * total
 
     return Workload(name, batch_size, size, jitted, arguments, _same, count)
 
 
-def evaluations(config, mesh: Mesh, variables: steps.Variables, size: Sequence[int]) -> list[Workload]:
+def evaluations(config, mesh: Mesh, variables: steps.Variables, size: tuple[int, int]) -> list[Workload]:
     """Plain, flip, and flip + scales."""
     return [evaluate_views(config, mesh, variables, size, name, *views) for name, views in named_views(config).items()]
 
@@ -218,7 +220,8 @@ def scales_of(config) -> tuple[float, ...]:
 
 def padded_size(config, size: Sequence[int]) -> tuple[int, int]:
     """What evaluation pads pictures of (height, width) `size` to."""
-    return tuple(size) if config.eval_size is None else tuple(map(max, size, config.eval_size))
+    height, width = size if config.eval_size is None else map(max, size, config.eval_size)
+    return height, width
 
 
 def _are_shapes(variables) -> bool:
@@ -238,14 +241,15 @@ def _next_step(arguments, result):
 
 
 def _scaled(size: Sequence[int], scale: float) -> tuple[int, int]:
-    return tuple(max(math.floor(side * scale + 0.5), 1) for side in size)
+    height, width = (max(math.floor(side * scale + 0.5), 1) for side in size)
+    return height, width
 
 
 def _windows(settings, view: tuple[int, int]) -> tuple[tuple[int, int], int]:
     """The size of what the network sees of a view at once, and how often it looks."""
     if settings.window is None:
         return view, 1
-    window = tuple(map(min, settings.window, view))
+    window = (min(settings.window[0], view[0]), min(settings.window[1], view[1]))
     strides = settings.stride or tuple(max(side * 2 // 3, 1) for side in settings.window)
     places = (max(math.ceil((side - w) / stride), 0) + 1 for side, w, stride in zip(view, window, strides, strict=True))
     return window, math.prod(places)

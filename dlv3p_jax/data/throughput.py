@@ -19,7 +19,7 @@ _MADE_PICTURES = 8  # more than a processor's cache holds
 _CLASSES = 19
 
 
-def report(config, size: Sequence[int] | None, repeats: int, turn_seconds: float = 3.0) -> dict[str, Any]:
+def report(config, size: tuple[int, int] | None, repeats: int, turn_seconds: float = 3.0) -> dict[str, Any]:
     """Measures pictures a second from records to batches of crops, with decoding and with decoded pictures kept.
 
     Args:
@@ -103,7 +103,7 @@ def measure(
     `read(seconds)` reads for so long and gives the number of pictures. A turn begins when the others have ceased to
     read ahead; what it has read ahead itself is read first and not counted.
     """
-    times = {name: [] for name in reads}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in reads}
     for _ in range(repeats):
         for name, read in reads.items():
             wait_until_idle()
@@ -136,7 +136,7 @@ def summary(name: str, times: Sequence[tuple[float, float]], cores: int) -> dict
     }
 
 
-def make_dataset(folder: pathlib.Path, size: Sequence[int], count: int = _MADE_PICTURES) -> records.Dataset:
+def make_dataset(folder: pathlib.Path, size: tuple[int, int], count: int = _MADE_PICTURES) -> records.Dataset:
     """Prepares `count` made pictures of (height, width) `size`, as PNGs of about the bytes a pixel of Cityscapes'."""
     for split, pictures in (("train", count), ("val", 1)):
         for kind in ("images", "labels"):
@@ -153,7 +153,7 @@ def make_dataset(folder: pathlib.Path, size: Sequence[int], count: int = _MADE_P
     return prepared
 
 
-def made_picture(size: Sequence[int], index: int) -> tuple[np.ndarray, np.ndarray]:
+def made_picture(size: tuple[int, int], index: int) -> tuple[np.ndarray, np.ndarray]:
     """Smooth surfaces with the noise of a camera, and a label of regions: uint8 [H, W, 3], uint8 [H, W]."""
     rng = np.random.default_rng(index)
     coarse = canvas.smooth_noise(rng, size, 120)

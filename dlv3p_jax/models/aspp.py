@@ -30,6 +30,7 @@ class ASPP(nn.Module):
         branches = []
         for index, rate in enumerate(self.rates, start=1):
             name = f"branch{index}"
+            branch: ConvBN | SeparableConvBN
             if rate == 1:
                 branch = ConvBN(self.channels, dtype=self.dtype, name=name)
             else:

@@ -18,6 +18,7 @@ convolutions unevenly, which PaddleSeg does not.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -202,7 +203,7 @@ def avg_pool2x2(x: jax.Array) -> jax.Array:
 
 
 def resize(
-    x: jax.Array, size: tuple[int, int], align_corners: bool, output_size: tuple[int, int] | None = None
+    x: jax.Array, size: Sequence[int], align_corners: bool, output_size: tuple[int, int] | None = None
 ) -> jax.Array:
     """Bilinear interpolation without antialiasing, as two products with interpolation matrices.
 
@@ -218,9 +219,9 @@ def resize(
         [B, height, width, C] in the type of `x`.
     """
     height, width = x.shape[1:3]
-    output_size = output_size or size
-    rows = _interpolation_matrix(height, size[0], output_size[0], align_corners)
-    columns = _interpolation_matrix(width, size[1], output_size[1], align_corners)
+    last_height, last_width = output_size or size
+    rows = _interpolation_matrix(height, size[0], last_height, align_corners)
+    columns = _interpolation_matrix(width, size[1], last_width, align_corners)
     dot = functools.partial(jnp.einsum, precision=precision(x.dtype))
     if rows is not None:
         # Over the rows that a mesh holds, the product would need all of them everywhere.

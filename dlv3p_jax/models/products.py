@@ -6,6 +6,7 @@ array; sums are float32 at least.
 
 import functools
 import typing
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -74,8 +75,9 @@ class _Tap(typing.NamedTuple):
     output: tuple[slice, ...]
 
 
-def _taps(height: int, width: int, stride: int = 1, dilation: int = 1) -> list[_Tap]:
-    """The taps that see any of a `height` x `width` picture; first the centre one, which sees all of it."""
+def _taps(size: Sequence[int], stride: int = 1, dilation: int = 1) -> list[_Tap]:
+    """The taps that see any of a picture of (height, width) `size`; first the centre one, which sees all of it."""
+    height, width = size
 
     def window(length, tap):
         offset = (tap - 1) * dilation  # input pixel = stride * output pixel + offset
@@ -94,14 +96,14 @@ def _taps(height: int, width: int, stride: int = 1, dilation: int = 1) -> list[_
 
 def count_products(height: int, width: int, dilation: int) -> int:
     """How many products a channel `conv3x3` with stride 1 takes of a picture: its pixels times the taps they see."""
-    windows = (tap.output[1:] for tap in _taps(height, width, dilation=dilation))
+    windows = (tap.output[1:] for tap in _taps((height, width), dilation=dilation))
     return sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in windows)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv3x3(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
     """A 3x3 convolution, see `ops.conv3x3`, as at most nine products of windows."""
-    centre, *others = _taps(*x.shape[1:3], stride, dilation)
+    centre, *others = _taps(x.shape[1:3], stride, dilation)
     total = product(x[centre.input], kernel[1, 1])
     for tap in others:
         total = total.at[tap.output].add(product(x[tap.input], kernel[tap.row, tap.column]))
@@ -119,7 +121,7 @@ def _conv3x3_backward(stride, dilation, residuals, cotangent):
         turned = kernel[::-1, ::-1].swapaxes(2, 3)
         return conv3x3(cotangent, turned, 1, dilation), gradient
     x_gradient = jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
-    for tap in _taps(*x.shape[1:3], stride, dilation):
+    for tap in _taps(x.shape[1:3], stride, dilation):
         products = product(cotangent[tap.output], kernel[tap.row, tap.column].T)
         x_gradient = x_gradient.at[tap.input].add(products)
     return x_gradient.astype(x.dtype), gradient
@@ -131,7 +133,7 @@ conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
 def kernel_gradient(x, kernel, cotangent, stride, dilation):
     """The gradient of the kernel [3, 3, C, D] of a convolution, in its type: nine products, one for each tap."""
     taps = [jnp.zeros(kernel.shape[2:], jnp.promote_types(kernel.dtype, jnp.float32))] * 9
-    for tap in _taps(*x.shape[1:3], stride, dilation):
+    for tap in _taps(x.shape[1:3], stride, dilation):
         taps[3 * tap.row + tap.column] = over_pixels(x[tap.input], cotangent[tap.output])
     return jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
 
@@ -140,7 +142,7 @@ def kernel_gradient(x, kernel, cotangent, stride, dilation):
 def depthwise_conv3x3(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     """A 3x3 convolution of each channel with its own filter, see `ops.depthwise_conv3x3`, as nine multiply-adds."""
     accumulator = jnp.promote_types(x.dtype, jnp.float32)
-    centre, *others = _taps(*x.shape[1:3], dilation=dilation)
+    centre, *others = _taps(x.shape[1:3], dilation=dilation)
 
     def convolve(x):
         x = x.astype(accumulator)
@@ -173,7 +175,7 @@ def depthwise_kernel_gradient(x, cotangent, dilation):
     """The gradient of the kernel of a depthwise convolution, float32 at least [3, 3, 1, C]: a sum for each tap."""
     accumulator = jnp.promote_types(x.dtype, jnp.float32)
     taps = [jnp.zeros(x.shape[3:], accumulator)] * 9
-    for tap in _taps(*x.shape[1:3], dilation=dilation):
+    for tap in _taps(x.shape[1:3], dilation=dilation):
         products = x[tap.input].astype(accumulator) * cotangent[tap.output].astype(accumulator)
         products = products.reshape(-1, x.shape[3])
         # On a CPU a sum written as a product: plain sums of such windows take 1.4 to 1.6 times as long there.

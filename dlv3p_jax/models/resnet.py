@@ -38,13 +38,13 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         conv = functools.partial(ConvBN, use_bias=False, strips=self.strips, dtype=self.dtype)
-        spatial = {"size": 3, "stride": self.stride, "dilation": self.dilation}
+        spatial = functools.partial(conv, size=3, stride=self.stride, dilation=self.dilation)
         if self.bottleneck:
             y = conv(self.width, name="conv1")(x, train)
-            y = conv(self.width, **spatial, name="conv2")(y, train)
+            y = spatial(self.width, name="conv2")(y, train)
             y = conv(4 * self.width, relu=False, name="conv3")(y, train)
         else:
-            y = conv(self.width, **spatial, name="conv1")(x, train)
+            y = spatial(self.width, name="conv1")(x, train)
             y = conv(self.width, size=3, dilation=self.dilation, relu=False, name="conv2")(y, train)
         if self.first:
             x = ops.avg_pool2x2(x) if self.stride == 2 else x
