@@ -153,8 +153,8 @@ def words_of(command: Command) -> list[str]:
         if value == "FOLDER" and dataset:
             value = f"folders/{dataset[1]}"
         words += WORDS.get(word, flag + equals + WORDS.get(value, value)).split()
-    if words[0] == "make":  # with this environment, whatever its age
-        return ["make", "--assume-old=.venv/installed", f"VENV={sys.prefix}", *words[1:]]
+    if words[0] == "make":  # in this environment, into which nothing is installed
+        return ["make", f"--assume-old={sys.prefix}/installed", f"VENV={sys.prefix}", "PYTHON=false", *words[1:]]
     if words[0] == "python":
         words[0] = sys.executable
     if "--check" in words or any(word.startswith("--preview") for word in words):
