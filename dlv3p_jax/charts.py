@@ -66,7 +66,7 @@ def intervals(
         columns: {name: (fractions `[R]`, their intervals `[R, 2]` or None)}; NaN is not drawn.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.6, 0.7 + len(rows) * (0.14 + 0.1 * len(columns))), layout="constrained")
+        figure = Figure(figsize=(4.6, 0.7 + len(rows) * (0.12 + 0.07 * len(columns))), layout="constrained")
         axes = figure.add_subplot()
         offsets = (np.arange(len(columns)) - (len(columns) - 1) / 2) * 0.22
         for (label, (values, bounds)), offset, color in zip(columns.items(), offsets, cycle(COLORS), strict=False):
