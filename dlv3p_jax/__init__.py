@@ -4,7 +4,7 @@ from dlv3p_jax import Segmenter
 labels = Segmenter.from_checkpoint("workdir/mine")("street.jpg")
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dlv3p_jax.segmenter import Segmenter as Segmenter
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name == "Segmenter":  # imports JAX, for which the commands' flags do not wait
         from dlv3p_jax.segmenter import Segmenter
 

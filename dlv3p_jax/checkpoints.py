@@ -8,7 +8,7 @@ the newest. A checkpoint appears under its name only when it is whole.
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import numpy as np
@@ -339,6 +339,10 @@ def read_model(checkpoint: epath.PathLike) -> tuple[steps.Variables, bool]:
     return (read_variables(checkpoint), False) if averaged is None else (averaged, True)
 
 
+@overload
+def read_variables(checkpoint: epath.PathLike, item: Literal["variables"] = ...) -> steps.Variables: ...
+@overload
+def read_variables(checkpoint: epath.PathLike, item: str) -> steps.Variables | None: ...
 def read_variables(checkpoint: epath.PathLike, item: str = "variables") -> steps.Variables | None:
     """{'params': …, 'batch_stats': …} of one checkpoint as NumPy arrays; `item` 'ema' for the averaged, None if absent.
 

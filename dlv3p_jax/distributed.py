@@ -159,7 +159,9 @@ def meet(where: str, seconds: int = 3600) -> None:
     Gloo, for one, gives the slowest 30 s at their first exchange.
     """
     if jax.process_count() > 1:
-        jax_distributed.global_state.client.wait_at_barrier(f"dlv3p_jax {where}", timeout_in_ms=1000 * seconds)
+        client = jax_distributed.global_state.client
+        assert client is not None  # as there are several processes
+        client.wait_at_barrier(f"dlv3p_jax {where}", timeout_in_ms=1000 * seconds)
 
 
 @contextlib.contextmanager
@@ -175,8 +177,9 @@ def ending_together() -> Iterator[None]:
         raise
     except BaseException as error:
         code = error.code if isinstance(error, SystemExit) else "".join(traceback.format_exception(error))
-        together = code is None or isinstance(code, int)  # done, or preempted and saved, which all are at once
-        if together or not jax.distributed.is_initialized() or jax.process_count() == 1:
+        if code is None or isinstance(code, int):  # done, or preempted and saved, which all are at once
+            raise
+        if not jax.distributed.is_initialized() or jax.process_count() == 1:
             raise
         _end(error.__context__ or error, code)
 

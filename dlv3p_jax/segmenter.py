@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from dlv3p_jax import evaluate, preprocess, pretrained, sharding, viz, weights
@@ -58,7 +59,7 @@ class Segmenter:
     """
 
     classes: tuple[str, ...]
-    palette: np.ndarray
+    palette: NDArray[np.uint8]
     config: ml_collections.FrozenConfigDict
     source: str
 
@@ -122,7 +123,7 @@ class Segmenter:
             self._mesh.devices.item(),
         )
 
-    def __call__(self, image: Picture) -> np.ndarray:
+    def __call__(self, image: Picture) -> NDArray[np.int32]:
         """The class of each pixel, int32 `[H, W]` in 0..C-1.
 
         Raises:
@@ -130,11 +131,11 @@ class Segmenter:
         """
         return self._predict("labels", as_array(image)).astype(np.int32)
 
-    def probabilities(self, image: Picture) -> np.ndarray:
+    def probabilities(self, image: Picture) -> NDArray[np.float32]:
         """The probability of each class at each pixel, float32 `[H, W, C]`, of sum 1; raises as a call does."""
         return self._predict("probabilities", as_array(image))
 
-    def overlay(self, image: Picture, alpha: float = 0.5) -> np.ndarray:
+    def overlay(self, image: Picture, alpha: float = 0.5) -> NDArray[np.uint8]:
         """The picture with the classes' colours laid over, uint8 `[H, W, 3]`; raises as a call does.
 
         Args:
@@ -154,7 +155,7 @@ class Segmenter:
     def _predict(self, kind: str, image: np.ndarray) -> np.ndarray:
         return np.asarray(self._programs[kind](self._variables, image))
 
-    def _compile(self, kind: str):
+    def _compile(self, kind: str) -> jax.stages.Wrapped:
         """A program for each size: `(variables, uint8 [H, W, 3])` to uint8 `[H, W]`, or float32 `[H, W, C]`."""
         config, model, views = self.config, self._trained.model, evaluate.views_of(self.config)
 
@@ -172,7 +173,7 @@ class Segmenter:
         return sharding.jit(self._mesh, predict, in_shardings=(everywhere, everywhere), out_shardings=everywhere)
 
 
-def as_array(image: Picture) -> np.ndarray:
+def as_array(image: Picture) -> NDArray[np.uint8]:
     """A picture as uint8 `[H, W, 3]`, RGB, turned as its EXIF orientation says.
 
     Raises:
@@ -194,4 +195,7 @@ def as_array(image: Picture) -> np.ndarray:
 
 
 def _changes(views: Views) -> dict[str, Any]:
-    return {f"eval.{key}": tuple(value) if key == "scales" else value for key, value in views.items()}
+    changes: dict[str, Any] = {f"eval.{key}": value for key, value in views.items()}
+    if "scales" in views:
+        changes["eval.scales"] = tuple(views["scales"])
+    return changes

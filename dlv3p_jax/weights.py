@@ -65,9 +65,10 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
     path = _find(checkpoint)
     of_checkpoint = checkpoints.find_config(path)
     trained = None if of_checkpoint is None else configuration.read(of_checkpoint)
-    if config is None and trained is None:
+    config = trained if config is None else config
+    if config is None:
         raise ValueError(f"no config.json in {path} or above it: give --config=FILE, what it was trained with")
-    config = (trained if config is None else config).copy_and_resolve_references()
+    config = config.copy_and_resolve_references()
     if config.num_classes is None and trained is not None:
         config.num_classes = trained.num_classes
     config.update_from_flattened_dict(changes or {})

@@ -134,7 +134,8 @@ class EvalPlan:
 
 def padded_size(size: Sequence[int], eval_size: Sequence[int] | None) -> tuple[int, int]:
     """What a picture of (height, width) is padded to; larger ones, and all without `eval_size`, keep their own size."""
-    return tuple(size) if eval_size is None else tuple(map(max, size, eval_size))
+    height, width = size if eval_size is None else map(max, size, eval_size)
+    return height, width
 
 
 def plan_evaluation(
@@ -207,7 +208,7 @@ def eval_batches(
         yield {"image": images, "label": labels, "size": sizes, "id": ids}
 
 
-_open_iterators = weakref.WeakSet()
+_open_iterators: weakref.WeakSet[Generator] = weakref.WeakSet()
 
 
 def _closed_at_exit(iterator: Generator) -> Generator:
@@ -244,8 +245,8 @@ def _naming_damage(iterator, pictures_of: Callable[[int], Sequence[int]], datase
                 picture_id, *parts = _read(source, index)
                 try:
                     _, image, label = _decode(picture_id, *parts)
-                except tf.errors.OpError as error:
-                    raise dataset.damaged(split, index, _first_line(error), picture_id) from error
+                except tf.errors.OpError as again:
+                    raise dataset.damaged(split, index, _first_line(again), picture_id) from again
                 _check_sizes(dataset, split, index, picture_id, image, label)
             raise records.DatasetError(
                 f"{split}: one of the records {', '.join(map(str, indices))} of {dataset.folder} could not be read "

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
@@ -82,9 +83,9 @@ def augment_pictures(
         )
         for image, label, index in zip(images, labels, indices, strict=True)
     ]
-    images, labels = (np.stack([part.numpy() for part in parts]) for parts in zip(*crops, strict=True))
+    cut_images, cut_labels = (np.stack([part.numpy() for part in parts]) for parts in zip(*crops, strict=True))
     colors = (ranges.brightness, ranges.contrast, ranges.saturation, ranges.hue)
-    return np.asarray(preprocess.distort(images, jax.random.key(config.seed), *colors)), labels
+    return np.asarray(preprocess.distort(jnp.asarray(cut_images), jax.random.key(config.seed), *colors)), cut_labels
 
 
 def _draw(

@@ -129,7 +129,7 @@ def _newest_version(folder: epath.Path) -> str | None:
     parts = {path.name: path.name.split(".") for path in folder.iterdir()}
     versions = {name: tuple(map(int, numbers)) for name, numbers in parts.items() if all(map(str.isdecimal, numbers))}
     whole = [name for name, numbers in versions.items() if len(numbers) == 3 and (folder / name / _LAST).exists()]
-    return max(whole, key=versions.get, default=None)
+    return max(whole, key=lambda name: versions[name], default=None)
 
 
 def _stats(folder: epath.Path) -> Stats:
