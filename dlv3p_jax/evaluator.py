@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import ml_collections
@@ -92,6 +92,12 @@ def views_name(config) -> str:
     return "-".join(parts)
 
 
+class Evaluator(Protocol):
+    """What `make_evaluator` returns."""
+
+    def __call__(self, variables: steps.Variables, step: int, suffix: str = "") -> Result: ...
+
+
 def make_evaluator(
     config,
     dataset: records.Dataset,
@@ -101,7 +107,7 @@ def make_evaluator(
     absent_class: str = "nan",
     checkpoint: epath.PathLike | None = None,
     between_batches: Callable[[], None] = lambda: None,
-) -> Callable[[steps.Variables, int, str], Result]:
+) -> Evaluator:
     """A function that evaluates variables and writes what it finds; the program is compiled once for each picture size.
 
     `run(variables, step, suffix) -> Result` writes, below WORKDIR/eval, STEP.json and STEP.png and the same once more
