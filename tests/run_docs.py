@@ -60,9 +60,6 @@ WORDS = {
     "streets": "folders/image_folder",
     "camvid": "folders/image_folder",
     "PICTURE_OR_FOLDER…": "folders/image_folder/images/val",
-    "PICTURE": "folders/image_folder/images/val/one.jpg",
-    "street.jpg": "folders/image_folder/images/val/one.jpg",
-    "WORKDIR": "workdir/mine",
     "model.pdparams": "folders/model.pdparams",
     "--height=512": "--height=32",
     "--width=1024": "--width=48",
@@ -181,7 +178,7 @@ def make_scratch(folder: pathlib.Path) -> None:
         run([sys.executable, str(CAMVID / "layouts.py"), layout, str(target), "--limit=4"], folder)
     pictures = folder / "folders" / "image_folder"
     (pictures / "classes.txt").write_text(CAMVID_CLASSES.replace(" ", "\n"))
-    shutil.copy(min((pictures / "images/val").iterdir()), pictures / "images/val/one.jpg")  # listed nowhere
+    shutil.copy(min((pictures / "images/val").iterdir()), folder / "street.jpg")
     module = [sys.executable, "-m"]
     run([*module, "dlv3p_jax.prepare", "--dataset=image_folder", "--source=folders/image_folder"], folder)
     run([*module, "dlv3p_jax.main", "--config=configs/image_folder.py", "--workdir=workdir/mine"], folder)
