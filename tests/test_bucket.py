@@ -84,7 +84,8 @@ def test_a_run_in_a_bucket_is_killed_in_a_save_goes_on_and_is_evaluated(gcs, sta
     report = json.loads(gcs.get("run/eval/6.json"))
     assert report["confusion_matrix"] == undisturbed["confusion_matrix"] and report["checkpoint"] == "gs://bucket/run"
     names = {name.removeprefix("run/") for name in gcs.names() if name.startswith("run/")}
-    assert {"config.json", "eval/6.plain.json", "eval/6.plain.png", "checkpoints/latest/6/commit_success.txt"} <= names
+    assert {"config.json", "checkpoints/latest/6/commit_success.txt", "report.html"} <= names
+    assert {f"eval/6.plain.{suffix}" for suffix in ("json", "npz", "png")} <= names
     assert any(name.startswith("events.out.tfevents.") for name in names)
     assert not [name for name in names if "unfinished" in name]
 
