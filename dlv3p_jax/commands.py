@@ -61,8 +61,7 @@ def check_folder(command: str, flag: str, path: str | os.PathLike) -> None:
         if reason := _why_not_written(os.fspath(path)):
             sys.exit(f"{command}: --{flag}={path} cannot be written: {reason}")
         return
-    path = pathlib.Path(path).absolute()
-    found = next(part for part in (path, *path.parents) if part.exists())
+    found = next(part for part in (pathlib.Path(path), *pathlib.Path(path).parents) if part.exists())
     if not found.is_dir():
         sys.exit(f"{command}: --{flag}={path}: {found} is a file, not a folder; give another --{flag}")
     try:

@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 
 from configs import common
-from dlv3p_jax import checkpoints, configuration, paddle_weights, pdparams, pretrained, steps, viz
+from dlv3p_jax import checkpoints, configuration, paddle_weights, pdparams, pretrained, sharding, steps, viz
 from dlv3p_jax.data import cityscapes_labels, voc2012_labels
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.models import build_model
@@ -54,9 +54,10 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
         changes: keys, dotted, that take other values.
 
     Raises:
-        ValueError, OSError: there is no such checkpoint, it is of another network than `config` says, or a key is
-            wrong; the message names it.
+        ValueError, OSError: there is no such checkpoint, it is of another network than `config` says, a key is wrong,
+            or JAX finds no devices; the message says which.
     """
+    sharding.find_devices()  # reading would call the checkpoint damaged where they are missing
     if pretrained.is_name(str(checkpoint)):
         config = pretrained.config_of(str(checkpoint)) if config is None else config
         return _load_paddle_model(config, pretrained.fetch(str(checkpoint)), changes)

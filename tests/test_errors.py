@@ -267,18 +267,23 @@ def test_wrong_flags_are_answered_before_tensorflow_is_imported(command, tmp_pat
     assert process.stderr == f"{command}: Unknown command line flag 'no_such_flag' (--help lists the flags)\n"
 
 
-def test_a_gpu_that_is_wanted_and_absent_is_told():
+@pytest.mark.parametrize(
+    "command",
+    ["benchmark --config=configs/quickstart.py", "predict --checkpoint={workdir} --output={tmp}/out {picture}"],
+)
+def test_a_gpu_that_is_wanted_and_absent_is_told(places, tmp_path, command):
     if importlib.util.find_spec("jax_cuda12_plugin") or importlib.util.find_spec("jax_cuda13_plugin"):
         pytest.skip("JAX is installed with its plugin for GPUs")
+    name, *words = (word.format(**places, tmp=tmp_path) for word in shlex.split(command))
     process = subprocess.run(
-        [sys.executable, "-m", "dlv3p_jax.benchmark", "--config=configs/quickstart.py"],
+        [sys.executable, "-m", f"dlv3p_jax.{name}", *words],
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cuda"},
         capture_output=True,
         text=True,
     )
     assert process.returncode == 1 and len(process.stderr.splitlines()) == 1
-    assert process.stderr.startswith("benchmark: JAX finds no device of JAX_PLATFORMS=cuda: unset it")
+    assert process.stderr.startswith(f"{name}: JAX finds no device of JAX_PLATFORMS=cuda: unset it")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
