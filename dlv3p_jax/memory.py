@@ -61,5 +61,5 @@ def _require(config, mesh: Mesh, needed: int, what: str) -> None:
         return
     raise ConfigError(
         f"config.crop_size={config.crop_size} with config.batch_size={config.batch_size}: {what} would take "
-        f"{needed / 1e9:.1f} GB on each of {mesh.size} devices, which have {available / 1e9:.1f} GB: {REMEDIES}"
+        f"{needed / 1e9:.1f} GB on a device, which has {available / 1e9:.1f} GB: {REMEDIES}"
     )

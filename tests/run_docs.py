@@ -213,7 +213,7 @@ def main() -> None:
     os.environ["XLA_FLAGS"] = (
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # half the time
     )
-    failed, done = 0, {}
+    failed, done = 0, set()
     with tempfile.TemporaryDirectory(prefix="dlv3p_jax_docs_") as name:
         folder = pathlib.Path(name)
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
@@ -221,16 +221,17 @@ def main() -> None:
         make_scratch(folder)
         for command in found:
             kind, what = command.entry()
-            words = [sys.executable, "-c", command.text] if command.is_python else words_of(command)
-            start = time.monotonic()
-            if kind == "run" and tuple(words) not in done:
+            if kind == "run":
+                words = tuple([sys.executable, "-c", command.text] if command.is_python else words_of(command))
+                start = time.monotonic()
                 try:
-                    run(words, folder)
+                    if words not in done:
+                        run(list(words), folder)
+                    what = f"{time.monotonic() - start:.0f} s"
                 except RuntimeError as error:
                     failed, kind = failed + 1, "FAILED"
                     print(error, flush=True)
-                done[tuple(words)] = time.monotonic() - start
-                what = f"{done[tuple(words)]:.0f} s"
+                done.add(words)
             shown = command.text.strip().splitlines()[0]
             print(f"{kind:8}{command.page:24}{shown[:110]}{f'  ({what})' if what else ''}", flush=True)
     print(f"{len(done)} commands run, {failed} failed", flush=True)
