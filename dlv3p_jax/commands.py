@@ -98,7 +98,7 @@ def _is_ours(record) -> bool:
     if record.exc_info and any(name in record.pathname for name in ("orbax", "asynclib")):
         return False  # the traceback of an error in a background thread, which comes to us as well
     return record.levelno > stdlib_logging.INFO or not any(
-        name in record.pathname for name in ("orbax", "tensorflow_", "xla_bridge")
+        name in record.pathname for name in ("orbax", "tensorflow_", "tensorflow/python", "xla_bridge")
     )
 
 

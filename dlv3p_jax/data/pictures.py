@@ -235,7 +235,17 @@ def _open(source: str | os.PathLike | bytes) -> tuple[bytes, Image.Image]:
                 raise OSError("its end is missing")
     except UnidentifiedImageError as error:
         raise DatasetError(f"{name}: not a picture that Pillow can read") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+    except (
+        *(
+            OSError,
+            SyntaxError,
+            ValueError,
+            EOFError,
+            IndexError,
+            TypeError,
+        ),  # TypeError: a TIFF whose tags have other types
+        Image.DecompressionBombError,
+    ) as error:
         raise DatasetError(f"{name}: damaged or truncated ({error})") from error
     if frames > 1 and picture.format != "MPO":  # a phone's JPEG, whose other frames are previews
         raise DatasetError(f"{name}: holds {frames} pictures; save one")

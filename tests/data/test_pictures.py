@@ -134,6 +134,8 @@ def test_a_png_with_any_flipped_bit_is_refused(tmp_path):
         (b"GIF, or so it says", "not a picture"),
         (encode(RGB, "TIFF", save_all=True, append_images=[Image.fromarray(RGB)]), "holds 2 pictures"),
         (encode(RGB[..., 0].astype(np.float32), "TIFF"), "no known range"),
+        # The type of StripOffsets is text, with which Pillow computes.
+        (encode(RGB, "TIFF").replace(b"\x11\x01\x04\0", b"\x11\x01\x02\0"), "damaged or truncated"),
     ],
 )
 def test_unusable_pictures(tmp_path, data, message):
