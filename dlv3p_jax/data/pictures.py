@@ -236,15 +236,8 @@ def _open(source: str | os.PathLike | bytes) -> tuple[bytes, Image.Image]:
     except UnidentifiedImageError as error:
         raise DatasetError(f"{name}: not a picture that Pillow can read") from error
     except (
-        *(
-            OSError,
-            SyntaxError,
-            ValueError,
-            EOFError,
-            IndexError,
-            TypeError,
-        ),  # TypeError: a TIFF whose tags have other types
-        Image.DecompressionBombError,
+        *(OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError),
+        TypeError,  # of a TIFF whose tags have other types
     ) as error:
         raise DatasetError(f"{name}: damaged or truncated ({error})") from error
     if frames > 1 and picture.format != "MPO":  # a phone's JPEG, whose other frames are previews
