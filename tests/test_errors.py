@@ -34,6 +34,7 @@ TRAINING |= {"--config.dataset": "image_folder", "--config.mesh.data": "1"}
 
 # What it is about, the command, and what its answer has to say. No two rows come to the same check.
 ROWS = [
+    ("flags", "main", "give --config=FILE, such as --config=configs/quickstart.py"),
     ("flags", "main --config=configs/cityscape_r50.py", "no such file; --config=configs/cityscapes_r50.py is one"),
     ("flags", "main --config={tmp}/slip.py", "slip.py cannot be loaded: line 2: NameError: name 'common' is not"),
     ("flags", "main --mode=trian", "--mode=trian: value should be one of <train|eval>"),
@@ -221,7 +222,7 @@ def complete(command: str, places) -> list[str]:
     name, *words = (word.format(**places) for word in shlex.split(command))
     given = {word.partition("=")[0] for word in words}
     defaults = {}
-    if name == "main":
+    if name == "main" and words:
         defaults = TRAINING
     elif name == "prepare":
         defaults = {"--dataset": "image_folder", "--data_dir": "{tmp}/data", "--workers": "1"}

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import pathlib
 import re
 import signal
@@ -215,29 +214,3 @@ def test_scales_that_do_not_fit_are_refused_in_one_line_before_anything_is_compi
         train.train_and_evaluate(make_config(data_dir, **{"augment.scale_step": 0.4}), tmp_path)
     assert str(stopped.value).startswith("augment.scale_step=0.4 does not divide the range")
     assert "Compiling" not in caplog.text and "\n" not in str(stopped.value)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--config=configs/nothing.py"], "configs/nothing.py"),
-        (["--config=configs/quickstart.py", "--config.learning_rat=1"], "learning_rat"),
-        (["--config=configs/quickstart.py", "--config.batch_size=1"], "config.batch_size=1"),
-        (["--config=configs/quickstart.py", "--config.data_dir=/nowhere"], "python -m dlv3p_jax.prepare"),
-        (["--config=configs/quickstart.py", "extra"], "extra"),
-        (["--config=configs/quickstart.py", "--checkpoint=x"], "--mode=eval"),
-        (["--config=configs/quickstart.py", "--workdir=README.md/x"], "--workdir=README.md/x: README.md is a file"),
-        ([], "--config"),
-    ],
-)
-def test_wrong_commands_end_in_one_message(flags, message, tmp_path):
-    process = subprocess.run(
-        [sys.executable, "-m", "dlv3p_jax.main", f"--workdir={tmp_path}", *flags],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"XLA_FLAGS": ""},
-    )
-    assert process.returncode != 0
-    assert message in process.stderr
-    assert "Traceback" not in process.stderr
