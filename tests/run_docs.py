@@ -188,19 +188,25 @@ def make_scratch(folder: pathlib.Path) -> None:
 
 
 def run(words: list[str], folder: pathlib.Path) -> None:
-    """Runs a command to its end; raises RuntimeError with its output if that is not a good one."""
-    ends = "dlv3p_jax.demo" not in words
-    for name in re.findall(r"workdir/\w+", " ".join(words)):
-        if not (folder / name).exists() and "dlv3p_jax.main" not in words:
-            shutil.copytree(folder / "workdir" / "mine", folder / name)
+    """Runs a command to its end; raises RuntimeError with its output if that is not a good one.
+
+    Workdirs that it reads and no command before it made are copies of workdir/mine, while it runs.
+    """
+    reads = [] if "dlv3p_jax.main" in words else re.findall(r"workdir/\w+", " ".join(words))
+    lent = {folder / name for name in reads if not (folder / name).exists()}
+    for workdir in lent:
+        shutil.copytree(folder / "workdir" / "mine", workdir)
     process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if not ends and "http://" in line:
+        if "dlv3p_jax.demo" in words and "http://" in line:  # it serves until it is told to end
             process.send_signal(signal.SIGINT)
-    if process.wait():
-        raise RuntimeError(f"{shlex.join(words)}\nended with {process.returncode}:\n{''.join(lines[-40:])}")
+    code = process.wait()
+    for workdir in lent:
+        shutil.rmtree(workdir)
+    if code:
+        raise RuntimeError(f"{shlex.join(words)}\nended with {code}:\n{''.join(lines[-40:])}")
 
 
 def main() -> None:
