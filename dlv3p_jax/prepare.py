@@ -101,6 +101,7 @@ BUILDERS = {
 
 
 def main(argv: list[str]) -> None:
+    commands.configure_logging()
     logging.set_verbosity(logging.WARNING)  # TFDS tells every file that it reads
     try:
         _run(argv[1:])
