@@ -116,7 +116,7 @@ def required(flag: flags.FlagHolder[Value | None]) -> Value:
 
 
 def require_config(argv: list[str]) -> None:
-    """The same, and where --config is not given."""
+    """Raises app.UsageError where something is left beside flags, and where --config is not given."""
     refuse_words(argv)
     if flags.FLAGS.config is None:
         raise app.UsageError("give --config=FILE, such as --config=configs/cityscapes_r50.py")

@@ -80,8 +80,11 @@ def _export(checkpoint: str, output: pathlib.Path, names: list[str], size: tuple
     picture = None if _PICTURE.value is None else segmenter.as_array(_PICTURE.value)
     trained = weights.load_checkpoint(_CONFIG.value, checkpoint, {"model.dtype": "float32"})
     views = trained.config.eval
-    if views.flip or tuple(views.scales) != (1,) or views.window:
-        logging.info("What is exported sees each picture once and whole: not as eval.flip, .scales and .window say")
+    if views.flip or tuple(views.scales) != (1,) or views.window or trained.config.eval_size:
+        logging.info(
+            "What is exported sees each picture once, whole and as it is: not as eval.flip, .scales, .window and "
+            "eval_size say"
+        )
     for name in names:
         comparison = write.export(trained, name, output, size, picture)
         sizes = " and ".join(f"{height}x{width}" for height, width in comparison.sizes)

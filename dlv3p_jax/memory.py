@@ -1,12 +1,15 @@
 """Whether training fits into the devices' memory: said before the first step, in place of an abort within it."""
 
+import contextlib
 import os
+import pathlib
 
 import jax
 from jax.sharding import Mesh
 
 from dlv3p_jax.configuration import ConfigError
 
+EVALUATION_REMEDIES = "take a smaller --config.eval.batch_size, or --config.eval.window (docs/memory.md)"
 REMEDIES = (
     "take smaller crops or batches, a larger --config.accumulate_steps, --config.model.remat=True or "
     "--config.model.dtype=bfloat16 (docs/memory.md)"
@@ -20,8 +23,21 @@ def limit(mesh: Mesh) -> int | None:
     """
     device = mesh.local_devices[0]
     if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
+        return host_limit() // len(mesh.local_devices)
     return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def host_limit(cgroups: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> int:
+    """The bytes of the machine, or of the container or job that this process may not outgrow.
+
+    Args:
+      cgroups: where Linux shows the limits of control groups, as version 2 or 1 lays them out.
+    """
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it is "max"
+            found.append(int((cgroups / name).read_text()))
+    return min(found)
 
 
 def check_logits(config, mesh: Mesh) -> None:
@@ -52,7 +68,8 @@ def exhausted(error: BaseException) -> str | None:
     """What to say of an error of the devices' allocators, which no check could tell before; None if it is another."""
     if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" not in str(error):
         return None
-    return f"the devices' memory is too small ({str(error).strip().splitlines()[0]}): {REMEDIES}"
+    remedies = f"in training, {REMEDIES}; in evaluation, {EVALUATION_REMEDIES}"
+    return f"the devices' memory is too small ({str(error).strip().splitlines()[0]}): {remedies}"
 
 
 def _require(config, mesh: Mesh, needed: int, what: str) -> None:

@@ -6,6 +6,7 @@ variables = convert(state, model)      # the same bits again
 
 import collections
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -64,7 +65,8 @@ def describe(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> dict[s
     Raises:
         ConversionError: there is no such backbone here, or no classifier.
     """
-    blocks = collections.Counter(int(name.split("_")[1]) for name in state if name.endswith(".conv0._conv.weight"))
+    names = (re.fullmatch(r"backbone\.bb_(\d+)_\d+\.conv0\._conv\.weight", name) for name in state)
+    blocks = collections.Counter(int(match[1]) for match in names if match)
     bottleneck = "backbone.bb_0_0.conv2._conv.weight" in state
     backbones = [
         name

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dlv3p_jax.data.pairs import EXTENSIONS
 from dlv3p_jax.data.pictures import Problem
 
+OUTPUTS = ("labels", "overlays", "probabilities", "results")  # what predict makes in its folder of outputs
+
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
@@ -30,13 +32,14 @@ def find_pictures(
     Args:
         paths: files, folders and globs, in which `**` matches folders of any depth. Hidden files in folders, and files
             in folders and globs that are no pictures by their extension, are not looked at.
-        output: a folder to leave out, because it is where outputs go.
+        output: where outputs go; what lies in its `OUTPUTS` is left out.
 
     Returns:
         The pictures, each once, in the order of `paths`, and what is wrong with paths that are not there or hold no
         picture, and with folders that cannot be read.
     """
-    outputs = None if output is None else pathlib.Path(os.path.abspath(output))
+    folder = None if output is None else pathlib.Path(os.path.abspath(output))
+    own = () if folder is None else tuple(folder / name for name in OUTPUTS)
     files: dict[pathlib.Path, None] = {}
     roots: list[pathlib.Path] = []
     problems: list[Problem] = []
@@ -45,11 +48,12 @@ def find_pictures(
         found, is_output = [], False
         for match in map(pathlib.Path, [path] if is_there else sorted(glob.glob(path, recursive=True))):
             if match.is_dir():
-                is_output = outputs in (match, *match.parents)
-                if not is_output:
+                is_output = match == folder or _is_in(match / "file", own)
+                pictures = [file for file in _pictures_below(match, problems) if not _is_in(file, own)]
+                if pictures or not is_output:
                     roots.append(match)
-                    found += [file for file in _pictures_below(match, problems) if outputs not in file.parents]
-            elif is_there or (_is_picture(match) and outputs not in match.parents):
+                found += pictures
+            elif is_there or (_is_picture(match) and not _is_in(match, own)):
                 roots.append(match.parent)
                 found.append(match)
         if not found and not is_output:  # the shell puts the folder of outputs in place of a *, once it is there
@@ -61,6 +65,10 @@ def find_pictures(
     root = os.path.commonpath(roots)
     names = _names([path.relative_to(root) for path in files])
     return [Picture(path, name) for path, name in zip(files, names, strict=True)], problems
+
+
+def _is_in(path: pathlib.Path, folders: Sequence[pathlib.Path]) -> bool:
+    return any(folder in path.parents for folder in folders)
 
 
 def _pictures_below(folder: pathlib.Path, problems: list[Problem]) -> list[pathlib.Path]:

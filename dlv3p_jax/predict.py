@@ -62,6 +62,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("give the pictures, or folders of pictures, to predict")
     if _LABEL_IDS.value and _SUBMISSION.value:
         raise app.UsageError("--label_ids is for Cityscapes, and --submission=voc is not")
+    if "://" in _OUTPUT.value:
+        raise app.UsageError(f"--output={_OUTPUT.value}: give a folder on this machine")
     commands.configure_logging()
     output = pathlib.Path(_OUTPUT.value).expanduser()
     commands.check_folder("predict", "output", output)
@@ -157,7 +159,7 @@ def _print_shares(pixels: np.ndarray, names: Sequence[str], palette: np.ndarray)
 def _message(error: ValueError | OSError) -> str:
     if not isinstance(error, OSError) or error.filename is None:
         return str(error)
-    reason = disk_errors.reason(error) or error.strerror
+    reason = disk_errors.reason(error) or error.strerror or error
     return f"{error.filename}: {reason}; what was written before is whole, and the same command goes on"
 
 

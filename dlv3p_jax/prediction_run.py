@@ -6,6 +6,7 @@ picture are whole under their names.
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -102,12 +103,14 @@ def write_predictions(
         (output / RECORD).open("a") as record,
         tqdm(total=len(pictures), initial=len(done), unit=" pictures", disable=None, delay=1) as progress,
     ):
-        for result in predictions:
+        for prediction in predictions:
+            result = prediction
+            if not isinstance(prediction, Problem):
+                result = _written(files[prediction.picture.name], prediction, trained.palette, label_values)
             if isinstance(result, Problem):
                 problems[result.id] = result
             else:
                 name = result.picture.name
-                prediction_files.write(files[name], result, trained.palette, label_values)
                 pixels = np.bincount(result.label.ravel(), minlength=num_classes)
                 done[name] = dataclasses.replace(now[name], pixels=tuple(pixels.tolist()))
                 _add(record, done[name])
@@ -118,6 +121,20 @@ def write_predictions(
     _write(output, how, [*others, *entries])
     pixels = np.array([entry.pixels for entry in entries], np.int64).reshape(-1, num_classes).sum(axis=0)
     return pixels, [problems[name] for name in now if name in problems]
+
+
+def _written(
+    files: prediction_files.Files, prediction: predictor.Prediction, palette, label_values: prediction_files.LabelValues
+) -> predictor.Prediction | Problem:
+    """Writes the outputs of a picture; gives a problem if it is the picture's alone, such as its name or its size."""
+    try:
+        prediction_files.write(files, prediction, palette, label_values)
+    except OSError as error:
+        if error.errno not in (None, errno.ENAMETOOLONG):  # Pillow's own have none: no JPEG has a side over 65,500
+            raise
+        picture = prediction.picture
+        return Problem(picture.name, f"{picture.path}: its outputs cannot be written ({error.strerror or error})")
+    return prediction
 
 
 def _describe(trained: weights.TrainedModel, label_ids: bool) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
-import io
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
@@ -13,14 +12,16 @@ import numpy as np
 import psutil
 from absl import logging
 from jax.sharding import Mesh
-from PIL import Image, UnidentifiedImageError
+from jax.typing import DTypeLike
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from dlv3p_jax import evaluate, preprocess, sharding, steps
+from dlv3p_jax import evaluate, memory, preprocess, sharding, steps
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.data.pictures import Problem, read_image
+from dlv3p_jax.data.pictures import Problem, read_rgb
 from dlv3p_jax.picture_files import Picture
 
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
+_TIFF_SIZE = (TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH)
 _READERS = 4  # threads that decode
 
 _Row = tuple[Picture, np.ndarray]  # of a batch
@@ -39,13 +40,13 @@ class Prediction:
     probabilities: np.ndarray | None
 
 
-def make_predict_step(config, model, probabilities: bool = False) -> Callable:
+def make_predict_step(config, model, probabilities: DTypeLike | None = None) -> Callable:
     """A pure function `predict_step(variables, images, sizes) -> (labels, probabilities)` with the views of `config`.
 
     `images` is uint8 `[B, H, W, 3]`, each of which fills `sizes` (int32 `[B, 2]`, height and width) from the top left.
     What lies beyond becomes 0 after normalisation, as the padding of an evaluation is, whatever it holds. `labels` is
-    uint8 `[B, H, W]`, and means nothing beyond the picture. `probabilities` is float16 `[B, H, W, C]` if they are asked
-    for, and None otherwise.
+    uint8 `[B, H, W]`, and means nothing beyond the picture. `probabilities` is `[B, H, W, C]` of the type that is asked
+    for, or None.
     """
     views = evaluate.views_of(config)
 
@@ -53,10 +54,10 @@ def make_predict_step(config, model, probabilities: bool = False) -> Callable:
         images = evaluate.clear_padding(preprocess.normalize(images), sizes)
         scores = evaluate.predict_logits(model, variables, images, **views)
         labels = jnp.argmax(scores, axis=-1).astype(jnp.uint8)
-        if not probabilities:
+        if probabilities is None:
             return labels, None
         values = scores if config.eval.average == "legacy" else jax.nn.softmax(scores)
-        return labels, values.astype(jnp.float16)
+        return labels, values.astype(probabilities)
 
     return predict_step
 
@@ -88,7 +89,7 @@ def predict_pictures(
     """
     predict_step = sharding.jit(
         mesh,
-        make_predict_step(config, model, probabilities),
+        make_predict_step(config, model, jnp.float16 if probabilities else None),
         in_shardings=(sharding.replicated(mesh), sharding.batched(mesh), sharding.rows(mesh)),
         out_shardings=sharding.batched(mesh),
     )
@@ -96,7 +97,7 @@ def predict_pictures(
     for picture in pictures:
         size = _read_size(picture)
         if not isinstance(size, Problem):
-            groups[_padded(size, config.eval_size)].append(picture)
+            groups[padded(size, config.eval_size)].append(picture)
         elif picture.name not in done:
             yield size
     left = {size: [picture for picture in group if picture.name not in done] for size, group in groups.items()}
@@ -130,7 +131,8 @@ def predict_pictures(
         yield from _cut(*pending)
 
 
-def _padded(size: tuple[int, int], eval_size: tuple[int, int] | None) -> tuple[int, int]:
+def padded(size: tuple[int, int], eval_size: tuple[int, int] | None) -> tuple[int, int]:
+    """What a picture of (height, width) is padded to, as in evaluation."""
     return size if eval_size is None else (max(size[0], eval_size[0]), max(size[1], eval_size[1]))
 
 
@@ -167,9 +169,9 @@ def _compile(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise MemoryError(f"{what}, take more memory than the device has: {advice}") from error
-    memory = program.memory_analysis()
-    if memory is not None:
-        needed = memory.temp_size_in_bytes + memory.output_size_in_bytes
+    sizes_in_memory = program.memory_analysis()
+    if sizes_in_memory is not None:
+        needed = sizes_in_memory.temp_size_in_bytes + sizes_in_memory.output_size_in_bytes
         logging.info("Compiled for %s: %.1f GiB of memory on each device, beside the weights", what, needed / 2**30)
         free = _free_memory(mesh)
         if needed > free:
@@ -182,7 +184,8 @@ def _free_memory(mesh: Mesh) -> float:
     stats = [device.memory_stats() for device in mesh.devices.flat]
     if all(stats):
         return min(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
-    return 0.8 * (psutil.virtual_memory().available + psutil.swap_memory().free) / len(stats)
+    free = psutil.virtual_memory().available + psutil.swap_memory().free
+    return 0.8 * min(free, memory.host_limit() - psutil.Process().memory_info().rss) / len(stats)
 
 
 def _read_size(picture: Picture) -> tuple[int, int] | Problem:
@@ -192,6 +195,8 @@ def _read_size(picture: Picture) -> tuple[int, int] | Problem:
             width, height = opened.size
             # To look for it behind a PNG's pixels, Pillow would decode them.
             has_exif = opened.format != "PNG" or "exif" in opened.info
+            if isinstance(opened, TiffImagePlugin.TiffImageFile):  # whose size some versions of Pillow turn already
+                width, height = (opened.tag_v2[tag] for tag in _TIFF_SIZE)
             turned = has_exif and opened.getexif().get(_ORIENTATION, 1) in _TURNED
     except UnidentifiedImageError:
         return Problem(picture.name, f"{picture.path}: not a picture that Pillow can read")
@@ -206,12 +211,12 @@ def _read(
     if picture is None:
         return None
     try:
-        data, size, _ = read_image(picture.path)
+        image = read_rgb(picture.path)
     except DatasetError as error:
         return Problem(picture.name, str(error))
-    if _padded(size, eval_size) != padded_size:
+    if padded(image.shape[:2], eval_size) != padded_size:
         return Problem(picture.name, f"{picture.path}: its size is not what its header says; save it again")
-    return picture, np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    return picture, image
 
 
 def _stack(

@@ -1,7 +1,6 @@
 """A trained model as a Python object: a picture in, the classes of its pixels out."""
 
 import dataclasses
-import io
 import os
 from collections.abc import Sequence
 from typing import Any, TypedDict, Unpack
@@ -13,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from dlv3p_jax import evaluate, preprocess, pretrained, sharding, viz, weights
-from dlv3p_jax.data.pictures import read_image
+from dlv3p_jax import predictor, pretrained, sharding, viz, weights
+from dlv3p_jax.data.pictures import read_rgb
 
 Picture = np.ndarray | Image.Image | str | os.PathLike[str]
 
@@ -48,8 +47,8 @@ class Segmenter:
     A picture is a path, a PIL image or a uint8 array `[H, W, 3]` (RGB). Paths and PIL images may be of any kind that
     `prepare` takes, and are turned as their EXIF orientation says. Labels are those of `python -m dlv3p_jax.predict`.
 
-    The first picture of each size is slow, for a program is compiled for it; `warm_up` does so beforehand. All methods
-    may be called from several threads at once.
+    The first picture of each size is slow, for a program is compiled for it, and kept as long as the segmenter;
+    `warm_up` does so beforehand. All methods may be called from several threads at once.
 
     Attributes:
         classes: the names of the C classes.
@@ -71,10 +70,19 @@ class Segmenter:
         """
         self.classes, self.palette, self.source = trained.class_names, trained.palette, trained.source
         self.config = trained.config
-        self._trained = trained
         self._mesh = sharding.make_mesh(1, 1, [device or jax.local_devices()[0]])
-        self._variables = jax.device_put(trained.variables, sharding.replicated(self._mesh))
-        self._programs = {name: self._compile(name) for name in ("labels", "probabilities")}
+        everywhere = sharding.replicated(self._mesh)
+        self._variables = jax.device_put(trained.variables, everywhere)
+        self._trained = dataclasses.replace(trained, variables=self._variables)
+        self._programs = {
+            kind: sharding.jit(
+                self._mesh,
+                predictor.make_predict_step(trained.config, trained.model, dtype),
+                in_shardings=everywhere,
+                out_shardings=everywhere,
+            )
+            for kind, dtype in (("labels", None), ("probabilities", jnp.float32))
+        }
 
     @classmethod
     def from_checkpoint(
@@ -136,11 +144,14 @@ class Segmenter:
         return self._predict("probabilities", as_array(image))
 
     def overlay(self, image: Picture, alpha: float = 0.5) -> NDArray[np.uint8]:
-        """The picture with the classes' colours laid over, uint8 `[H, W, 3]`; raises as a call does.
+        """The picture with the classes' colours laid over, uint8 `[H, W, 3]`.
 
         Args:
             image: the picture.
             alpha: how much of a pixel is its class's colour, 0 to 1.
+
+        Raises:
+            ValueError: as a call does; `alpha` is another.
         """
         array = as_array(image)
         return viz.overlay(array, self._predict("labels", array), self.palette, alpha)
@@ -153,24 +164,11 @@ class Segmenter:
         return f"Segmenter({self.source!r}, {len(self.classes)} classes)"
 
     def _predict(self, kind: str, image: np.ndarray) -> np.ndarray:
-        return np.asarray(self._programs[kind](self._variables, image))
-
-    def _compile(self, kind: str) -> jax.stages.Wrapped:
-        """A program for each size: `(variables, uint8 [H, W, 3])` to uint8 `[H, W]`, or float32 `[H, W, C]`."""
-        config, model, views = self.config, self._trained.model, evaluate.views_of(self.config)
-
-        def predict(variables: Any, image: jax.Array) -> jax.Array:
-            height, width, _ = image.shape
-            padded = (height, width) if config.eval_size is None else config.eval_size  # of evaluation
-            bottom, right = max(padded[0] - height, 0), max(padded[1] - width, 0)
-            images = jnp.pad(preprocess.normalize(image[None]), ((0, 0), (0, bottom), (0, right), (0, 0)))
-            scores = evaluate.predict_logits(model, variables, images, **views)[0, :height, :width]
-            if kind == "labels":
-                return jnp.argmax(scores, axis=-1).astype(jnp.uint8)
-            return scores if config.eval.average == "legacy" else jax.nn.softmax(scores)
-
-        everywhere = sharding.replicated(self._mesh)
-        return sharding.jit(self._mesh, predict, in_shardings=(everywhere, everywhere), out_shardings=everywhere)
+        height, width = image.shape[:2]
+        images = np.zeros((1, *predictor.padded((height, width), self.config.eval_size), 3), np.uint8)
+        images[0, :height, :width] = image
+        labels, probabilities = self._programs[kind](self._variables, images, np.array([[height, width]], np.int32))
+        return np.asarray(labels if probabilities is None else probabilities)[0, :height, :width]
 
 
 def as_array(image: Picture) -> NDArray[np.uint8]:
@@ -180,12 +178,15 @@ def as_array(image: Picture) -> NDArray[np.uint8]:
         ValueError: it is no picture, or cannot be read; the message names it.
     """
     if isinstance(image, (str, os.PathLike)):
-        data, _, _ = read_image(image)
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        return read_rgb(image)
     if isinstance(image, Image.Image):
         if image.mode.startswith(("F", "I")):
             raise ValueError(f"a PIL image of mode {image.mode} has no known range: convert it to 8 bits first")
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        try:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except (OSError, SyntaxError) as error:  # it is decoded only here
+            name = getattr(image, "filename", "") or "the PIL image"
+            raise ValueError(f"{name}: damaged or truncated ({error})") from error
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ValueError(

@@ -37,8 +37,10 @@ def colorize(label: np.ndarray, palette: Palette) -> np.ndarray:
 def overlay(image: np.ndarray, label: np.ndarray, palette: Palette, alpha: float = 0.5) -> np.ndarray:
     """(1 - alpha) image + alpha colour, rounded; the image itself where the label is outside the palette.
 
-    uint8 `[H, W, 3]` and integers `[H, W]` to uint8 `[H, W, 3]`.
+    uint8 `[H, W, 3]` and integers `[H, W]` to uint8 `[H, W, 3]`. Raises ValueError where `alpha` is not in 0..1.
     """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha = {alpha}: it is the share of the classes' colours, 0 to 1")
     image, label = np.asarray(image), np.asarray(label)
     if image.shape[:2] != label.shape:
         raise ValueError(f"image {image.shape} and label {label.shape} differ in height or width")

@@ -25,6 +25,17 @@ def test_a_program_is_refused_where_its_arrays_are_larger_than_the_memory(monkey
         memory.check_program(config, mesh, program(side))
 
 
+def test_the_limit_of_a_container_counts(tmp_path):
+    everything = memory.host_limit(tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.host_limit(tmp_path) == everything
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert memory.host_limit(tmp_path) == 1_000_000
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("500000\n")
+    assert memory.host_limit(tmp_path) == 500_000
+
+
 def test_the_memory_of_this_machine_is_shared_by_its_virtual_devices():
     total = memory.limit(sharding.make_mesh(1, 1))
     assert 2**28 < total < 2**45

@@ -57,6 +57,14 @@ def test_the_folder_of_outputs_changes_nothing(folder):
     assert not pictures and "no pictures beside those" in problems[0].message
 
 
+def test_pictures_beside_the_outputs_are_found(folder):
+    (folder / "out" / "photos").mkdir()
+    (folder / "out" / "photos" / "4.jpg").touch()
+    for paths, output in ((["out/photos"], "out"), (["out"], "out"), (["out/photos"], ".")):
+        pictures, problems = find_pictures(paths, output)
+        assert [os.path.relpath(picture.path) for picture in pictures] == ["out/photos/4.jpg"] and not problems
+
+
 def test_brackets_in_a_name_are_no_glob(folder):
     os.rename("a/1.jpg", "a/weed [1].jpg")
     assert find("a/weed [1].jpg") == [("weed [1]", "a/weed [1].jpg")]

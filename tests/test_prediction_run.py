@@ -181,6 +181,13 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_whole_files_only(load, sou
     assert {path.name for path in (output / "probabilities").iterdir()} == {"0.npy", "2.npy"}
 
 
+def test_a_picture_whose_name_is_too_long_for_its_outputs_costs_only_itself(load, source, tmp_path):
+    os.rename(source / "0.png", source / f"{'0' * 246}.png")  # the outputs have more letters while they are written
+    _, problems = predict(load(), source, tmp_path / "out")
+    assert len(problems) == 1 and "its outputs cannot be written (File name too long)" in problems[0].message
+    assert names_of(tmp_path / "out" / "predict.jsonl") == ["1", "2", "3", "4", "5"]
+
+
 def test_labels_of_one_name_are_no_submission(source, tmp_path):
     (source / "a").mkdir()
     (source / "0.png").rename(source / "a" / "1.png")

@@ -117,3 +117,12 @@ def test_what_cannot_be_read_leaves_its_neighbours_alone(network, pictures, tmp_
     results = predict(network, [*broken, pictures[2]], **{"eval.batch_size": 2})
     assert [type(results[name]) for name in ("0", "1", "2")] == [Problem, Problem, predictor.Prediction]
     np.testing.assert_array_equal(results["2"].label, expected_scores(network, pictures[2]).argmax(-1))
+
+
+@pytest.mark.parametrize("suffix", ["tif", "jpg", "png"])
+def test_turned_pictures_have_the_size_that_they_are_shown_with(network, tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(draw_picture(np.random.default_rng(0), 20, 24)).save(tmp_path / f"0.{suffix}", exif=exif)
+    result = predict(network, find_pictures([tmp_path])[0])["0"]
+    assert isinstance(result, predictor.Prediction) and result.label.shape == (24, 20)

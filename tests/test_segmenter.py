@@ -78,6 +78,8 @@ def test_views_are_given_when_loading_or_later(segmenter, workdir, image):
     later = segmenter.with_views(scales=(0.5,))
     np.testing.assert_array_equal(later(image), expected_scores(image, scales=(0.5,)).argmax(-1))
     assert segmenter.config.eval.scales == (1.0,)
+    ours, theirs = (jax.tree.leaves(each._variables) for each in (segmenter, later))
+    assert [leaf.unsafe_buffer_pointer() for leaf in ours] == [leaf.unsafe_buffer_pointer() for leaf in theirs]
     legacy = Segmenter.from_checkpoint(workdir, flip=True, average="legacy").probabilities(image)
     np.testing.assert_allclose(legacy, expected_scores(image, flip=True, average="legacy"), rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="stride"):
@@ -124,6 +126,15 @@ def test_nothing_is_compiled_after_warm_up(segmenter, caplog):
 def test_what_is_no_picture_is_told(segmenter, picture, message):
     with pytest.raises(ValueError, match=message):
         segmenter(picture)
+
+
+def test_a_truncated_pil_image_and_a_wrong_alpha_are_told(segmenter, image, tmp_path):
+    Image.fromarray(image).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-2000])
+    with pytest.raises(ValueError, match=r"cut\.png: damaged or truncated"):
+        segmenter(Image.open(tmp_path / "cut.png"))
+    with pytest.raises(ValueError, match="alpha = 50"):
+        segmenter.overlay(image, alpha=50)
 
 
 def test_a_published_model_goes_by_its_name(tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ def test_a_pdparams_file_of_another_network_is_told(shared, tmp_path):
     pdparams.save_pdparams(backbone, path)
     with pytest.raises(ValueError, match="holds a backbone alone"):
         weights.load_checkpoint(None, path)
-    pdparams.save_pdparams({"head.conv.weight": np.zeros((2, 2, 1, 1), np.float32)}, path)
+    pdparams.save_pdparams({"head.neck.conv0._conv.weight": np.zeros((2, 2, 1, 1), np.float32)}, path)
     with pytest.raises(paddle_weights.ConversionError, match="not those of a DeepLabV3P"):
         weights.load_checkpoint(None, path)
 

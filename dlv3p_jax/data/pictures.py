@@ -148,6 +148,12 @@ def read_image(source: str | os.PathLike | bytes) -> tuple[bytes, tuple[int, int
     return _encode_png(picture), (picture.height, picture.width), (f"{kind} stored as RGB PNG",)
 
 
+def read_rgb(source: str | os.PathLike | bytes) -> np.ndarray:
+    """A picture file as uint8 [H, W, 3], shown as every viewer shows it; raises as `read_image`."""
+    data, _, _ = read_image(source)
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
 def read_label(
     source: str | os.PathLike | bytes, label_map: LabelMap | None = None, advice: str | None = None
 ) -> np.ndarray:

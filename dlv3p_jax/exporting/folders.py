@@ -37,8 +37,7 @@ def _is_ours(folder: pathlib.Path) -> bool:
 def whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder to write into, which takes the place of `folder` when all went well and else disappears."""
     unfinished, old = (folder.with_name(f".{folder.name}.{state}") for state in ("unfinished", "old"))
-    for leftover in (unfinished, old):  # of a process that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
+    _clear(folder, unfinished, old)  # of a process that was killed
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
@@ -46,5 +45,11 @@ def whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             folder.rename(old)
         unfinished.rename(folder)
     finally:
-        for leftover in (unfinished, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _clear(folder, unfinished, old)
+
+
+def _clear(folder: pathlib.Path, unfinished: pathlib.Path, old: pathlib.Path) -> None:
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for leftover in (unfinished, old):
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -118,7 +118,7 @@ def _describe(trained: TrainedModel, name: str, size, comparison: Comparison) ->
         },
         # What the model does to its input by itself: (value / 255 - mean) / std.
         "normalization": {"inside": True, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
-        "views": {"scales": [1.0], "flip": False, "window": None},
+        "views": {"scales": [1.0], "flip": False, "window": None, "padded_to": None},
         "classes": list(trained.class_names),
         "palette": trained.palette.tolist(),
         "ignore_label": config.ignore_label,
