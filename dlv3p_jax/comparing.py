@@ -61,9 +61,11 @@ def write_comparison(
 
 def say(comparison: bootstrap.Comparison, num_pictures: int) -> str:
     """What a comparison means, in a sentence or two."""
-    points, (lower, upper) = 100 * comparison.difference, (100 * bound for bound in comparison.interval)
+    points, interval = 100 * comparison.difference, "no interval"
+    if comparison.interval is not None:
+        interval = "95 % interval {:+.2f} to {:+.2f}".format(*(100 * bound for bound in comparison.interval))
     numbers = (
-        f"{abs(points):.2f} points of mIoU (B - A = {points:+.2f}, 95 % interval {lower:+.2f} to {upper:+.2f}, "
+        f"{abs(points):.2f} points of mIoU (B - A = {points:+.2f}, {interval}, "
         f"p = {comparison.p:.2g}, {num_pictures} pictures)"
     )
     if comparison.p < _SIGNIFICANT:
@@ -102,7 +104,10 @@ def _compare(ours: Evaluation, theirs: Evaluation, a: epath.Path, b: epath.Path)
     conventions = [evaluation.report["absent_class"] for evaluation in (ours, theirs)]
     if conventions[0] != conventions[1]:
         raise ReportError(f"{a} and {b} count absent classes differently: --absent_class={' and '.join(conventions)}")
-    return bootstrap.compare(pictures.counts, others.counts, conventions[0])
+    try:
+        return bootstrap.compare(pictures.counts, others.counts, conventions[0])
+    except ValueError as error:
+        raise ReportError(f"{a} and {b} cannot be compared: {error}") from error
 
 
 def _pictures(evaluation: Evaluation, workdir: epath.Path) -> picture_scores.PictureScores:

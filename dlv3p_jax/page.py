@@ -11,13 +11,14 @@ from etils import epath
 from dlv3p_jax import __version__
 
 
-def _percent(fraction: float | None) -> str:
-    return "n/a" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.2f}"
+def percent(fraction: float, unit: str = "") -> str:
+    """A fraction of 1 in per cent, with `unit` behind; n/a where it is NaN."""
+    return "n/a" if math.isnan(fraction) else f"{100 * fraction:.2f}{unit}"
 
 
 def _range(bounds) -> str:
     lower, upper = bounds
-    return "" if math.isnan(lower) else f"[{100 * lower:.1f}, {100 * upper:.1f}]"
+    return f"[{100 * lower:.1f}, {100 * upper:.1f}]"
 
 
 def _signed(fraction: float) -> str:
@@ -30,7 +31,7 @@ _TEMPLATES = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
 )
-_TEMPLATES.filters |= {"percent": _percent, "range": _range, "signed": _signed}
+_TEMPLATES.filters |= {"percent": percent, "range": _range, "signed": _signed}
 
 
 def write(path: epath.Path, template: str, **values) -> None:

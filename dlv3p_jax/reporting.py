@@ -45,7 +45,7 @@ def write_report(workdir: epath.PathLike, output: epath.PathLike | None = None, 
         output,
         "report.html.j2",
         title=f"DeepLabV3+ {report['model']['backbone']} on {report['dataset']} {report['split']}: "
-        f"mIoU {100 * main.scores['mIoU']:.2f} %",
+        f"mIoU {page.percent(main.scores['mIoU'], ' %')}",
         synthetic=report["synthetic"],
         dataset=report["dataset"],
         split=report["split"],
@@ -111,7 +111,7 @@ def _cell(evaluation: Evaluation, name: str, index=...) -> dict[str, Any]:
     bounds = evaluation.interval(name)
     return {
         "value": float(evaluation.scores[name][index]),
-        "interval": None if bounds is None else bounds[index].tolist(),
+        "interval": None if bounds is None or np.isnan(bounds[index]).any() else bounds[index].tolist(),
     }
 
 

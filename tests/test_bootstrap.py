@@ -57,6 +57,49 @@ def test_a_class_that_occurs_nowhere_has_no_interval_and_nothing_warns():
     np.testing.assert_allclose(one["mIoU"], (3 * ours["mIoU"] + 1) / 4)
 
 
+def with_rare_classes(counts, number, found):
+    """Each of the first `number` pictures shows one more class in ten pixels, all of them found or none."""
+    counts = np.pad(counts, ((0, 0), (0, 0), (0, number)))
+    counts[range(number), :, range(-number, 0)] = [10 * found, 10, 10 * found]
+    counts[:number, 2, 0] += 10 * (not found)
+    return counts
+
+
+@pytest.mark.parametrize("absent_class", ["nan", "one"])
+def test_draws_without_a_class_do_not_widen_the_intervals_of_the_means(absent_class):
+    counts = make_counts(12, 0.9, num_classes=2)
+    missed, hit = (with_rare_classes(counts, 1, found) for found in (False, True))
+    ours = bootstrap.intervals(missed, absent_class)
+    for name in ("mIoU", "mean_accuracy"):  # one of three classes is 0, in whatever is drawn
+        assert ours[name][0] < metrics.scores(missed.sum(0))[name] < ours[name][1] < 2 / 3
+    np.testing.assert_array_equal(ours["IoU"][2], [0, 0])
+    compared = bootstrap.compare(missed, hit, absent_class)  # the one of three is 1 then
+    assert 1 / 3 <= compared.interval[0] < compared.interval[1] < 0.4
+
+
+def test_there_is_no_interval_where_most_draws_lack_a_class():
+    """Two given pictures of twelve are both drawn in 4 of 10 cases, one of them in 6."""
+    counts = make_counts(12, 0.9, num_classes=2)
+    missed, hit = (with_rare_classes(counts, 2, found) for found in (False, True))
+    ours = bootstrap.intervals(missed)
+    assert np.isnan(ours["mIoU"]).all() and np.isnan(ours["mean_accuracy"]).all()
+    assert not np.isnan(ours["accuracy"]).any() and not np.isnan(ours["IoU"]).any()
+    assert bootstrap.compare(missed, hit).interval is None
+
+
+def test_a_single_picture_has_no_interval():
+    a, b = make_counts(1, 0.7), make_counts(1, 0.9, seed=1)
+    assert all(np.isnan(bounds).all() for bounds in bootstrap.intervals(a).values())
+    compared = bootstrap.compare(a, b)
+    assert compared.interval is None and compared.p == 1
+
+
+def test_pictures_without_a_labelled_pixel_are_refused():
+    nothing = np.zeros((5, 3, 2), np.int64)
+    with pytest.raises(ValueError, match="no pixel of the pictures is labelled"):
+        bootstrap.compare(nothing, nothing)
+
+
 @pytest.mark.parametrize(("quality", "seed"), [(0.7, 1), (0.72, 2)])
 def test_the_paired_test_is_scipy_s(quality, seed):
     a, b = make_counts(10, 0.7), make_counts(10, quality, seed)
