@@ -83,7 +83,7 @@ class Evaluation:
         return bootstrap.intervals(self.pictures.counts, self.report["absent_class"])
 
     def interval(self, name: str) -> np.ndarray | None:
-        """That of a score, (lower, upper) in the last axis; None where there are none."""
+        """That of a score, (lower, upper) in the last axis, see `bootstrap.intervals`; None where there are none."""
         return None if self.intervals is None else self.intervals[name]
 
 
@@ -101,7 +101,7 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     before, now = _checkpoint_in(folder / f"{name}.{views}.json"), report["checkpoint"]
-    if before is not None and before.split("/checkpoints/")[0] != now.split("/checkpoints/")[0]:
+    if before is not None and _run(before) != _run(now):
         logging.warning("%s/%s.%s.json was of %s, and is now of %s", folder, name, views, before, now)
     for stem in (name, f"{name}.{views}"):
         unfinished = folder / f".{stem}.unfinished"
@@ -121,10 +121,16 @@ def _checkpoint_in(report: epath.Path) -> str | None:
         return None
 
 
+def _run(checkpoint: str) -> str:
+    """The workdir of a checkpoint of a run; of another, its own path."""
+    return checkpoint.split("/checkpoints/")[0]
+
+
 def read(workdir: epath.Path, step: int | None = None) -> list[Evaluation]:
     """The evaluations of one step, the simplest first and the averaged model's before the plain one's.
 
-    Those of another split than the first's are left out.
+    Those of another run, model (its configuration), data set, split, classes or `absent_class` than the first's cannot
+    stand beside it: they are left out, with a warning.
 
     Args:
       workdir: of a run.
@@ -152,7 +158,18 @@ def read(workdir: epath.Path, step: int | None = None) -> list[Evaluation]:
         raise ReportError(f"step {step} of {workdir} was not evaluated: take one of {', '.join(map(str, steps))}")
     evaluations = [_read(folder / f"{step}.{name}.json", step, name) for number, name in names if number == step]
     evaluations.sort(key=_complexity)
-    return [e for e in evaluations if e.report["split"] == evaluations[0].report["split"]]
+    differences = [(e, _differences(evaluations[0], e)) for e in evaluations]
+    left_out = "; ".join(f"{step}.{e.name}.json (another {', '.join(keys)})" for e, keys in differences if keys)
+    if left_out:
+        logging.warning("Left out beside %s/%s.%s.json: %s", folder, step, evaluations[0].name, left_out)
+    return [e for e, keys in differences if not keys]
+
+
+def _differences(a: Evaluation, b: Evaluation) -> list[str]:
+    """What keeps two evaluations of one step from standing side by side."""
+    keys = ("dataset", "split", "class_names", "model", "absent_class")
+    differing = [key for key in keys if a.report[key] != b.report[key]]
+    return differing if _run(a.report["checkpoint"]) == _run(b.report["checkpoint"]) else ["run", *differing]
 
 
 def _complexity(evaluation: Evaluation):

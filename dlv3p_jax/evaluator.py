@@ -70,7 +70,8 @@ def prepare_run(config) -> tuple[ml_collections.FrozenConfigDict, records.Datase
 def views_name(config) -> str:
     """A name for how `config` evaluates, such as 'plain', 'scales-0.75-1-1.25-flip' or 'plain-padded-512x512-train'.
 
-    Two evaluations of the same name can be compared. The split is named where it is not 'val'.
+    Two evaluations of the same name were made in the same way, but maybe of different data sets, or with another
+    `absent_class`. The split is named where it is not 'val'.
     """
     scales = tuple(config.eval.scales)
     parts = []

@@ -32,9 +32,9 @@ def make_pictures(quality, number=12, seed=0):
     return labels, predictions
 
 
-def write_evaluation(workdir, name, step, quality, labels=None, ids=None, **changes):
+def write_evaluation(workdir, name, step, quality, labels=None, ids=None, number=12, **changes):
     """What the evaluator writes, of made pictures."""
-    ours, predictions = make_pictures(quality)
+    ours, predictions = make_pictures(quality, number)
     labels = ours if labels is None else labels
     matrices = np.array(metrics.confusion_matrices(labels, predictions, len(NAMES)))
     collector = picture_scores.Collector([SIZE] * len(labels), len(NAMES))
@@ -219,6 +219,45 @@ def test_the_averaged_model_comes_first(tmp_path):
     write_evaluation(tmp_path, "ema.plain", 4, 0.4)
     write_evaluation(tmp_path, "flip-train", 4, 0.4, flip=True, split="train")
     assert [found.title for found in evaluations.read(epath.Path(tmp_path))] == ["plain (EMA)", "plain"]
+
+
+def test_evaluations_of_something_else_are_left_out_and_named(tmp_path, caplog):
+    number = {"class_names": list("abcde"), "IoU": [1.0] * 5, "confusion_matrix": np.eye(5, dtype=int).tolist()}
+    others = {
+        "run": {"checkpoint": "/elsewhere/checkpoints/best/4"},
+        "dataset": {"dataset": "other"},
+        "split": {"split": "train"},
+        "class_names": {"class_names": ["road", "dog", "lamp", "absent"]},
+        "model": {"model": {"backbone": "resnet18_vd", "output_stride": 16}},
+        "absent_class": {"absent_class": "one"},
+        "run, dataset, class_names": number | {"checkpoint": "/elsewhere/model", "dataset": "other"},
+    }
+    write_evaluation(tmp_path, "plain", 4, 0.4)
+    write_evaluation(tmp_path, "flip", 4, 0.4, flip=True, checkpoint=f"{tmp_path}/checkpoints/latest/4")
+    for index, changes in enumerate(others.values()):
+        write_evaluation(tmp_path, f"flip-{index}", 4, 0.4, flip=True, **changes)
+    (tmp_path / "eval" / "4.flip-6.npz").unlink()  # its counts are of four classes
+    reporting.write_report(tmp_path)
+    (message,) = [record.getMessage() for record in caplog.records]
+    left_out = dict(re.findall(r"(4\.flip-\d\.json) \(another (.*?)\)", message))
+    assert left_out == {f"4.flip-{index}.json": why for index, why in enumerate(others)}
+    assert [found.name for found in evaluations.read(epath.Path(tmp_path))] == ["plain", "flip"]
+
+
+def test_a_single_picture_is_reported_without_intervals(tmp_path):
+    write_evaluation(tmp_path, "plain", 4, 0.4, number=1)
+    text = reporting.write_report(tmp_path).read_text()
+    assert "no interval; accuracy" in text and 'class="interval"' not in text
+    verdict, path = comparing.write_comparison(tmp_path, tmp_path, tmp_path / "page.html")
+    assert "points of mIoU (B - A = +0.00, no interval, p = 1" in verdict and "<td>n/a</td>" in path.read_text()
+
+
+def test_pictures_without_a_labelled_pixel_have_no_scores_and_cannot_be_compared(tmp_path):
+    write_evaluation(tmp_path, "plain", 4, 0.4, labels=np.full((12, *SIZE), 255, np.uint8))
+    text = reporting.write_report(tmp_path).read_text()
+    assert "made val: mIoU n/a</title>" in text and '<div class="figure">n/a</div>' in text
+    with pytest.raises(ReportError, match="cannot be compared: no pixel of the pictures is labelled"):
+        comparing.write_comparison(tmp_path, tmp_path, tmp_path / "page.html")
 
 
 def damage_json(folder):
