@@ -45,7 +45,7 @@ def write_report(workdir: epath.PathLike, output: epath.PathLike | None = None, 
         output,
         "report.html.j2",
         title=f"DeepLabV3+ {report['model']['backbone']} on {report['dataset']} {report['split']}: "
-        f"mIoU {page.percent(main.scores['mIoU'], ' %')}",
+        f"mIoU {page.percent(float(main.scores['mIoU']), ' %')}",
         synthetic=report["synthetic"],
         dataset=report["dataset"],
         split=report["split"],
