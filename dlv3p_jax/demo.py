@@ -19,7 +19,12 @@ from dlv3p_jax import commands
 def define_flags() -> None:
     """Defines the command's flags; not at import, since tests import this module beside others."""
     flags.DEFINE_string("checkpoint", None, "A workdir, a checkpoint, a .pdparams file or a published model's name.")
-    flags.DEFINE_string("host", "127.0.0.1", "The address to listen at; 0.0.0.0 is all of this machine's, for others.")
+    flags.DEFINE_string(
+        "host",
+        "127.0.0.1",
+        "The address to listen at; 0.0.0.0 is all of this machine's, for others. Of a loopback address, requests must "
+        "name this host or localhost.",
+    )
     flags.DEFINE_integer("port", 8080, "The port to listen at; 0 is any that is free.", 0, 65535)
     flags.DEFINE_bool("flip", None, "Begin with flip; config.eval.flip by default.")
     flags.DEFINE_list("scales", None, "Begin with these scales, such as 0.75,1.0,1.25; config.eval.scales by default.")
@@ -74,16 +79,24 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ValueError(f"cannot listen at --host={host} --port={port}: {reason}; give others") from error
 
 
+def _known_hosts(host: str, address: str) -> list[str]:
+    """The names under which the page is served: a site whose name turns into a loopback address is to get nothing."""
+    if ipaddress.ip_address(address).is_loopback:
+        return [host, "localhost", "127.0.0.1", "[::1]"]
+    return ["*"]  # others know this machine by names that are not known here
+
+
 def _serve(values, views: dict[str, Any], listening: socket.socket) -> None:
     from dlv3p_jax import demo_page  # NiceGUI and JAX: wrong flags do not wait for them
     from dlv3p_jax.segmenter import Segmenter
 
     address, port = listening.getsockname()[:2]
-    if not ipaddress.ip_address(address).is_loopback:
+    host = f"[{values.host}]" if ":" in values.host else values.host
+    hosts = _known_hosts(host, address)
+    if "*" in hosts:
         logging.warning("--host=%s: whoever reaches this machine can use the page, without a password", values.host)
     segmenter = Segmenter.from_checkpoint(values.checkpoint, **views)
-    page = demo_page.make_app(segmenter, values.max_pixels, int(values.max_megabytes * 1e6))
-    host = f"[{values.host}]" if ":" in values.host else values.host
+    page = demo_page.make_app(segmenter, values.max_pixels, int(values.max_megabytes * 1e6), hosts)
     print(f"Open http://{host}:{port} in a browser; Ctrl-C ends this", flush=True)
     demo_page.serve(page, listening)
 

@@ -11,9 +11,8 @@ import dataclasses
 import functools
 import io
 import socket
-import tempfile
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import fastapi
 import numpy as np
@@ -22,6 +21,7 @@ from absl import logging
 from nicegui import events, ui
 from PIL import Image, UnidentifiedImageError
 from starlette import types
+from starlette.middleware import trustedhost
 
 from dlv3p_jax import viz
 from dlv3p_jax.data.pictures import read_image
@@ -34,6 +34,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _SCALES = ((1.0,), (0.75, 1.0, 1.25), (0.5, 0.75, 1.0, 1.25, 1.5, 1.75))  # what the page offers
 _OPACITY = 0.5  # at first
 _FORM_BYTES = 10_000  # of an upload beside the file
+_KEPT_VIEWS = 4  # flip and scales; each keeps a compiled program for every size of picture that it has seen
 _CSS = """
 :root { --opacity: OPACITY }
 .layers { display: grid; justify-items: start }
@@ -68,18 +69,15 @@ def read_picture(name: str, data: bytes, max_pixels: int) -> Picture:
     Raises:
         ValueError: it is none, it is damaged, or it has more than `max_pixels` pixels, which are not decoded then.
     """
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(data)
-        file.flush()
-        try:
-            with Image.open(file.name, formats=_FORMATS) as opened:
-                width, height = opened.size
-            if fits := width * height <= max_pixels:
-                data, _, _ = read_image(file.name)
-        except UnidentifiedImageError:
-            raise ValueError(f"{name} is no picture of these formats: {', '.join(_FORMATS)}") from None
-        except Exception as error:  # a damaged file makes Pillow raise nearly anything
-            raise ValueError(f"{name} cannot be read: {str(error).removeprefix(f'{file.name}: ')}") from error
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+            width, height = opened.size
+        if fits := width * height <= max_pixels:
+            data, _, _ = read_image(data)
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} is no picture of these formats: {', '.join(_FORMATS)}") from None
+    except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        raise ValueError(f"{name} cannot be read: {str(error).removeprefix('picture: ')}") from error
     if not fits:
         raise ValueError(
             f"{name} is {width} x {height}: {width * height:,} pixels, and {max_pixels:,} are the most here "
@@ -93,15 +91,16 @@ def _data_url(data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def make_app(segmenter: "Segmenter", max_pixels: int, max_bytes: int) -> fastapi.FastAPI:
+def make_app(segmenter: "Segmenter", max_pixels: int, max_bytes: int, hosts: Sequence[str]) -> fastapi.FastAPI:
     """The web application. NiceGUI allows one in a process.
 
     Args:
         segmenter: the model, with the views that the page begins with.
         max_pixels, max_bytes: the largest picture that is taken, and the largest file.
+        hosts: what requests may call this machine, such as "localhost" or "[::1]"; "*" is anything.
     """
     worker = concurrent.futures.ThreadPoolExecutor(1)  # one at a time: each prediction may need all the memory
-    segmenter_of = functools.cache(lambda flip, scales: segmenter.with_views(flip=flip, scales=scales))
+    segmenter_of = functools.lru_cache(_KEPT_VIEWS)(lambda flip, scales: segmenter.with_views(flip=flip, scales=scales))
 
     async def predict(image, flip, scales, is_wanted: Callable[[], bool]) -> np.ndarray | None:
         return await asyncio.get_running_loop().run_in_executor(
@@ -114,6 +113,8 @@ def make_app(segmenter: "Segmenter", max_pixels: int, max_bytes: int) -> fastapi
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(_LimitBodies, max_bytes=max_bytes + _FORM_BYTES)
+    # NiceGUI's socket takes every origin: another site reaches it once its name turns into this machine's address.
+    app.add_middleware(trustedhost.TrustedHostMiddleware, allowed_hosts=hosts)
     # A browser that is slow to answer while all cores compute is not taken for gone.
     ui.run_with(app, title="dlv3p_jax", dark=None, language="en-US", reconnect_timeout=30, show_welcome_message=False)
     return app
@@ -147,9 +148,8 @@ class _Visit:
     def __init__(self, segmenter: "Segmenter", predict, max_pixels: int, max_bytes: int):
         self._classes, self._palette, self._predict = segmenter.classes, segmenter.palette, predict
         self._max_pixels = max_pixels
-        self._picture: Picture | None = None
-        self._wanted: object | None = None  # stands for the newest prediction; those before it are not shown
-        ui.context.client.on_delete(lambda: setattr(self, "_wanted", None))
+        self._forget()
+        ui.context.client.on_delete(self._forget)
 
         ui.add_css(_CSS)
         views = segmenter.config.eval
@@ -161,10 +161,10 @@ class _Visit:
                 auto_upload=True,
                 max_file_size=max_bytes,
                 on_upload=self._take,
-                on_rejected=lambda: self._refuse(f"This file is larger than {megabytes} (--max_megabytes)."),
+                on_rejected=lambda: self._reject(f"This file is larger than {megabytes} (--max_megabytes)."),
             )
             upload.on("finish", js_handler=f"() => runMethod({upload.id}, 'reset', [])")  # or it refuses the same again
-            upload.on("failed", lambda: self._refuse("The upload failed: try again."), args=[])
+            upload.on("failed", lambda: self._reject("The upload failed: try again."), args=[])
             with upload.add_slot("list"):  # in place of the files that were uploaded
                 ui.label("Drop it here, or choose it with +").classes("text-center")
             with ui.row().classes("w-full items-center gap-x-8 gap-y-2"):
@@ -189,25 +189,40 @@ class _Visit:
             self._result = ui.column().classes("w-full gap-4")
         self._refuse("")
 
+    def _forget(self) -> None:
+        """Drops the picture, and whatever is still being read or predicted."""
+        self._picture: Picture | None = None
+        self._upload: object | None = None  # stands for the newest file; those before it are not taken
+        self._wanted: object | None = None  # stands for the newest prediction; those before it are not shown
+
     def _refuse(self, wrong: str) -> None:
-        """Says what is wrong, in place of a picture."""
+        """Says what is wrong, in place of a picture; a file that is still being read comes after it."""
         self._picture = self._wanted = None
         self._say(wrong=wrong)
         self._result.clear()
         with self._result:
             self._legend(range(len(self._classes)))
 
+    def _reject(self, wrong: str) -> None:
+        """Says what is wrong with a file that has not come, in place of those before it."""
+        self._forget()
+        self._refuse(wrong)
+
     def _say(self, wrong: str = "", doing: str = "") -> None:
         self._wrong.text, self._wrong.visible = wrong, bool(wrong)
         self._doing.text, self._working.visible = doing, bool(doing)
 
     async def _take(self, event: events.UploadEventArguments) -> None:
+        self._upload = upload = object()
         data = await event.file.read()
         try:
-            self._picture = await asyncio.to_thread(read_picture, event.file.name, data, self._max_pixels)
+            picture = await asyncio.to_thread(read_picture, event.file.name, data, self._max_pixels)
         except ValueError as error:
-            self._refuse(str(error))
-        else:
+            if self._upload is upload:
+                self._refuse(str(error))
+            return
+        if self._upload is upload:
+            self._picture = picture
             await self._show()
 
     async def _show(self) -> None:

@@ -1,7 +1,7 @@
 """The demo's page in a headless Chromium, and the command that serves it."""
 
 import base64
-import functools
+import gc
 import http.client
 import io
 import pathlib
@@ -14,17 +14,20 @@ import sys
 import threading
 import time
 import types
+import weakref
 import zlib
 
 import drawn
 import numpy as np
 import pytest
+from absl import app
 from PIL import Image
 
-from dlv3p_jax import viz
+from dlv3p_jax import demo, viz
 from dlv3p_jax.segmenter import Segmenter
 
 pytest.importorskip("nicegui", reason="nicegui is not installed (the extra demo)")
+import nicegui  # noqa: E402
 import uvicorn  # noqa: E402
 
 from dlv3p_jax import demo_page  # noqa: E402
@@ -33,7 +36,10 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 NAMES = ("floor", "wall", "lamp", "<b>unseen</b>")
 PALETTE = np.array([(230, 25, 75), (60, 180, 75), (0, 130, 200), (255, 225, 25)], np.uint8)
 MAX_PIXELS, MAX_BYTES = 100_000, 200_000
+UPGRADE = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": "13"}
+UPGRADE |= {"Sec_WebSocket_Key": base64.b64encode(bytes(16)).decode()}
 COMMAND = """
+import sys
 from dlv3p_jax import commands, demo
 demo.define_flags()
 try:
@@ -67,9 +73,11 @@ class Bands:
     classes, palette, source = NAMES, PALETTE, "workdir/bands, step 3"
     may_answer = threading.Event()
     may_answer.set()
+    alive = weakref.WeakSet()
 
     def __init__(self, calls, **views):
         self.calls, self.views = calls, views
+        self.alive.add(self)
         self.config = types.SimpleNamespace(eval=types.SimpleNamespace(**views))
 
     def with_views(self, **views):
@@ -94,9 +102,9 @@ def workdir(tmp_path_factory):
 def served():
     """The page at a port of its own, in a thread; gives its address and the calls of the segmenter."""
     calls = []
-    app = demo_page.make_app(Bands(calls, flip=False, scales=(0.5,)), MAX_PIXELS, MAX_BYTES)
+    page = demo_page.make_app(Bands(calls, flip=False, scales=(0.5,)), MAX_PIXELS, MAX_BYTES, ["127.0.0.1", "[::1]"])
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(page, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     yield f"http://127.0.0.1:{listening.getsockname()[1]}/", calls
@@ -155,6 +163,18 @@ def expected_legend(label, names) -> list[str]:
     return [f"{name} {share:.1f} %" for name, share in sorted(shares.items(), key=lambda item: -item[1]) if share]
 
 
+def status(url, method="GET", path="/", **headers) -> int:
+    """Of a request that ends behind its headers."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://").rstrip("/"), timeout=30)
+    connection.putrequest(method, path, skip_host="Host" in headers)
+    for name, value in headers.items():
+        connection.putheader(name.replace("_", "-"), value)
+    connection.endheaders()
+    answer = connection.getresponse().status
+    connection.close()
+    return answer
+
+
 def wait_until(page, holds) -> None:
     end = time.monotonic() + 30
     while not holds():
@@ -168,7 +188,9 @@ def test_the_command_serves_a_checkpoint_until_ctrl_c(workdir, visit):
         **dict(cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True),
     )
     try:
-        page = visit(re.search(r"http://127.0.0.1:\d+/?", process.stdout.readline())[0])
+        url = re.search(r"http://127.0.0.1:\d+/?", process.stdout.readline())[0]
+        assert status(url, Host="rebound.example") == 400
+        page = visit(url)
         image = drawn.draw_picture(np.random.default_rng(0), 40, 56)
         upload(page, encode(image))
         page.get_by_text("street.png: 56 x 40 pixels").wait_for()
@@ -213,8 +235,15 @@ def test_flip_and_scales_predict_again(page, visit, served):
     page.get_by_label("Scales").click()
     page.get_by_role("option", name="0.75, 1, 1.25", exact=True).click()
     wait_until(page, lambda: len(served[1]) == 3)
-    views = [(False, (0.5,)), (True, (0.5,)), (True, (0.75, 1.0, 1.25))]
+    page.get_by_label("Scales").click()
+    page.get_by_role("option", name="1", exact=True).click()
+    wait_until(page, lambda: len(served[1]) == 4)
+    page.get_by_text("Flip").click()
+    wait_until(page, lambda: legend(page) == expected_legend(bands(image), NAMES))
+    views = [(False, (0.5,)), (True, (0.5,)), (True, (0.75, 1.0, 1.25)), (True, (1.0,)), (False, (1.0,))]
     assert served[1] == [{"flip": flip, "scales": scales} for flip, scales in views]
+    gc.collect()
+    assert len(Bands.alive) == 1 + 4  # what they compile takes memory: not all that were ever asked for are kept
     assert legend(visit(served[0])) == list(NAMES)  # another visit sees nothing of this one
 
 
@@ -231,6 +260,76 @@ def test_the_page_says_that_it_works_and_shows_only_what_was_asked_last(page, se
     page.get_by_text("path.png: 90 x 80 pixels").wait_for()
     assert not page.get_by_text("Predicting").is_visible()
     assert len(served[1]) == 2  # the one in between was not begun
+
+
+@pytest.fixture
+def slow_to_read(monkeypatch):
+    """Files called slow.png are decoded only after this event; gives another for when they begin."""
+    may_end, begun = threading.Event(), threading.Event()
+    read_picture = demo_page.read_picture
+
+    def read(name, *arguments):
+        if name == "slow.png":
+            begun.set()
+            assert may_end.wait(30)
+        return read_picture(name, *arguments)
+
+    monkeypatch.setattr(demo_page, "read_picture", read)
+    yield may_end, begun
+    may_end.set()
+
+
+@pytest.mark.parametrize("slow", [encode(gradient(70)), b"no picture"])
+def test_a_file_that_is_slow_to_decode_does_not_replace_a_newer_one(page, served, slow_to_read, slow):
+    may_end, begun = slow_to_read
+    upload(page, slow, "slow.png")
+    wait_until(page, begun.is_set)
+    image = gradient(50)
+    upload(page, encode(image), "quick.png")
+    page.get_by_text("quick.png: 90 x 50 pixels").wait_for()
+    may_end.set()
+    page.get_by_text("Flip").click()
+    wait_until(page, lambda: legend(page) == expected_legend(2 - bands(image), NAMES))
+    assert len(served[1]) == 2 and not page.get_by_role("alert").is_visible()
+
+
+def test_a_file_that_is_slow_to_decode_comes_after_an_older_one_that_cannot_be_predicted(page, served, slow_to_read):
+    may_end, begun = slow_to_read
+    Bands.may_answer.clear()
+    upload(page, encode(gradient(7)), "tiny.png")
+    wait_until(page, lambda: len(served[1]) == 1)
+    upload(page, encode(gradient(70)), "slow.png")
+    wait_until(page, begun.is_set)
+    Bands.may_answer.set()
+    page.get_by_role("alert").filter(has_text="tiny.png was not predicted").wait_for()
+    may_end.set()
+    page.get_by_text("slow.png: 90 x 70 pixels").wait_for()
+
+
+def test_a_file_that_is_slow_to_decode_does_not_replace_the_refusal_of_a_newer_one(page, served, slow_to_read):
+    may_end, begun = slow_to_read
+    upload(page, encode(gradient(70)), "slow.png")
+    wait_until(page, begun.is_set)
+    upload(page, bytes(MAX_BYTES + 1), "heavy.png")
+    page.get_by_role("alert").filter(has_text="This file is larger").wait_for()
+    may_end.set()
+    upload(page, encode(gradient(50)))
+    page.get_by_text("street.png: 90 x 50 pixels").wait_for()
+    assert len(served[1]) == 1
+
+
+def test_nothing_is_predicted_for_a_visit_that_is_over(page, visit, served, slow_to_read):
+    may_end, begun = slow_to_read
+    upload(page, encode(gradient(70)), "slow.png")
+    wait_until(page, begun.is_set)
+    client = nicegui.Client.instances[page.evaluate("window.clientId")]
+    nicegui.core.loop.call_soon_threadsafe(client.delete)
+    wait_until(page, lambda: client.is_deleted)
+    may_end.set()
+    other = visit(served[0])
+    upload(other, encode(gradient(50)))
+    other.get_by_text("street.png: 90 x 50 pixels").wait_for()
+    assert len(served[1]) == 1
 
 
 def test_a_dropped_picture_and_a_long_name_fit_on_a_phone(page):
@@ -280,15 +379,25 @@ def test_what_cannot_be_predicted_is_said(page, served, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("header", "status"), [(("Content-Length", "220000"), 413), (("Transfer-Encoding", "chunked"), 411)]
+    ("header", "answer"), [({"Content_Length": "220000"}, 413), ({"Transfer_Encoding": "chunked"}, 411)]
 )
-def test_large_requests_are_refused_unread(served, header, status):
-    connection = http.client.HTTPConnection(served[0].removeprefix("http://").rstrip("/"), timeout=30)
-    connection.putrequest("POST", "/_nicegui/client/x/upload/1")
-    connection.putheader(*header)
-    connection.endheaders()
-    assert connection.getresponse().status == status
-    connection.close()
+def test_large_requests_are_refused_unread(served, header, answer):
+    assert status(served[0], "POST", "/_nicegui/client/x/upload/1", **header) == answer
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "answer"), [("/", {}, 200), ("/_nicegui_ws/socket.io/?EIO=4&transport=websocket", UPGRADE, 101)]
+)
+def test_the_page_and_its_socket_answer_under_known_names_alone(served, path, headers, answer):
+    for host in ("127.0.0.1:8080", "[::1]:8080"):
+        assert status(served[0], path=path, Host=host, **headers) == answer
+    for host in ("rebound.example:8080", "127.0.0.1.rebound.example", ""):
+        assert status(served[0], path=path, Host=host, **headers) == 400
+
+
+def test_only_a_loopback_address_has_known_names():
+    assert set(demo._known_hosts("mine", "127.0.1.1")) == {"mine", "localhost", "127.0.0.1", "[::1]"}
+    assert demo._known_hosts("0.0.0.0", "0.0.0.0") == demo._known_hosts("[::]", "::") == ["*"]
 
 
 def test_pictures_are_upright_and_the_page_shows_what_is_predicted():
@@ -311,25 +420,29 @@ def test_pictures_are_upright_and_the_page_shows_what_is_predicted():
             demo_page.read_picture("street", data, max_pixels=60 * 90 - 1)
 
 
-@pytest.fixture
-def free_port_taken():
+@pytest.mark.parametrize(
+    ("words", "values", "message"),
+    [
+        (["picture.png"], {}, "unexpected argument 'picture.png'"),
+        ([], {"checkpoint": None}, "give --checkpoint=WORKDIR"),
+        ([], {"scales": ["0.5", "big"]}, "--scales=0.5,big: give positive numbers"),
+        ([], {"scales": ["0", "1"]}, "--scales=0,1: give positive numbers"),
+        ([], {"scales": ["0.5"]}, "pip install '.[demo]'"),
+    ],
+)
+def test_wrong_flags_are_answered(monkeypatch, words, values, message):
+    monkeypatch.setattr(
+        demo.flags, "FLAGS", types.SimpleNamespace(**{"checkpoint": "w", "flip": None, "scales": None} | values)
+    )
+    monkeypatch.setitem(sys.modules, "nicegui", None)
+    with pytest.raises((app.UsageError, SystemExit), match=re.escape(message)):
+        demo.main(["demo", *words])
+
+
+def test_a_port_in_use_is_told_before_jax_is_imported():
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield listening.getsockname()[1]
-
-
-def test_wrong_flags_end_in_a_line_before_jax_is_imported(free_port_taken):
-    prelude = "import sys\n"
-    run = functools.partial(subprocess.run, cwd=REPOSITORY, capture_output=True, text=True)
-    for setup, arguments, message in (
-        ("", [], "give --checkpoint=WORKDIR"),
-        ("", ["--checkpoint=w", "picture.png"], "unexpected argument 'picture.png'"),
-        ("", ["--checkpoint=w", "--scales=0.5,big"], "--scales=0.5,big: give positive numbers"),
-        ("", ["--checkpoint=w", "--scales=0,1"], "--scales=0,1: give positive numbers"),
-        ("", ["--checkpoint=w", "--port=70000"], "port"),
-        ("", ["--checkpoint=w", f"--port={free_port_taken}"], f"--port={free_port_taken}: Address already in use"),
-        ("sys.modules['nicegui'] = None\n", ["--checkpoint=w"], "pip install '.[demo]'"),
-    ):
-        process = run([sys.executable, "-c", prelude + setup + COMMAND, *arguments])
-        lines = process.stderr.strip().splitlines()
-        assert process.returncode and message in process.stderr, process.stderr
-        assert "Traceback" not in process.stderr and len(lines) == 1
+        port = f"--port={listening.getsockname()[1]}"
+        command = [sys.executable, "-c", COMMAND, "--checkpoint=w", port]
+        process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stderr == f"demo: cannot listen at --host=127.0.0.1 {port}: Address already in use; give others\n"
