@@ -28,8 +28,12 @@ def make_config(changes=(), num_classes=19):
 
 
 def draw_variables(config) -> steps.Variables:
+    return draw_variables_of(build_model(config))
+
+
+def draw_variables_of(model) -> steps.Variables:
     """Kernels of the scale that keeps activations as they are, normalisations that change nothing."""
-    model, rng = build_model(config), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))
 
     def value(path, leaf):

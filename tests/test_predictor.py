@@ -84,6 +84,7 @@ def test_probabilities_are_those_of_the_views(network, pictures, average):
 
 def test_what_is_done_keeps_its_place_so_that_the_others_come_out_to_the_same_bits(network, pictures, caplog):
     whole = predict(network, pictures, probabilities=True, **{"eval.batch_size": 4})
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         rest = predict(network, pictures, done={"0", "1", "4"}, probabilities=True, **{"eval.batch_size": 4})
     assert "Predicting 2 pictures in 1 sizes" in caplog.text and "3 are there already" in caplog.text
