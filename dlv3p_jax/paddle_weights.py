@@ -55,8 +55,8 @@ def describe(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> dict[s
     """What the arrays of a whole model say of its network, as keys of a configuration.
 
     That is `num_classes`, `model.backbone` and `model.aspp_channels`. Output stride, dilations and `align_corners`
-    leave no trace in them; `model.multi_grid` is (1, 2, 4), as in PaddleSeg's recipes, cut to the number
-    of blocks.
+    leave no trace in them; `model.multi_grid` is (1, 2, 4), as in PaddleSeg's recipes, and (1, 1) for
+    ResNet-18, of which there is none.
 
     Args:
         state: PaddleSeg's names and arrays.
@@ -84,7 +84,7 @@ def describe(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> dict[s
         "num_classes": num_classes,
         "model.backbone": backbones[0],
         "model.aspp_channels": len(projection),
-        "model.multi_grid": (1, 2, 4)[: BLOCKS[backbones[0]][-1]],
+        "model.multi_grid": (1, 2, 4) if BLOCKS[backbones[0]][-1] == 3 else (1, 1),
     }
 
 

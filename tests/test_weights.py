@@ -49,8 +49,8 @@ def test_averaged_variables_are_preferred_and_another_network_is_told(workdir, t
 @pytest.mark.parametrize("backbone", ["resnet18_vd", "resnet34_vd", "resnet50_vd"])
 def test_a_pdparams_file_says_what_network_it_is_of(tmp_path, caplog, backbone):
     config = common.get_config()
-    blocks = 2 if backbone == "resnet18_vd" else 3
-    changes = {"model.backbone": backbone, "model.multi_grid": (1, 2, 4)[:blocks], "model.aspp_channels": 16}
+    multi_grid = (1, 1) if backbone == "resnet18_vd" else (1, 2, 4)
+    changes = {"model.backbone": backbone, "model.multi_grid": multi_grid, "model.aspp_channels": 16}
     config.update_from_flattened_dict(changes | {"num_classes": 5})
     variables = draw_variables(config)
     write_pdparams(tmp_path / "model.pdparams", config, variables)
