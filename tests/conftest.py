@@ -7,6 +7,7 @@ import shutil
 import tempfile
 
 import pytest
+from absl import logging
 
 # Eight virtual devices, so that every test may build the mesh it likes; set before JAX starts.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -20,7 +21,15 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 CHROMIUM = "/usr/bin/chromium"
+
+
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def information():
+    """What absl's log shows depends on no test before: whoever parses flags sets it back to warnings."""
+    logging.set_verbosity(logging.INFO)
 
 
 @pytest.fixture(scope="session")
