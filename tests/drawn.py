@@ -7,15 +7,17 @@ from configs import common
 from dlv3p_jax import checkpoints, configuration, steps
 from dlv3p_jax.models import build_model
 
-SETTINGS = {
-    "dataset": "cityscapes",
-    "crop_size": (32, 32),
-    "batch_size": 2,
+NETWORK = {
     "model.backbone": "resnet18_vd",
     "model.output_stride": 16,
     "model.multi_grid": (1, 1),
     "model.aspp_rates": (1, 2),
     "model.aspp_channels": 32,
+}
+SETTINGS = NETWORK | {
+    "dataset": "cityscapes",
+    "crop_size": (32, 32),
+    "batch_size": 2,
     "eval.batch_size": 2,
     "mesh.data": 1,
 }

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import drawn
 import jax
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from dlv3p_jax.models import build_model
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 LAST = 16  # steps of 4 pictures: across the ends of epochs of 11
-SETTINGS = {
+SETTINGS = drawn.NETWORK | {
     "dataset": "image_folder",
     "crop_size": (32, 32),
     "batch_size": 4,
@@ -33,11 +34,6 @@ SETTINGS = {
     "log_every_steps": 1,
     "eval_every_steps": LAST,
     "checkpoint_every_steps": 3,
-    "model.backbone": "resnet18_vd",
-    "model.output_stride": 16,
-    "model.multi_grid": (1, 1),
-    "model.aspp_rates": (1, 2),
-    "model.aspp_channels": 32,
     "eval.batch_size": 2,
     "mesh.data": 1,
 }
