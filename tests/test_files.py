@@ -1,0 +1,72 @@
+"""Files that are whole or not there, whoever else writes them, and locks."""
+
+import errno
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from dlv3p_jax import files
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_replaced_when_it_is_whole(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("before")
+    with files.replacing(path) as unfinished:
+        unfinished.write_text("half")
+        assert path.read_text() == "before"
+    assert path.read_text() == "half" and names(tmp_path) == ["a.json"]
+
+
+def test_what_fails_leaves_the_file_before_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("before")
+    with pytest.raises(OSError) as raised, files.replacing(path) as unfinished:
+        unfinished.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert raised.value.filename == str(path)
+    assert path.read_text() == "before" and names(tmp_path) == ["a.json"]
+
+
+def test_two_that_write_one_file_at_once_each_write_it_whole(tmp_path):
+    path = tmp_path / ("a" * 250 + ".json")  # nearly as long as names may be
+    with files.replacing(path) as one, files.replacing(path) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one" and names(tmp_path) == [path.name]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / files.unfinished_name()).write_text("half")
+    (tmp_path / files.unfinished_name()).mkdir()
+    (tmp_path / "mine.unfinished").write_text("a user's")
+    files.remove_unfinished(tmp_path)
+    assert names(tmp_path) == ["mine.unfinished"]
+
+
+HOLD = """
+import sys, time
+from dlv3p_jax import files
+with files.lock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_is_of_one_process_says_whose_and_ends_with_it(tmp_path):
+    path = tmp_path / ".lock"
+    command = [sys.executable, "-c", HOLD, str(path)]
+    root = pathlib.Path(files.__file__).parents[1]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(files.Locked, match=f"process {holder.pid} on "), files.lock(path):
+            pass
+        holder.kill()
+        holder.wait()
+        with files.lock(path):
+            pass
