@@ -1,6 +1,5 @@
 """Checkpoints that are damaged, and disks that are full."""
 
-import errno
 import os
 import pathlib
 import re
@@ -13,7 +12,7 @@ import pytest
 import tiny
 from test_checkpoints import assert_equal_trees, make_state, steps_in
 
-from dlv3p_jax import checkpoint_files, checkpoints, disk_errors, train
+from dlv3p_jax import checkpoint_files, checkpoints, train
 from dlv3p_jax.checkpoints import CheckpointError, Checkpoints, SaveError
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -127,18 +126,6 @@ def test_a_run_whose_newest_checkpoint_was_cut_short_ends_as_any(data_dir, tmp_p
     train.train_and_evaluate(config, tmp_path)
     assert_equal_trees(checkpoints.read_variables(latest / "4"), expected)
     assert {path.name for path in latest.iterdir()} == {"2", "3", "4", "3.damaged", "4.damaged"}
-
-
-def test_an_error_of_the_disk_is_recognised_through_what_was_raised_from_it():
-    try:
-        try:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as inner:
-            raise RuntimeError("flush failed") from inner
-    except RuntimeError as error:
-        assert disk_errors.reason(error) == "no space is left on the device: make room"
-    assert "read-only" in disk_errors.reason(ValueError("[OS error 30: EROFS Read-only file system]"))
-    assert disk_errors.reason(ValueError("another")) is None
 
 
 @pytest.fixture
