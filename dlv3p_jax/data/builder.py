@@ -84,7 +84,9 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             ignored_pixels=dict.fromkeys(splits, 0),
             sizes={split: [] for split in splits},
             notes=collections.Counter(),
+            digests=dict.fromkeys(splits, ""),
         )
+        self._digests = {split: records.Digest() for split in splits}
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     @property
@@ -127,6 +129,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         pixels[:] = [total + int(count) for total, count in zip(pixels, example.class_pixels, strict=True)]
         self._metadata["ignored_pixels"][split] += example.ignored_pixels
         self._metadata["notes"].update(example.notes)
+        self._digests[split].add(example.id, example.image, example.label)
         runs = self._metadata["sizes"][split]
         if runs and tuple(runs[-1][:2]) == example.size:
             runs[-1][2] += 1
@@ -155,6 +158,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             self._results = iter(progress)
             yield
             next(self._results, None)  # nothing is left; this completes the progress bar
+        self._metadata["digests"].update({split: digest.hexdigest() for split, digest in self._digests.items()})
 
     def survey(self, folder: str | os.PathLike) -> records.Dataset:
         """Reads everything as if to write it, writes nothing, and gathers all `problems`, if made with `skip_bad`.

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Problem, read_image, read_label
-from dlv3p_jax.data.records import Dataset
+from dlv3p_jax.data.records import Dataset, Digest
 from dlv3p_jax.data.workers import ordered_map
 
 
@@ -28,9 +28,9 @@ def check_records(dataset: Dataset, workers: int = 1) -> list[Problem]:
 
 
 def _check_split(dataset: Dataset, split: str, workers: int, progress: tqdm) -> list[Problem]:
-    problems, sizes = [], dataset.sizes(split)
+    problems, sizes, digest = [], dataset.sizes(split), Digest()
     try:
-        items = _read_items(dataset, split)
+        items = _read_items(dataset, split, digest)
         check = functools.partial(_check_record, has_label=dataset.has_labels(split))
         counts = np.zeros(256, np.int64)
         for size, result in zip(sizes, ordered_map(check, items, workers), strict=True):
@@ -55,13 +55,17 @@ def _check_split(dataset: Dataset, split: str, workers: int, progress: tqdm) -> 
                 f"{split}: label {value} is on {counts[value]} pixels, on {expected.get(value, 0)} in the metadata"
             )
             problems.append(Problem(split, message))
+    if digest.hexdigest() != dataset.metadata.get("digests", {}).get(split, digest.hexdigest()):
+        problems.append(Problem(split, f"{split}: ids, pictures or labels are not those that were written (SHA-256)"))
     return problems
 
 
-def _read_items(dataset: Dataset, split: str) -> Iterator[tuple[str, bytes, bytes]]:
+def _read_items(dataset: Dataset, split: str, digest: Digest) -> Iterator[tuple[str, bytes, bytes]]:
+    """What `_check_record` takes, of every record in order; each is added to `digest`."""
     source = dataset.source(split)
     for index in range(dataset.num_pictures(split)):
         record = source[index]
+        digest.add(record["id"], record["image"], record["label"])
         yield f"{split}: {record['id'].decode()}", record["image"], record["label"]
 
 

@@ -7,6 +7,7 @@ metadata.json beside the records holds, under the names of `METADATA`, what trai
 
 import bisect
 import dataclasses
+import hashlib
 import itertools
 import os
 import pathlib
@@ -32,6 +33,25 @@ METADATA = {
     "sizes": "{split: [[height, width, how many pictures in a row], …]}",
     "notes": "{what was changed on the way into the records: how many pictures}",
 }
+OPTIONAL_METADATA = {  # what data sets that were prepared by older revisions lack
+    "digests": "{split: what `Digest` makes of its records, in order}",
+}
+
+
+class Digest:
+    """A SHA-256 over records, in order: two splits have the same one if all their ids and bytes are the same."""
+
+    def __init__(self) -> None:
+        self._sum = hashlib.sha256()
+
+    def add(self, record_id: str | bytes, image: bytes, label: bytes) -> None:
+        record_id = record_id.encode() if isinstance(record_id, str) else record_id
+        for part in (record_id, image, label):
+            self._sum.update(len(part).to_bytes(8, "little"))  # so that no byte can move to the next part
+            self._sum.update(part)
+
+    def hexdigest(self) -> str:
+        return self._sum.hexdigest()
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -47,7 +67,10 @@ def features() -> tfds.features.FeaturesDict:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A prepared data set; `metadata` is described by `METADATA`, `origin` the URL that it was copied from, if any."""
+    """A prepared data set.
+
+    `metadata` is described by `METADATA` and `OPTIONAL_METADATA`; `origin` is the URL that it was copied from, if any.
+    """
 
     name: str
     folder: pathlib.Path

@@ -46,6 +46,18 @@ def test_damage_is_named(tmp_path, change, message):
         raise AssertionError(problems[0].message)
 
 
+def test_other_records_of_the_same_sizes_and_counts_are_noticed(tmp_path):
+    dataset = write(tmp_path, [good("x"), good("y")])
+    other = write(tmp_path / "other", [good("y"), good("x")])
+    digests = other.metadata["digests"]
+    assert [problem.id for problem in check.check_records(other)] == []
+    other.metadata["digests"] = dataset.metadata["digests"]
+    assert "not those that were written" in check.check_records(other)[0].message
+    del other.metadata["digests"]  # as older revisions wrote it
+    assert check.check_records(other) == []
+    assert digests != dataset.metadata["digests"]
+
+
 def test_a_label_in_a_split_without_labels(tmp_path):
     unlabelled = Example("x", good("").image, b"", (4, 6), np.zeros(2, np.int64), 0)
     labelled = Example("y", good("").image, good("").label, (4, 6), np.zeros(2, np.int64), 0)

@@ -1,6 +1,7 @@
 """A user's folder, from files on disk to an opened data set."""
 
 import functools
+import hashlib
 import io
 import pathlib
 
@@ -58,6 +59,23 @@ def test_pictures_are_kept_byte_for_byte_and_labels_value_for_value(source, tmp_
     assert dataset.metadata["class_pixels"] == {"train": [9, 6, 6], "val": [3, 2, 2]}
     assert dataset.metadata["ignored_pixels"] == {"train": 3, "val": 1}
     assert not dataset.metadata["synthetic"]
+
+
+def test_digests_are_those_of_ids_pictures_and_labels_in_order(source, tmp_path):
+    dataset, _ = prepare(source, tmp_path / "data")
+    expected = hashlib.sha256()
+    for record in dataset.source("train"):
+        for key in ("id", "image", "label"):
+            expected.update(len(record[key]).to_bytes(8, "little") + record[key])
+    digests = dataset.metadata["digests"]
+    assert digests["train"] == expected.hexdigest() != digests["val"]
+    assert ImageFolder(tmp_path, source, workers=3).survey(source).metadata["digests"] == digests
+
+    write_pair(source, "train", "b", [[0, 1, 2, 0], [255, 1, 2, 0]])  # as many pixels of each class as before
+    again = ImageFolder(tmp_path, source).survey(source).metadata
+    assert again["class_pixels"] == dataset.metadata["class_pixels"]
+    assert again["digests"]["train"] != digests["train"]
+    assert again["digests"]["val"] == digests["val"]
 
 
 def test_lists_keep_their_order(source, tmp_path):

@@ -80,7 +80,7 @@ def test_metadata_counts_every_pixel(prepared):
     assert dataset.class_names == ["a", "b", "c"]
     assert dataset.palette == [[0, 0, 0], [255, 0, 0], [0, 255, 0]]
     assert dataset.ignore_label == 255
-    assert set(dataset.metadata) == set(records.METADATA)
+    assert set(dataset.metadata) == {*records.METADATA, *records.OPTIONAL_METADATA}
     assert dataset.metadata["notes"] == {"odd": 2}
     assert dataset.metadata["sizes"]["train"] == [[4, 6, 2], [6, 4, 1], [4, 6, 1], [6, 4, 1]]
     for split, sizes in SIZES.items():
@@ -127,6 +127,12 @@ def test_an_unknown_split_is_refused(prepared):
     for ask in (dataset.num_pictures, dataset.sizes, dataset.source):
         with pytest.raises(records.DatasetError, match='no split "trainaug"; it has train, val'):
             ask("trainaug")
+
+
+def test_what_older_revisions_wrote_can_be_read(copy, tmp_path):
+    metadata = json.loads((copy / "metadata.json").read_text())
+    (copy / "metadata.json").write_text(json.dumps({key: metadata[key] for key in records.METADATA}))
+    assert "digests" not in records.open_dataset("small", tmp_path / "data").metadata
 
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "metadata.json", "small-val.*"])
