@@ -2,11 +2,13 @@
 
 import collections
 import dataclasses
+import fnmatch
 import glob
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
+from dlv3p_jax.data.folders import below
 from dlv3p_jax.data.pairs import EXTENSIONS
 from dlv3p_jax.data.pictures import Problem
 
@@ -46,7 +48,7 @@ def find_pictures(
     for path in (os.path.abspath(os.path.expanduser(path)) for path in paths):
         is_there = os.path.exists(path)
         found, is_output = [], False
-        for match in map(pathlib.Path, [path] if is_there else sorted(glob.glob(path, recursive=True))):
+        for match in map(pathlib.Path, [path] if is_there else _matches(path)):
             if match.is_dir():
                 is_output = match == folder or _is_in(match / "file", own)
                 pictures = [file for file in _pictures_below(match, problems) if not _is_in(file, own)]
@@ -77,13 +79,37 @@ def _pictures_below(folder: pathlib.Path, problems: list[Problem]) -> list[pathl
     def note(error: OSError) -> None:
         problems.append(Problem(error.filename, f"{error.filename}: cannot be read ({error.strerror})"))
 
-    walk = os.walk(folder, followlinks=True, onerror=note)
-    files = (pathlib.Path(root, name) for root, _, names in walk for name in names)
     return sorted(
         path
-        for path in files
-        if _is_picture(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        for path, is_folder in below(folder, note)
+        if not (is_folder or any(part.startswith(".") for part in path.relative_to(folder).parts)) and _is_picture(path)
     )
+
+
+def _matches(pattern: str) -> list[str]:
+    """The paths that a glob matches, sorted; glob.glob would follow links to folders above, from ** on, without end."""
+    parts = pathlib.PurePath(pattern).parts
+    if "**" not in parts:
+        return sorted(glob.glob(pattern))
+    start = parts.index("**")
+    found = []
+    for base in filter(os.path.isdir, glob.glob(os.path.join(*parts[:start]))):
+        entries = [pathlib.Path(base), *(path for path, _ in below(base))]
+        found += [str(path) for path in entries if _fit(path.relative_to(base).parts, parts[start:])]
+    return sorted(found)
+
+
+def _fit(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether the parts of a path match those of a glob; neither ** nor a wildcard matches what is hidden."""
+    if not patterns:
+        return not parts
+    if patterns[0] == "**" and _fit(parts, patterns[1:]):
+        return True
+    if not parts or (parts[0].startswith(".") and not patterns[0].startswith(".")):
+        return False
+    if patterns[0] == "**":
+        return _fit(parts[1:], patterns)
+    return fnmatch.fnmatchcase(parts[0], patterns[0]) and _fit(parts[1:], patterns[1:])
 
 
 def _is_picture(path: pathlib.Path) -> bool:

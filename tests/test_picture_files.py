@@ -50,6 +50,15 @@ def test_every_picture_is_found_once_and_names_mirror_folders(folder, paths, exp
     assert find(*paths) == expected
 
 
+@pytest.mark.parametrize(
+    ("paths", "expected"), [(["b"], B), (["b/**"], B), (["b/**/2.*"], B[1:]), (["**/1.jpg"], [ALL[0], ALL[1]])]
+)
+def test_links_to_folders_above_are_not_followed(folder, paths, expected):
+    for link, target in (("b/loop", "."), ("b/again", "../b"), ("b/c/up", "../..")):
+        os.symlink(target, link)
+    assert find(*paths) == expected
+
+
 def test_the_folder_of_outputs_changes_nothing(folder):
     os.rename("b", ".b")
     assert find("*") == find("a", "out") == [("1", "a/1.jpg")]

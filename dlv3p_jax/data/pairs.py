@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.folders import below
 from dlv3p_jax.data.pictures import Pair, Problem
 
 SPLITS = ("train", "val", "test")
@@ -109,7 +110,7 @@ def _is_unlabelled(path: pathlib.Path) -> bool:
 
 
 def _read_list(path: pathlib.Path, source: pathlib.Path) -> tuple[list[Pair], list[Problem], list[str]]:
-    rows: dict[str, tuple[str, int]] = {}
+    rows: dict[str, tuple[str, str, int]] = {}  # by what `_key` makes of the picture: both names, and the line
     problems, repeated = [], []
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
@@ -117,19 +118,19 @@ def _read_list(path: pathlib.Path, source: pathlib.Path) -> tuple[list[Pair], li
         where = f"{path}, line {number}"
         image, label = _split_line(line, source, where)
         missing = [name for name in (image, label) if not (source / name).is_file()]
-        if image in rows and rows[image][0] == label:
-            repeated.append(number)
-        elif image in rows:
-            raise DatasetError(f"{where}: {image} has another label than on line {rows[image][1]}")
-        else:
-            rows[image] = label, number
+        earlier = rows.setdefault(_key(source / image), (image, label, number))
+        if earlier[2] == number:
             if missing:
                 problems.append(Problem(image, f"{where}: {' and '.join(missing)} not found in {source}"))
+        elif _key(source / earlier[1]) == _key(source / label):
+            repeated.append(number)
+        else:
+            raise DatasetError(f"{where}: {image} has another label than on line {earlier[2]}")
     absent = {problem.id for problem in problems}
-    ids = _ids_of(rows, source)
+    ids = _ids_of([image for image, _, _ in rows.values()], source)
     pairs = [
         Pair(ids[image], str(source / image), str(source / label))
-        for image, (label, _) in rows.items()
+        for image, label, _ in rows.values()
         if image not in absent
     ]
     remarks = []
@@ -169,18 +170,27 @@ def _ways_to_split(line: str) -> Iterator[tuple[str, str]]:
             yield image, label
 
 
-def _ids_of(images: dict[str, tuple[str, int]], source: pathlib.Path) -> dict[str, str]:
+def _key(path: pathlib.Path) -> str:
+    """The same for every way to write a path; a link to a file is a file of its own."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
+
+
+def _ids_of(images: list[str], source: pathlib.Path) -> dict[str, str]:
     """Names of pictures: their path below the source, without its extension where that leaves them different."""
     paths = {}
     for image in images:
-        path = pathlib.PurePosixPath(image)
+        path = pathlib.PurePosixPath(os.path.normpath(image))
         if path.is_absolute():
             path = path.relative_to(source if path.is_relative_to(source) else "/")
         paths[image] = path
     stems = collections.Counter(path.with_suffix("") for path in paths.values())
-    return {
+    ids = {
         image: str(path.with_suffix("") if stems[path.with_suffix("")] == 1 else path) for image, path in paths.items()
     }
+    if len(set(ids.values())) == len(ids):
+        return ids
+    ids = {image: str(path) for image, path in paths.items()}  # of a.jpg, a.png and a.jpg.png
+    return ids if len(set(ids.values())) == len(ids) else {image: image for image in images}
 
 
 def _match_folders(source: pathlib.Path, split: str) -> tuple[list[Pair], list[Problem], list[str]]:
@@ -204,8 +214,7 @@ def pictures_below(folder: pathlib.Path) -> tuple[dict[str, pathlib.Path], list[
     """Picture files of a folder and its sub-folders by relative stem, sorted, and the other files; no hidden ones."""
     pictures: dict[str, pathlib.Path] = {}
     other = []
-    files = [pathlib.Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names]
-    for path in sorted(files):
+    for path in sorted(path for path, is_folder in below(folder) if not is_folder):
         relative = path.relative_to(folder)
         if any(part.startswith(".") for part in relative.parts):
             continue

@@ -103,6 +103,23 @@ def test_repeated_rows_count_once_and_are_said(tmp_path):
     assert remarks == [f"{tmp_path}/train.txt: 1 repeated rows count once (lines 3)"]
 
 
+@pytest.mark.parametrize("second", ["./img/a.jpg", "img/../img/a.jpg", "img//a.jpg", "{root}/img/a.jpg", "again/a.jpg"])
+def test_one_picture_written_in_two_ways_counts_once(tmp_path, second):
+    (tmp_path / "again").symlink_to(tmp_path / "img")
+    text = f"./img/a.jpg lab/a.png\n{second.format(root=tmp_path)} lab/../lab/a.png\nimg/b.jpg lab/b.png\n"
+    pairs, _, remarks = find_pairs(with_lists(tmp_path, text, *NAMES))
+    assert [pair.id for pair in pairs["train"]] == ["img/a", "img/b"]
+    assert "1 repeated rows count once (lines 2)" in remarks[0]
+    with pytest.raises(DatasetError, match="line 3: .*a.jpg has another label than on line 1"):
+        find_pairs(with_lists(tmp_path, text.replace("img/b.jpg", "img/./a.jpg")))
+
+
+def test_ids_of_files_that_are_called_alike(tmp_path):
+    names = ("a.jpg", "a.png", "a.jpg.png")
+    pairs, _, _ = find_pairs(with_lists(tmp_path, "".join(f"{name} v.png\n" for name in names), *names))
+    assert [pair.id for pair in pairs["train"]] == list(names)
+
+
 def test_ids_stay_different(tmp_path):  # L25
     names = ("a/1.jpg", "b/1.jpg", "b/1.png", "m/1.png", "m/2.png", "m/3.png")
     text = f"a/1.jpg m/1.png\nb/1.jpg m/2.png\nb/1.png m/3.png\n{tmp_path}/v.jpg v.png\n"
@@ -150,6 +167,20 @@ def test_linked_folders_are_followed(tmp_path):
     touch(tmp_path, "labels/train/b.png")
     (tmp_path / "images/train/sub").symlink_to(tmp_path / "elsewhere")
     assert [pair.id for pair in find_pairs(tmp_path)[0]["train"]] == ["b", "sub/a"]
+
+
+def test_links_to_folders_above_are_not_followed(tmp_path):
+    touch(tmp_path, *FOLDERS, "images/train/sub/b.jpg", "labels/train/sub/b.png")
+    for kind in ("images", "labels"):
+        for link, target in (("loop", "."), ("sub/up", "../.."), ("sub/round", "../sub")):
+            (tmp_path / kind / "train" / link).symlink_to(target)
+        elsewhere = tmp_path / "elsewhere" / kind
+        touch(elsewhere, "c.jpg")
+        (elsewhere / "back").symlink_to(tmp_path / kind / "train")
+        (tmp_path / kind / "train" / "away").symlink_to(elsewhere)
+    pairs, problems, _ = find_pairs(tmp_path)
+    assert [pair.id for pair in pairs["train"]] == ["a", "away/c", "sub/b"]
+    assert not problems
 
 
 def test_every_unmatched_file_is_a_problem(tmp_path):
