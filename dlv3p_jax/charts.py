@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -86,7 +87,10 @@ def intervals(
 def _to_svg(figure: Figure, name: str, title: str) -> str:
     file = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    FigureCanvasSVG(figure).print_svg(file, metadata=metadata)
+    with warnings.catch_warnings():
+        # It measures with its own font, which lacks some scripts; who looks at the page has others.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")
+        FigureCanvasSVG(figure).print_svg(file, metadata=metadata)
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
     text = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{name}-", text)

@@ -4,7 +4,9 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from dlv3p_jax import fonts
 
 IGNORED = (255, 255, 255)  # the colour of ignored pixels; no class of `palette` has it
 WRONG = (220, 30, 30)  # the colour of pixels that are predicted wrongly
@@ -102,7 +104,7 @@ def contact_sheet(
     """
     if len(palette) < len(class_names):
         raise ValueError(f"{len(palette)} colours for {len(class_names)} classes: give one for each")
-    font, heading_font = ImageFont.load_default(size=15), ImageFont.load_default(size=17)
+    font, heading_font = fonts.font(13), fonts.font(15)
     colors = _as_table(palette)[: len(class_names)]
     rows = []
     for image, label, prediction in zip(images, labels, predictions, strict=True):
@@ -115,7 +117,11 @@ def contact_sheet(
         )
 
     headings = ("picture", "label", "prediction", "errors")
-    entries = [*zip(class_names, colors.tolist(), strict=True), ("ignored", IGNORED), ("wrong", WRONG)]
+    entries = [
+        *zip(fonts.drawable_names(class_names), colors.tolist(), strict=True),
+        ("ignored", IGNORED),
+        ("wrong", WRONG),
+    ]
     line_height, swatch = 26, 18
     entry_width = swatch + 8 + max(int(np.ceil(font.getlength(name))) for name, _ in entries) + 18
     width = len(headings) * (cell_width + _MARGIN) + _MARGIN

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from dlv3p_jax import preprocess, viz
+from dlv3p_jax import fonts, preprocess, viz
 from dlv3p_jax.data import augment
 from dlv3p_jax.data.records import Dataset, read_label
 
@@ -96,7 +96,7 @@ def _draw(
     palette: viz.Palette,
 ) -> Image.Image:
     """The cells of each picture in a column of their own, `_COLUMNS` side by side, with names and a legend."""
-    font = ImageFont.load_default(size=14)
+    font, class_names = fonts.font(12), fonts.drawable_names(class_names)
     thumbnails = [
         [
             Image.fromarray(cell).resize((_CELL_WIDTH, max(round(_CELL_WIDTH * len(cell) / len(cell[0])), 1)))
@@ -114,12 +114,14 @@ def _draw(
 
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, _MARGIN), heading, _INK, font)
+    draw.text((_MARGIN, _MARGIN), fonts.drawable(heading), _INK, font)
     top = _MARGIN + _LINE
     for number, (band, rows) in enumerate(zip(bands, heights, strict=True)):
         for column, cell_column in enumerate(band):
             left, y = _MARGIN + column * (_CELL_WIDTH + _MARGIN), top + _LINE
-            draw.text((left, top + _LINE / 2), ids[number * _COLUMNS + column][-40:], _INK, font, anchor="lm")
+            draw.text(
+                (left, top + _LINE / 2), fonts.drawable(ids[number * _COLUMNS + column][-40:]), _INK, font, anchor="lm"
+            )
             for cell, row_height in zip(cell_column, rows, strict=True):
                 sheet.paste(cell, (left, y))
                 draw.rectangle((left - 1, y - 1, left + cell.width, y + cell.height), outline=_OUTLINE)
