@@ -1,4 +1,4 @@
-"""Words in pictures: the font that comes with Matplotlib, which has Latin, Greek, Cyrillic, Arabic and more, but no CJK."""
+"""Words in pictures: the font that comes with Matplotlib has Latin, Greek, Cyrillic, Arabic and more, but no CJK."""
 
 import functools
 import importlib.util
