@@ -9,6 +9,7 @@ import bisect
 import dataclasses
 import hashlib
 import itertools
+import json
 import os
 import pathlib
 import textwrap
@@ -119,6 +120,26 @@ class Dataset:
         """(height, width) of every picture, by position."""
         runs = self.metadata["sizes"][self._known(split)]
         return [(height, width) for height, width, count in runs for _ in range(count)]
+
+    def digest(self, split: str) -> dict[str, str]:
+        """What tells this split from another under its name: SHA-256 in hex, by what it is of.
+
+        'sizes' is of the pictures' sizes by position, 'class_pixels' of how many pixels every class and the ignored
+        label have, 'lengths' of how many records each file holds, and 'content', which data sets of older programs
+        lack, of all pictures and labels. No record is read for it.
+
+        Raises:
+            DatasetError: no such split.
+        """
+        pixels, ignored = self.metadata["class_pixels"][self._known(split)], self.metadata["ignored_pixels"][split]
+        parts = {
+            "sizes": self.sizes(split),
+            "class_pixels": [list(pixels), ignored],
+            "lengths": list(self.builder.info.splits[split].shard_lengths),
+        }
+        digests = {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}
+        content = self.metadata.get("digests", {}).get(split)
+        return digests if content is None else digests | {"content": content}
 
     def source(self, split: str) -> Sequence[dict[str, bytes]]:
         """Random access by position to {'id', 'image', 'label'}, undecoded.

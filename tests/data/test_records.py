@@ -90,6 +90,55 @@ def test_metadata_counts_every_pixel(prepared):
         assert dataset.metadata["ignored_pixels"][split] == counts[255]
 
 
+def change_sizes(metadata, info):
+    metadata["sizes"]["train"] = [[4, 6, 1], [6, 4, 1], [4, 6, 2], [6, 4, 1]]  # the same pictures in another order
+
+
+def change_labels(metadata, info):
+    pixels = metadata["class_pixels"]["train"]
+    metadata["class_pixels"]["train"] = [pixels[1], pixels[0], *pixels[2:]]
+
+
+def ignore_more(metadata, info):
+    metadata["ignored_pixels"]["train"] += 1
+
+
+def cut_files_elsewhere(metadata, info):
+    (train,) = [split for split in info["splits"] if split["name"] == "train"]
+    assert train["shardLengths"] == ["2", "2", "1"]
+    train["shardLengths"] = ["1", "2", "2"]
+
+
+def add_content(metadata, info):
+    metadata.setdefault("digests", {})["train"] = "0123"
+
+
+@pytest.mark.parametrize(
+    ("change", "differ"),
+    [
+        (lambda metadata, info: metadata.update(description="another"), set()),
+        (change_sizes, {"sizes"}),
+        (change_labels, {"class_pixels"}),
+        (ignore_more, {"class_pixels"}),
+        (cut_files_elsewhere, {"lengths"}),
+        (add_content, {"content"}),
+    ],
+)
+def test_a_digest_tells_a_split_from_another_of_its_name(prepared, copy, change, differ):
+    files = [copy / "metadata.json", copy / "dataset_info.json"]
+    contents = [json.loads(file.read_text()) for file in files]
+    change(*contents)
+    for file, content in zip(files, contents, strict=True):
+        file.write_text(json.dumps(content))
+    before, after = (records.open_dataset("small", folder) for folder in (prepared, copy.parents[1]))
+    assert {name for name, _ in before.digest("train").items() ^ after.digest("train").items()} == differ
+    assert before.digest("train").keys() >= {"sizes", "class_pixels", "lengths"}
+    assert all(len(bytes.fromhex(digest)) == 32 for digest in before.digest("train").values())
+    assert before.digest("val") == after.digest("val")
+    with pytest.raises(records.DatasetError, match='no split "test"'):
+        before.digest("test")
+
+
 def test_records_are_what_tfds_reads(prepared):
     source = tfds.builder_from_directory(prepared / "small" / "1.0.0").as_data_source("train")
     image, label = picture(("train", 2))
