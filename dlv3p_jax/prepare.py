@@ -168,14 +168,15 @@ def _prepare(name: str, config: str) -> None:
 
 
 def _check_source(name: str) -> None:
-    from dlv3p_jax.data import builder, summary
+    from dlv3p_jax.data import summary
 
     made_by = BUILDERS[name][0](pathlib.Path(_DATA_DIR.value), skip_bad=True)
     dataset = made_by.survey(_SOURCE.value)
     _warn(*made_by.remarks, *summary.warnings(dataset))
     print(summary.table(dataset))
+    made_by.refuse_contradictions()
     if made_by.problems:
-        raise DatasetError(builder.describe_problems(made_by.problems, most=len(made_by.problems)))
+        raise DatasetError(made_by.describe_problems(most=len(made_by.problems), with_remarks=False))
     made_by.refuse_useless_data()
     print(f"{_SOURCE.value} can be prepared: every file was decoded, and no problem found")
 

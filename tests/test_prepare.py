@@ -54,7 +54,8 @@ def test_a_folder_becomes_a_data_set_with_a_summary(source, tmp_path):
     assert str(data_dir / "image_folder" / "1.0.0") in done.stdout
     assert f"python -m dlv3p_jax.main --config=configs/image_folder.py --config.data_dir={data_dir}" in done.stdout
     assert "4/4" in done.stderr  # the progress bar
-    assert "1 pictures are both in train and in val" in done.stderr
+    assert "warning: train: 2 of 3 pictures repeat others" in done.stderr
+    assert "warning: all 1 pictures of val are in train too" in done.stderr
     assert records.open_dataset("image_folder", data_dir).num_pictures("train") == 3
 
     again = run("--dataset=image_folder", f"--source={source}", f"--data_dir={data_dir}")

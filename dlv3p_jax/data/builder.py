@@ -17,7 +17,10 @@ from tqdm import tqdm
 
 from dlv3p_jax.data import records
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.data.pictures import Example, Problem
+from dlv3p_jax.data.label_map import LabelMap, suggest
+from dlv3p_jax.data.palettes import Palettes
+from dlv3p_jax.data.pictures import Example, Pair, Problem
+from dlv3p_jax.data.repeats import Repeats, every_pair
 from dlv3p_jax.data.workers import ordered_map
 
 _PICTURES_A_SHARD = 512
@@ -52,6 +55,8 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         synthetic: bool,
         problems: Sequence[Problem] = (),
         remarks: Sequence[str] = (),
+        apart: Sequence[tuple[str, str]] | None = None,
+        label_map: LabelMap | None = None,
         workers: int = 1,
         skip_bad: bool = False,
     ):
@@ -63,6 +68,8 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             class_names, palette, ignore_label, description, synthetic: see `records.METADATA`.
             problems: what is known to be wrong already.
             remarks: what the user should hear about the items.
+            apart: pairs of splits that should have no picture in common; None: all pairs.
+            label_map: what `read` applies; colours that it lacks are suggested beside those that it has.
             workers: number of processes; 1 runs everything in this one.
             skip_bad: leave out what has a problem and list it in skipped.txt, instead of failing.
 
@@ -70,10 +77,8 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             DatasetError: there are problems, and they are not to be skipped.
         """
         self._items, self._read = splits, read
-        self._problems, self.remarks = dict.fromkeys(problems), tuple(remarks)
-        if problems and not skip_bad:  # before anything is read
-            raise DatasetError(describe_problems(self.problems) + _MEND)
-        self._workers, self._skip_bad = workers, skip_bad
+        self._problems, self._remarks = dict.fromkeys(problems), tuple(remarks)
+        self._workers, self._skip_bad, self._label_map = workers, skip_bad, label_map
         self._metadata = tfds.core.MetadataDict(
             description=description,
             synthetic=synthetic,
@@ -86,13 +91,22 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             notes=collections.Counter(),
             digests=dict.fromkeys(splits, ""),
         )
+        self._palettes = Palettes()
+        self._repeats = Repeats(every_pair(splits) if apart is None else apart)
         self._digests = {split: records.Digest() for split in splits}
+        if problems and not skip_bad:  # before anything is read
+            raise DatasetError(self.describe_problems() + _MEND)
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     @property
     def problems(self) -> list[Problem]:
         """What could not be used, each once, however many splits hold it."""
         return list(self._problems)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the user should hear about the pictures, as far as they have been read."""
+        return [*self._remarks, *self._repeats.remarks()]
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -115,14 +129,25 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
 
     def _records(self, split: str, count: int) -> Iterator[tuple[str, dict[str, Any]]]:
         """The records of the next `count` items; shards are written one after the other, from one iterator."""
-        for result in itertools.islice(self._results, count):
-            if isinstance(result, Problem):
-                self._problems[result] = None
+        for item, result in itertools.islice(self._results, count):
+            problem = result if isinstance(result, Problem) else self._compare(split, item, result)
+            if problem is not None:
+                self._problems[problem] = None
             elif self._skip_bad or not self._problems:
                 self._count(split, result)
                 record = {"id": result.id, "image": result.image, "label": result.label}
                 yield result.id, record
                 record.clear()  # it is written by now, but TFDS holds what was yielded until the shard is complete
+
+    def _compare(self, split: str, item: Any, example: Example) -> Problem | None:
+        """Holds a picture against those before it."""
+        files = (item.image, item.label or "") if isinstance(item, Pair) else (example.id, "")
+        self._palettes.add(files[1], example.colors)
+        try:
+            self._repeats.add(split, example.id, example.image, example.label, files)
+        except DatasetError as error:
+            return Problem(example.id, str(error))
+        return None
 
     def _count(self, split: str, example: Example) -> None:
         pixels = self._metadata["class_pixels"][split]
@@ -139,8 +164,9 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
     def _download_and_prepare(self, dl_manager, download_config=None):
         with self._reading():
             super()._download_and_prepare(dl_manager, download_config)
+        self.refuse_contradictions()
         if self.problems and not self._skip_bad:
-            raise DatasetError(describe_problems(self.problems) + _MEND)
+            raise DatasetError(self.describe_problems() + _MEND)
         self.refuse_useless_data()
         if self.problems:
             lines = "".join(f"{problem.message}\n" for problem in self.problems)
@@ -150,14 +176,17 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
     def _reading(self) -> Iterator[None]:
         """Has the workers read every item, for `_records` to take, under a progress bar."""
         total = sum(map(len, self._items.values()))
-        every_item = itertools.chain.from_iterable(self._items.values())
+        items, again = itertools.tee(itertools.chain.from_iterable(self._items.values()))
         with (
-            contextlib.closing(ordered_map(self._read, every_item, self._workers)) as results,
+            contextlib.closing(ordered_map(self._read, items, self._workers)) as results,
             tqdm(results, total=total, unit=" pictures", desc=self.name, disable=total == 0) as progress,
         ):
-            self._results = iter(progress)
+            self._results = zip(again, progress, strict=True)
             yield
             next(self._results, None)  # nothing is left; this completes the progress bar
+        self._metadata["palette"] = self._palettes.palette(
+            len(self._metadata["class_names"]), self._metadata["palette"]
+        )
         self._metadata["digests"].update({split: digest.hexdigest() for split, digest in self._digests.items()})
 
     def survey(self, folder: str | os.PathLike) -> records.Dataset:
@@ -173,6 +202,22 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             for split, items in self._items.items():
                 collections.deque(self._records(split, len(items)), maxlen=0)
         return records.Dataset(self.name, pathlib.Path(folder), dict(self._metadata), self)
+
+    def describe_problems(self, most: int = 10, with_remarks: bool = True) -> str:
+        """The first problems, what is to be known beside them, and a label map for all colours that have no class."""
+        lines = [describe_problems(self.problems, most)]
+        lines += [f"Note: {remark}" for remark in self.remarks] if with_remarks else []
+        counts: collections.Counter[tuple[int, int, int]] = collections.Counter()
+        for problem in self.problems:
+            counts.update(dict(problem.colors))
+        if counts:
+            table = suggest(self._label_map, counts, self._metadata["ignore_label"])
+            lines.append(f"For the colours of all labels: {table}")
+        return "\n".join(lines)
+
+    def refuse_contradictions(self) -> None:
+        """Raises DatasetError where palettes say that the values of labels are no classes, when all has been read."""
+        self._palettes.refuse_contradictions()
 
     def refuse_useless_data(self) -> None:
         """Raises DatasetError on what only shows when everything has been read: a split or the labels are empty."""

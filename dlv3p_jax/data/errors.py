@@ -3,3 +3,11 @@
 
 class DatasetError(ValueError):
     """A data set, or the files it is made of, cannot be used; the message names the file, the value and what to do."""
+
+
+class UnmappedColors(DatasetError):
+    """A label has colours that no class is known for; `colors` are the most frequent, with their pixels."""
+
+    def __init__(self, message: str, colors: tuple[tuple[tuple[int, int, int], int], ...]):
+        super().__init__(message)
+        self.colors = colors

@@ -4,8 +4,7 @@ import functools
 import os
 import pathlib
 
-from dlv3p_jax import viz
-from dlv3p_jax.data import pairs
+from dlv3p_jax.data import pairs, palettes
 from dlv3p_jax.data.builder import PictureBuilder
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.label_map import LabelMap, parse
@@ -55,6 +54,7 @@ class ImageFolder(PictureBuilder):
             synthetic=False,
             problems=problems,
             remarks=remarks,
+            label_map=table,
             workers=workers,
             skip_bad=skip_bad,
         )
@@ -72,7 +72,7 @@ def _check_indices(names: list[str], ignore_label: int, table: LabelMap | None) 
         raise DatasetError(f"--label_map: index {wrong[0]} is outside the {len(names)} classes (0..{last})")
 
 
-def _palette(num_classes: int, table: LabelMap | None) -> list[tuple[int, int, int]]:
-    """The colours that the labels are drawn in, as far as known, and Pascal VOC's for the rest."""
-    known = {index: color for color, index in reversed(table.colors)} if table else {}
-    return [known.get(index, tuple(color)) for index, color in enumerate(viz.palette(num_classes).tolist())]
+def _palette(num_classes: int, table: LabelMap | None) -> list[list[int]]:
+    """The colours that the label map gives, and Pascal VOC's for the rest."""
+    known = {index: color for color, index in reversed(table.colors) if index < num_classes} if table else {}
+    return palettes.complete(known, num_classes)

@@ -3,12 +3,14 @@
 import dataclasses
 import pathlib
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
-from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.errors import DatasetError, UnmappedColors
 
 _COLOR = re.compile(r"(\d{1,3})-(\d{1,3})-(\d{1,3})|#([0-9a-fA-F]{6})")
+_SUGGESTED = 40
 _HELP = (
     'write pairs like "0:0,255:1", "128-64-128:0", "#804080:0" or "255:ignore", or the name of a file that holds them'
 )
@@ -34,7 +36,8 @@ class LabelMap:
         """Maps integers [H, W], or colours uint8 [H, W, 3], to uint8 [H, W] indices.
 
         Raises:
-            DatasetError: values or colours that the map does not list; it names them and their pixel counts.
+            DatasetError: values that the map does not list; it names them and their pixel counts.
+            UnmappedColors: the same of colours.
         """
         if label.ndim == 3:
             codes = _pack(label)
@@ -48,10 +51,13 @@ class LabelMap:
         unknown = codes[keys[positions] != codes]
         if unknown.size:
             found = [(show_value(code, label.ndim == 3), count) for code, count in count_values(unknown)]
-            raise DatasetError(
+            message = (
                 f"{list_counts(found)} not in the label map; map every value that occurs, "
                 f'for example "{found[0][0]}:ignore"'
             )
+            if label.ndim == 3:
+                raise UnmappedColors(message, count_colors(label))
+            raise DatasetError(message)
         return indices[positions]
 
 
@@ -76,7 +82,8 @@ def parse(text: str, ignore_label: int) -> LabelMap:
         elif target.isdecimal() and int(target) <= 255:
             index = int(target)
         else:
-            raise DatasetError(f'--label_map: cannot read "{entry}"; {_HELP}')
+            mend = "put the index of its class, or the word ignore, in the place of the ?" if target == "?" else _HELP
+            raise DatasetError(f'--label_map: cannot read "{entry}"; {mend}')
         color = _COLOR.fullmatch(key)
         if color:
             parts, digits = color.group(1, 2, 3), color.group(4)
@@ -99,6 +106,23 @@ def count_values(values: np.ndarray) -> list[tuple[int, int]]:
         counts = np.bincount(values.ravel(), minlength=256)
         return [(int(value), int(counts[value])) for value in np.flatnonzero(counts)]
     return [(int(value), int(count)) for value, count in zip(*np.unique(values, return_counts=True), strict=True)]
+
+
+def count_colors(label: np.ndarray, most: int = 64) -> tuple[tuple[tuple[int, int, int], int], ...]:
+    """The most frequent colours of uint8 [H, W, 3], each with the number of its pixels."""
+    found = sorted(count_values(_pack(label)), key=lambda pair: -pair[1])[:most]
+    return tuple(((code >> 16, code >> 8 & 255, code & 255), count) for code, count in found)
+
+
+def suggest(label_map: LabelMap | None, counts: Mapping[tuple[int, int, int], int], ignore_label: int) -> str:
+    """A `--label_map` of colours: those that are known, and then the others, the most frequent first, with a ?."""
+    known = dict(label_map.colors) if label_map else {}
+    pairs = [(color, "ignore" if index == ignore_label else str(index)) for color, index in known.items()]
+    unknown = sorted((color for color in counts if color not in known), key=lambda color: (-counts[color], color))
+    pairs += [(color, "?") for color in unknown[:_SUGGESTED]]
+    more = f" and {len(unknown) - _SUGGESTED} more colours" if len(unknown) > _SUGGESTED else ""
+    text = ",".join(f"{red}-{green}-{blue}:{index}" for (red, green, blue), index in pairs)
+    return f'--label_map "{text}"{more}, with the index of its class, or the word ignore, in the place of each ?'
 
 
 def list_counts(found: list[tuple[str, int]], most: int = 10) -> str:

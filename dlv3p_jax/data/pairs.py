@@ -1,7 +1,6 @@
 """Which label belongs to which picture: PaddleSeg's list files, or parallel folders."""
 
 import collections
-import itertools
 import os
 import pathlib
 import re
@@ -58,7 +57,6 @@ def find_pairs(source: str | os.PathLike) -> tuple[dict[str, list[Pair]], list[P
         remarks += found[2]
         if not found[0] and not found[1]:
             raise DatasetError(f"{path}: the {split} split is empty")
-    remarks += shared_pictures(pairs)
     return pairs, problems, remarks
 
 
@@ -226,20 +224,6 @@ def pictures_below(folder: pathlib.Path) -> tuple[dict[str, pathlib.Path], list[
             raise DatasetError(f"{pictures[stem]} and {path} have the same name but for the extension; keep one")
         pictures[stem] = path
     return pictures, other
-
-
-def shared_pictures(pairs: dict[str, list[Pair]]) -> list[str]:
-    """Remarks on pictures that two splits have in common, by their real path."""
-    images = {split: {os.path.realpath(pair.image) for pair in found} for split, found in pairs.items()}
-    remarks = []
-    for one, other in itertools.combinations(images, 2):
-        shared = sorted(images[one] & images[other])
-        if shared:
-            remarks.append(
-                f"{len(shared)} pictures are both in {one} and in {other}, so {other} does not measure what was "
-                f"learnt ({first_five(shared)})"
-            )
-    return remarks
 
 
 def first_five(things: list) -> str:

@@ -3,7 +3,6 @@
 Nothing here imports TensorFlow: worker processes run it.
 """
 
-import collections
 import dataclasses
 import io
 import os
@@ -13,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.data.label_map import LabelMap, count_values, list_counts
+from dlv3p_jax.data.errors import DatasetError, UnmappedColors
+from dlv3p_jax.data.label_map import LabelMap, count_colors, count_values, list_counts
 
 LOSSLESS = ("PNG", "BMP", "DIB", "TIFF", "GIF", "PPM", "TGA")  # formats that keep a label's values
 _PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
@@ -42,6 +41,7 @@ class Example:
         class_pixels: int64 [num_classes].
         ignored_pixels: how many pixels hold the ignore label.
         notes: what was changed on the way, such as "CMYK JPEG stored as RGB PNG".
+        colors: (value, class index, (red, green, blue)) of the values that a palette label holds.
     """
 
     id: str
@@ -51,14 +51,16 @@ class Example:
     class_pixels: np.ndarray
     ignored_pixels: int
     notes: tuple[str, ...] = ()
+    colors: tuple[tuple[int, int, tuple[int, int, int]], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Why a pair cannot be used: one sentence that names the file and the value."""
+    """Why a pair cannot be used: one sentence that names the file and the value, and colours of `UnmappedColors`."""
 
     id: str
     message: str
+    colors: tuple[tuple[tuple[int, int, int], int], ...] = ()
 
 
 def read_pair(
@@ -83,8 +85,8 @@ def read_pair(
         image, size, notes = read_image(pair.image)
         if pair.label is None:
             return Example(pair.id, image, b"", size, np.zeros(num_classes, np.int64), 0, notes)
-        label, label_note = (
-            (read_values(pair.label), None) if read_values else _read_label(pair.label, label_map, advice)
+        label, label_note, colors = (
+            (read_values(pair.label), None, ()) if read_values else _read_label(pair.label, label_map, advice)
         )
         if label.shape != size:
             raise DatasetError(_different_sizes(pair, size, label.shape))
@@ -92,9 +94,11 @@ def read_pair(
         wrong = [(value, count) for value, count in found if value >= num_classes and value != ignore_label]
         if wrong:
             raise DatasetError(f"{pair.label}: {_outside(wrong, found, pair.label, num_classes, ignore_label, advice)}")
-        return encode_example(
-            pair.id, image, label.astype(np.uint8), num_classes, ignore_label, (*notes, *filter(None, [label_note]))
-        )
+        notes = (*notes, *filter(None, [label_note]))
+        example = encode_example(pair.id, image, label.astype(np.uint8), num_classes, ignore_label, notes)
+        return dataclasses.replace(example, colors=colors)
+    except UnmappedColors as error:
+        return Problem(pair.id, str(error), error.colors)
     except DatasetError as error:
         return Problem(pair.id, str(error))
 
@@ -178,8 +182,8 @@ def read_label(
 
 def _read_label(
     source: str | os.PathLike | bytes, label_map: LabelMap | None, advice: str | None
-) -> tuple[np.ndarray, str | None]:
-    """What `read_label` returns, and a remark for the summary."""
+) -> tuple[np.ndarray, str | None, tuple[tuple[int, int, tuple[int, int, int]], ...]]:
+    """What `read_label` returns, a remark for the summary, and the `colors` of an `Example`."""
     name = "label" if isinstance(source, bytes) else str(source)
     data, picture = _open(source)
     if picture.format not in LOSSLESS or picture.info.get("compression") == "jpeg":
@@ -188,9 +192,10 @@ def _read_label(
             "as PNG, from their source"
         )
     by_color = label_map is not None and label_map.colors and not label_map.values
-    note = None
+    note, palette = None, {}
     if picture.mode == "P":
         label = np.asarray(picture.convert("RGB") if by_color else picture)
+        palette = {} if by_color else _palette_of(picture, label)
     elif picture.mode in ("1", "L") or picture.mode.startswith("I"):
         label = _stored_values(name, data, picture)
     elif picture.mode in ("RGB", "RGBA"):
@@ -201,20 +206,29 @@ def _read_label(
             label, note = label[..., 0], "label of three equal channels, read as one"
         else:
             shape = "x".join(map(str, np.asarray(picture).shape))
-            otherwise = advice or f'or list every colour, like --label_map "{_some_colors(label)}"'
-            raise DatasetError(
-                f"{name}: a colour picture of shape {shape} is no label; save one channel of class indices, {otherwise}"
-            )
+            mend = f"save one channel of class indices, {advice or 'or list every colour with --label_map'}"
+            message = f"{name}: a colour picture of shape {shape} is no label; {mend}"
+            raise DatasetError(message) if advice else UnmappedColors(message, count_colors(label))
     else:
         raise DatasetError(f"{name}: labels have one channel of class indices, not Pillow's mode {picture.mode}")
     if label_map is None:
-        return label, note
+        return label, note, tuple((value, value, color) for value, color in palette.items())
     if label.ndim == 2 and not label_map.values:
         raise DatasetError(f"{name}: the label map lists colours only, but this label has one channel")
     try:
-        return label_map.apply(label), note
+        indices = label_map.apply(label)
+    except UnmappedColors as error:
+        raise UnmappedColors(f"{name}: {error}", error.colors) from error
     except DatasetError as error:
         raise DatasetError(f"{name}: {error}") from error
+    classes = dict(label_map.values)
+    return indices, note, tuple((value, classes[value], color) for value, color in palette.items())
+
+
+def _palette_of(picture: Image.Image, values: np.ndarray) -> dict[int, tuple[int, int, int]]:
+    """The colours of the values that a palette picture holds, where its palette has them."""
+    palette = np.reshape(picture.getpalette("RGB") or [], (-1, 3)).tolist()
+    return {value: tuple(palette[value]) for value, _ in count_values(values) if value < len(palette)}
 
 
 def _name(source: str | os.PathLike | bytes) -> str:
@@ -328,9 +342,3 @@ def _outside(
     else:
         message += '; turn other values into indices with --label_map, for example "0:0,128:1"'
     return message
-
-
-def _some_colors(label: np.ndarray) -> str:
-    """The most frequent colours of a label, as the beginning of a label map."""
-    counts = collections.Counter(map(tuple, label.reshape(-1, 3)[:: max(1, label.size // 30000)].tolist()))
-    return ",".join(f"{r}-{g}-{b}:{i}" for i, ((r, g, b), _) in enumerate(counts.most_common(3)))

@@ -8,7 +8,7 @@ from dlv3p_jax import viz
 from dlv3p_jax.data import downloads, sbd
 from dlv3p_jax.data.builder import PictureBuilder
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.data.pairs import first_five, read_lines, shared_pictures
+from dlv3p_jax.data.pairs import first_five, read_lines
 from dlv3p_jax.data.pictures import Pair, Problem, read_pair
 from dlv3p_jax.data.voc2012_labels import CLASS_NAMES, IGNORED
 
@@ -60,6 +60,7 @@ class Voc2012(PictureBuilder):
             synthetic=False,
             problems=problems,
             remarks=remarks,
+            apart=[("train", "val"), ("trainaug", "val")],
             workers=workers,
             skip_bad=skip_bad,
         )
@@ -103,7 +104,6 @@ def find_pictures(
                 pairs[split].append(Pair(name, str(image), str(label)))
         if len(listed) != NUM_PICTURES[split]:
             remarks.append(f"{split}: {len(listed)} pictures, where Pascal VOC 2012 has {NUM_PICTURES[split]}")
-    remarks += shared_pictures({split: pairs[split] for split in ("train", "val")})
     return pairs, problems, remarks
 
 

@@ -11,7 +11,7 @@ LABEL = np.uint8([[0, 1, 1, 255, 0, 0]] * 4)
 
 
 def good(name: str) -> Example:
-    return encode_example(name, IMAGE, LABEL, 2, 255)
+    return encode_example(name, IMAGE + (name == "x"), LABEL, 2, 255)  # one picture with two labels is refused
 
 
 def write(data_dir, examples: list[Example]) -> records.Dataset:

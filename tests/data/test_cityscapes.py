@@ -176,7 +176,7 @@ def test_pictures_and_labels_that_do_not_match(source, tmp_path):  # L34
     write_frame(source, "val", "lindau_000000_000019", [[7, 24]])
     with pytest.raises(DatasetError) as error:
         prepare(source, tmp_path / "data")
-    first, image, label, last = str(error.value).splitlines()
+    first, image, label, *_, last = str(error.value).splitlines()
     assert first == "2 problems with the data:"
     assert "ulm_000001_000019_leftImg8bit.png has no label (looked for " in image
     assert "munster_000000_000019_gtFine_labelIds.png has no picture (looked for " in label

@@ -4,6 +4,8 @@ import functools
 import hashlib
 import io
 import pathlib
+import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -20,7 +22,8 @@ NAMES = "background\nweed\ncrop\n"
 def write_pair(source: pathlib.Path, split: str, name: str, label, image_format: str = "jpg", size=None) -> None:
     """images/SPLIT/NAME.FORMAT and labels/SPLIT/NAME.png, of these label values."""
     label = np.asarray(label, np.uint8)
-    image = np.random.default_rng(len(name)).integers(0, 256, (*(size or label.shape), 3)).astype(np.uint8)
+    seed = zlib.crc32(f"{split}/{name}".encode())
+    image = np.random.default_rng(seed).integers(0, 256, (*(size or label.shape), 3)).astype(np.uint8)
     for kind, picture, suffix in (("images", image, image_format), ("labels", label, "png")):
         path = source / kind / split / f"{name}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -235,6 +238,91 @@ def test_the_table_shows_shares_of_all_pixels(source, tmp_path):
     assert lines[0] == "train: 3 pictures; width x height 4x2 (3)"
     assert lines[3].split() == ["0", "background", "37.50%", "37.50%"]
     assert lines[6].split() == ["255", "ignored", "12.50%", "12.50%"]
+
+
+def test_the_same_picture_under_another_name_is_noticed(source, tmp_path):  # F4
+    for kind, suffix in (("images", "jpg"), ("labels", "png")):
+        folder = source / kind
+        shutil.copy(folder / f"train/a.{suffix}", folder / f"train/copy.{suffix}")
+        shutil.copy(folder / f"train/b.{suffix}", folder / f"val/other.{suffix}")
+        (folder / f"val/w.{suffix}").symlink_to(folder / f"train/sub/a.{suffix}")
+    for workers in (1, 2):
+        made_by = ImageFolder(tmp_path, source, workers=workers)
+        made_by.survey(source)
+        within, between = made_by.remarks
+        assert within.startswith("train: 1 of 4 pictures repeat others") and "copy = a" in within
+        assert between.startswith("2 of 3 pictures of val are in train too") and "b = other, sub/a = w" in between
+
+    Image.fromarray(np.zeros((2, 4), np.uint8)).save(source / "labels/val/other.png")
+    with pytest.raises(DatasetError) as error:
+        prepare(source, tmp_path / "data")
+    named = ("images/val/other.jpg", "images/train/b.jpg", "labels/val/other.png", "labels/train/b.png")
+    assert all(str(source / name) in str(error.value) for name in named)
+    dataset, made_by = prepare(source, tmp_path / "data", skip_bad=True)
+    assert dataset.num_pictures("val") == 2 and len(made_by.problems) == 1
+
+
+def test_all_of_val_in_train_is_said(source, tmp_path):
+    for kind in ("images", "labels"):
+        shutil.rmtree(source / kind / "val")
+        shutil.copytree(source / kind / "train", source / kind / "val")
+    made_by = ImageFolder(tmp_path, source)
+    made_by.survey(source)
+    assert [remark.split(" are")[0] for remark in made_by.remarks] == ["all 3 pictures of val"]
+
+
+def write_palette(path: pathlib.Path, values, colors) -> None:
+    """A label of these values, whose palette has these colours."""
+    picture = Image.fromarray(np.array(values, np.uint8)).convert("P")
+    picture.putpalette(np.array(colors, np.uint8).tobytes())
+    picture.save(path)
+
+
+BLACK, RED, BLUE = (0, 0, 0), (200, 0, 0), (0, 0, 200)
+
+
+def test_palettes_that_differ_are_refused_and_their_colours_named(source, tmp_path):  # F1
+    write_palette(source / "labels/train/a.png", [[0, 1, 2, 2]] * 2, [BLACK, RED, BLUE])
+    write_palette(source / "labels/val/v.png", [[0, 0, 1, 1]] * 2, [BLACK, BLUE])  # "optimised"
+    with pytest.raises(DatasetError) as error:
+        prepare(source, tmp_path / "data", skip_bad=True)
+    message = str(error.value)
+    assert "value 1 is the colour 200-0-0 in" in message and "but 0-0-200 in" in message
+    assert all(str(source / "labels" / name) in message for name in ("train/a.png", "val/v.png"))
+    suggestion = message.split('--label_map "')[1].split('"')[0]
+    assert sorted(suggestion.split(",")) == ["0-0-0:?", "0-0-200:?", "200-0-0:?"]
+    assert nothing_written(tmp_path / "data")
+
+    for name in ("b", "sub/a"):  # from grey, which colours do not fit
+        shutil.copy(source / "labels/train/a.png", source / f"labels/train/{name}.png")
+    classes = {"0-0-0:?": "0-0-0:0", "200-0-0:?": "200-0-0:1", "0-0-200:?": "0-0-200:2"}
+    table = ",".join(classes[pair] for pair in suggestion.split(","))
+    dataset, _ = prepare(source, tmp_path / "data", label_map=table)
+    assert dataset.metadata["class_pixels"] == {"train": [6, 6, 12], "val": [4, 0, 4]}
+
+
+def test_palettes_that_agree_are_the_colours_of_the_classes(source, tmp_path):
+    write_palette(source / "labels/train/a.png", [[0, 1, 0, 1]] * 2, [RED, BLUE])
+    write_palette(source / "labels/val/v.png", [[0, 1, 0, 7]] * 2, [RED, BLUE, *[BLACK] * 5, (9, 9, 9)])
+    palette = ImageFolder(tmp_path, source, ignore_label=7).survey(source).metadata["palette"]
+    assert palette[:2] == [list(RED), list(BLUE)] and len({tuple(color) for color in palette}) == 3
+    # A map of values moves them, and a grey ramp is no choice of colours.
+    moved = {"label_map": "0:1,1:2,2:0,255:ignore,7:ignore"}
+    ramp = [(value, value, value) for value in range(256)]
+    write_palette(source / "labels/train/b.png", [[0, 1, 2, 0]] * 2, ramp)
+    palette = ImageFolder(tmp_path, source, **moved).survey(source).metadata["palette"]
+    assert palette == [[0, 0, 0], list(RED), list(BLUE)]
+
+
+def test_one_label_map_is_suggested_for_all_colours(source, tmp_path):  # F11
+    for name, colors in (("train/a", [[RED, RED, BLUE, BLACK]]), ("train/b", [[BLUE, BLUE, BLUE, BLACK]])):
+        Image.fromarray(np.uint8(colors).repeat(2, 0)).save(source / f"labels/{name}.png")
+    with pytest.raises(DatasetError, match='--label_map "0-0-200:[?],0-0-0:[?],200-0-0:[?]"'):
+        prepare(source, tmp_path / "data")
+    with pytest.raises(DatasetError, match='--label_map "0-0-0:0,200-0-0:ignore,0-0-200:[?]"'):
+        prepare(source, tmp_path / "data", label_map="0-0-0:0,200-0-0:ignore,0:0,1:1,2:2,255:ignore")
+    with pytest.raises(DatasetError, match='"0-0-200:[?]"; put the index of its class'):
+        prepare(source, tmp_path / "data", label_map="0-0-0:0,0-0-200:?")
 
 
 def test_real_pictures_survive(shared, tmp_path):

@@ -138,13 +138,6 @@ def test_a_test_list_may_have_labels_or_none(tmp_path):
     assert "test.txt has no labels" in remarks[0]
 
 
-def test_pictures_in_train_and_val_are_said(tmp_path):
-    _, _, remarks = find_pairs(with_lists(tmp_path, "v.jpg v.png\nimg/a.jpg lab/a.png\n", *NAMES))
-    assert len(remarks) == 1
-    assert "1 pictures are both in train and in val" in remarks[0]
-    assert "v.jpg" in remarks[0]
-
-
 FOLDERS = ("images/train/a.jpg", "labels/train/a.png", "images/val/v.jpg", "labels/val/v.png")
 
 

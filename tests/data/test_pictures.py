@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.errors import DatasetError, UnmappedColors
 from dlv3p_jax.data.label_map import parse
 from dlv3p_jax.data.pictures import Example, Pair, Problem, read_image, read_label, read_pair
 
@@ -198,8 +198,9 @@ def test_a_tiff_with_jpeg_inside_is_lossy_too():
 def test_colour_labels_are_refused_with_their_shape_and_colours(tmp_path):  # L04, L20
     path = tmp_path / "colours.png"
     path.write_bytes(encode(np.full((3, 5, 3), (128, 64, 128), np.uint8), "PNG"))
-    with pytest.raises(DatasetError, match=r"colours\.png.*3x5x3.*128-64-128:0"):
+    with pytest.raises(UnmappedColors, match=r"colours\.png.*3x5x3.*--label_map") as error:
         read_label(path)
+    assert error.value.colors == (((128, 64, 128), 15),)
 
 
 def test_colours_are_mapped_as_listed():

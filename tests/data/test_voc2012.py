@@ -145,12 +145,12 @@ def test_the_folder_or_what_holds_it(voc, tmp_path, folder):
 
 def test_how_many_pictures_there_should_be(augmented, tmp_path):  # T10
     _, made_by = prepare(augmented, tmp_path / "data")
-    assert made_by.remarks == (
+    assert made_by.remarks == [
         "train: 2 pictures, where Pascal VOC 2012 has 1464",
         "val: 1 pictures, where Pascal VOC 2012 has 1449",
         "trainval: 3 pictures, where Pascal VOC 2012 has 2913",
         "trainaug: 4 pictures, where Pascal VOC 2012 has 10582",
-    )
+    ]
 
 
 def test_without_the_augmented_part_train_and_val_are_made(voc, tmp_path):
@@ -188,7 +188,7 @@ def test_files_that_are_not_sbds(voc, benchmark, tmp_path):
     scipy.io.savemat(cls / f"{AUG[1]}.mat", {"GTinst": {"Segmentation": np.zeros((2, 4), np.uint8)}})
     with pytest.raises(DatasetError) as error:
         prepare(voc, tmp_path / "data", sbd_folder=benchmark)
-    _, damaged, other, _ = str(error.value).splitlines()
+    _, damaged, other, *_ = str(error.value).splitlines()
     assert f"{AUG[0]}.mat: damaged, or no MATLAB file of SBD" in damaged
     assert f"{AUG[1]}.mat: holds no GTcls.Segmentation" in other
     with pytest.raises(DatasetError, match=r"--sbd=.*: no folder of SBD"):
