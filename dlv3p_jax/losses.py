@@ -23,12 +23,15 @@ def cross_entropy(
     ignore_label: int = 255,
     normalizer: Array | None = None,
 ) -> Array:
-    """Cross-entropy of a softmax, as PaddleSeg's `CrossEntropyLoss` computes it.
+    """Cross-entropy of a softmax, as PaddleSeg's `CrossEntropyLoss` computes it, but for one case.
 
     With l_p = w[y_p] (logsumexp(x_p) - x_p[y_p]) at a valid pixel p (w = 1 without class weights) and 0 elsewhere, the
     loss is sum l_p / sum w[y_p], both over the valid pixels. With `top_k` below 1 the sums run over the
     int(top_k x pixels) pixels of largest l_p; without class weights the denominator is then that number of pixels,
     ignored ones included, should fewer be valid. Pixels that tie for the last places share them equally.
+
+    The case: with class weights **and** `top_k`, and fewer valid pixels than are kept, PaddleSeg's denominator counts
+    the ignored pixels that fill the places up with the weight of class 0. Here they weigh nothing, as without `top_k`.
 
     The mean is over the global batch, however it is sharded. PaddleSeg averages over each card's pixels and then over
     the cards, so that there a card with few valid pixels weighs more: on one card the two are equal.
@@ -82,13 +85,14 @@ def mean_weight(
 
 
 def dice(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
-    """Dice loss of a softmax, as PaddleSeg's `DiceLoss` computes it with its defaults (no smoothing).
+    """Dice loss of a softmax, as PaddleSeg's `DiceLoss` has computed it with its defaults since April 2022.
 
-    With the softmax p and the one-hot label y, both 0 at pixels that are not valid, and all sums over the pixels of the
-    global batch: 1 - mean over classes of 2 sum(p y) / (sum(p) + sum(y) + 1e-5). A class that is in no label has a Dice
-    coefficient of 0, so it adds a constant 1/C to the loss and nothing to the gradient.
+    With the softmax p and the one-hot label y, both 0 at pixels that are not valid, and the sums over the pixels of one
+    picture: the mean over pictures and classes of 1 - (2 sum(p y) + 1) / (sum(p + y) + 1 + 1e-8). A class that is in
+    no label of a picture adds 1 - 1 / (sum(p) + 1) for it, whose gradient lowers p; a picture without a valid pixel
+    adds 0. Before April 2022, PaddleSeg's default smoothing was 0 and not 1, and its sums were over the batch.
 
-    PaddleSeg takes the sums over each card's pixels, and then the mean over the cards: on one card the two are equal.
+    As a mean over pictures, it is the same however the batch is cut: over devices, cards or micro-batches of one size.
 
     Args:
         logits: `[B, H, W, C]`, float32 or bfloat16; computed in float32.
@@ -96,17 +100,17 @@ def dice(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
         ignore_label: the label that is left out.
 
     Returns:
-        A float32 scalar in 0..1; 0, with gradients of 0, if no pixel is valid (PaddleSeg: 1, with gradients of 0).
+        A float32 scalar in 0..1; 0, with gradients of 0, if no pixel is valid.
 
     Raises:
         ValueError: on shapes that do not fit.
     """
     valid, one_hot, probabilities = _softmax_and_labels(logits, labels, ignore_label)
     probabilities = jnp.where(valid[..., None], probabilities, 0)
-    pixels = tuple(range(labels.ndim))
+    pixels = tuple(range(1, labels.ndim))
     overlap = jnp.sum(jnp.where(one_hot, probabilities, 0), axis=pixels)
     size = jnp.sum(probabilities, axis=pixels) + jnp.sum(one_hot, axis=pixels)
-    return jnp.where(jnp.any(valid), 1 - jnp.mean(2 * overlap / (size + 1e-5)), 0)
+    return 1 - jnp.mean((2 * overlap + 1) / (size + 1 + EPSILON))
 
 
 def lovasz(logits: Array, labels: Array, ignore_label: int = 255) -> Array:

@@ -71,8 +71,8 @@ def make_train_step(config, model) -> Callable[[TrainState, Batch, jax.Array], t
 
     - Colours are those that the pictures have without accumulation. Dropout has a key for each micro-batch.
     - The cross-entropy of a micro-batch is divided by the valid pixels (or class weights) of the whole batch, so that
-      the mean is that of the large batch, exactly. So it is for RMI, a mean over the pictures. Dice, Lovász and `top_k`
-      are those of each micro-batch, averaged, which is another loss than that of the large batch.
+      the mean is that of the large batch, exactly. So it is for RMI and Dice, means over the pictures. Lovász and
+      `top_k` are those of each micro-batch, averaged, which is another loss than that of the large batch.
     - BatchNorm normalises by the statistics of each micro-batch, and the running statistics are updated k times in a
       step. So the gradient is the large batch's only where statistics are frozen; a network with BatchNorm learns as
       with batches of B / k pictures in this respect.

@@ -19,10 +19,23 @@ def test_every_recorded_piece_is_in_the_table_and_within_its_limit():
     }
     assert cases >= {f"forward_{name}, {dtype}" for name in equivalence.FORWARD for dtype in ("float32", "bfloat16")}
     assert cases >= {f"cross-entropy, {name}" for name in equivalence.CROSS_ENTROPY}
+    assert cases >= {"dice", "dice, a picture all ignored", "lovasz", "cross-entropy, weighted and top30"}
     assert cases >= {"loss_rmi_c19", "loss_rmi_c5", "loss_mixed", "normalize", "padcrop", "pad_eval", "mIoU", "kappa"}
     assert cases >= {f"train_r18, step {step}, {dtype}" for step in (1, 5) for dtype in ("float32", "float64")}
     assert cases >= {f"{file}, {case}" for file, case in equivalence.VIEWS}
     assert cases >= {f"camvid_r18, {name}" for name in equivalence.TRAINED_VIEWS}
+
+
+def test_a_piece_that_is_measured_again_takes_the_place_of_its_rows_alone():
+    row = equivalence.Row("losses", "new", "value", 0.0, 1.0)
+    once = equivalence.replace_rows(DOCUMENT, "losses", [row])
+    twice = equivalence.replace_rows(once, "losses", [row, row])
+    for page, count in ((once, 1), (twice, 2)):
+        lines = page.splitlines()
+        assert page.count(f"; losses {equivalence.made()}") == 1
+        assert [line for line in lines if line.startswith("| losses |")] == ["| losses | new | value | 0 | 1 |"] * count
+        others = [line for line in lines if not line.startswith(("| losses |", "Made "))]
+        assert others == [line for line in DOCUMENT.splitlines() if not line.startswith(("| losses |", "Made "))]
 
 
 def test_its_text_is_that_of_the_script():

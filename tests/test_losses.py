@@ -1,3 +1,4 @@
+import equivalence
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,17 +29,14 @@ def batch():
     return logits, labels
 
 
-@pytest.mark.parametrize("name", ["plain", "weighted", "top20"])
-def test_value_and_gradient_are_those_recorded_from_paddleseg(shared, name):
-    recorded = np.load(shared / "parity" / "loss_ce.npz")
-    options = {"plain": {}, "weighted": {"class_weights": recorded["class_weights"]}, "top20": {"top_k": 0.2}}[name]
-    logits = jnp.asarray(recorded["logits"].transpose(0, 2, 3, 1))
-    value, gradient = jax.jit(
-        jax.value_and_grad(lambda x: losses.cross_entropy(x, recorded["labels"], **options)),
-    )(logits)
-    expected = recorded[f"{name}/grad"].transpose(0, 2, 3, 1)
-    np.testing.assert_allclose(value, recorded[f"{name}/loss"], rtol=1e-5)
-    assert np.linalg.norm(gradient - expected) < 1e-4 * np.linalg.norm(expected)
+@pytest.mark.parametrize("name", equivalence.CROSS_ENTROPY)
+def test_cross_entropy_is_that_recorded_from_paddleseg(shared, name):
+    equivalence.hold(equivalence.cross_entropy(shared, name))
+
+
+@pytest.mark.parametrize("name", equivalence.DICE_LOVASZ)
+def test_dice_and_lovasz_are_those_recorded_from_paddleseg(shared, name):
+    equivalence.hold(equivalence.dice_lovasz(shared, name))
 
 
 def test_means_against_numpy(batch):
@@ -102,6 +100,25 @@ def test_top_k_takes_zeros_once_the_valid_pixels_are_used_up(batch):
     value, gradient = jax.value_and_grad(lambda x: losses.cross_entropy(x, labels, top_k=0.5))(logits)
     np.testing.assert_allclose(value, pixel_losses.sum() / count, rtol=1e-6)
     assert np.count_nonzero(np.abs(gradient).sum(-1)) == 3
+
+
+def test_with_class_weights_and_top_k_ignored_pixels_weigh_nothing(batch):
+    """As the docstring says; PaddleSeg would give those that are kept the weight of class 0."""
+    logits, labels = batch
+    labels = np.full_like(labels, 255)
+    labels[0, 0, :3] = 1
+    weights, count = np.array([0.5, 2, 1, 1, 3]), int(0.5 * labels.size)
+    pixel_losses, _ = numpy_pixel_losses(logits, labels)
+    value = losses.cross_entropy(logits, labels, class_weights=weights, top_k=0.5)
+    np.testing.assert_allclose(value, 2 * pixel_losses.sum() / (2 * 3), rtol=1e-6)
+    paddleseg = 2 * pixel_losses.sum() / (2 * 3 + 0.5 * (count - 3))
+    assert value > 3 * paddleseg
+
+
+def test_perfect_predictions_of_some_classes_have_no_dice_loss():
+    """Those that are in no label count as right where they are predicted nowhere."""
+    labels = np.arange(16).reshape(1, 4, 4) % 4
+    assert losses.dice(100.0 * jax.nn.one_hot(labels, 19), labels) < 1e-6
 
 
 def test_top_k_shares_the_last_places_among_ties():
@@ -170,15 +187,15 @@ def test_the_mean_is_global_when_a_shard_is_all_ignored(batch, top_k):
 
 
 def numpy_dice(logits, labels):
-    """The class coefficients one by one, in float64."""
-    logits, labels = np.float64(logits).reshape(-1, logits.shape[-1]), labels.ravel()
-    logits, labels = logits[labels != 255], labels[labels != 255]
-    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    coefficients = [
-        2 * probabilities[labels == c, c].sum() / (probabilities[:, c].sum() + np.sum(labels == c) + 1e-5)
-        for c in range(logits.shape[-1])
-    ]
-    return 1 - np.mean(coefficients)
+    """Picture by picture and class by class, in float64."""
+    terms = []
+    for pixels, truth in zip(np.float64(logits), labels, strict=True):
+        pixels, truth = pixels[truth != 255], truth[truth != 255]
+        probabilities = np.exp(pixels) / np.exp(pixels).sum(-1, keepdims=True)
+        for c in range(logits.shape[-1]):
+            overlap, size = probabilities[truth == c, c].sum(), probabilities[:, c].sum() + np.sum(truth == c)
+            terms.append(1 - (2 * overlap + 1) / (size + 1 + 1e-8))
+    return np.mean(terms)
 
 
 def numpy_lovasz(logits, labels):
@@ -240,7 +257,7 @@ def test_set_losses_of_one_sided_predictions(loss):
     logits = 200.0 * (predictions[..., None] == np.arange(4)).astype(np.float32)
     value, gradient = jax.value_and_grad(loss)(logits, labels)
     expected = {
-        losses.dice: 1 - np.mean([2 * 2 / (3 + 3), 2 * 2 / (3 + 2), 0, 0]),  # class 3, in no label, counts as 0
+        losses.dice: 1 - np.mean([(2 * 2 + 1) / (3 + 3 + 1), (2 * 2 + 1) / (3 + 2 + 1), 1 / (1 + 1), 1]),
         losses.lovasz: 1 - np.mean([2 / 4, 2 / 3, 0]),  # class 3 is left out
     }
     np.testing.assert_allclose(value, expected[loss], rtol=1e-5)

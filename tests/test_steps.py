@@ -197,7 +197,8 @@ def make_uneven_batch(dtype=np.float32, size=(8, 16, 16)):
 
 
 @pytest.mark.parametrize(
-    ("settings", "counts"), [({}, (2, 8)), ({"loss.class_weights": (1.0, 5.0, 0.5), "loss.rmi": 0.5}, (4,))]
+    ("settings", "counts"),
+    [({}, (2, 8)), ({"loss.class_weights": (1.0, 5.0, 0.5), "loss.rmi": 0.5, "loss.dice": 0.5}, (4,))],
 )
 def test_micro_batches_give_the_gradient_of_the_whole_batch_where_statistics_are_frozen(settings, counts):
     model, batch = TinyNet(frozen=True), make_uneven_batch()
