@@ -1,11 +1,13 @@
 """A trained model as a file that runs without this program:
 
+    python -m dlv3p_jax.export --checkpoint=WORKDIR --output=DIR --format=stablehlo,savedmodel
     python -m dlv3p_jax.export --checkpoint=WORKDIR --output=DIR --format=stablehlo,savedmodel --height=512 --width=1024
     python -m dlv3p_jax.export --checkpoint=WORKDIR --output=DIR --format=onnx --dynamic
 
 DIR/FORMAT gets the model, and model.json with classes, palette, sizes and normalisation. The model takes uint8 RGB
-pictures, [B, H, W, 3], any number of one size, and gives labels, [B, H, W], and logits: one plain view of each picture,
-computed in float32. Normalisation is inside. Before it says done, the command compares it with the network.
+pictures, [B, H, W, 3], any number of one size (by default that which it is evaluated at), and gives labels, [B, H, W],
+and logits: one plain view of each picture, computed in float32. Normalisation is inside. Before it says done, the
+command compares it with the network.
 """
 
 import pathlib
@@ -25,25 +27,32 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The folder that gets a folder for each format.")
 _FORMATS = flags.DEFINE_list("format", None, f"One or several, with commas, of {', '.join(folders.FORMATS)}.")
-_HEIGHT = flags.DEFINE_integer("height", None, "Of the pictures that the model takes.", lower_bound=1)
-_WIDTH = flags.DEFINE_integer("width", None, "Of the pictures that the model takes.", lower_bound=1)
+_HEIGHT = flags.DEFINE_integer(
+    "height", None, "Of the pictures that the model takes; by default it is evaluated at this size.", lower_bound=1
+)
+_WIDTH = flags.DEFINE_integer("width", None, "As --height.", lower_bound=1)
 _DYNAMIC = flags.DEFINE_bool("dynamic", False, "Take pictures of any size; for ONNX only.")
+_VERSION = flags.DEFINE_integer(
+    "version", None, "Write savedmodel/VERSION/, a numbered folder, which TensorFlow Serving looks for.", lower_bound=0
+)
 _PICTURE = flags.DEFINE_string("picture", None, "The picture to compare on; a drawn one by default.")
 
 
 def main(argv: list[str]) -> None:
     commands.refuse_words(argv)
-    checkpoint, folder, names, size = _CHECKPOINT.value, _OUTPUT.value, _FORMATS.value, _size()
+    checkpoint, folder, names, size = _CHECKPOINT.value, _OUTPUT.value, _FORMATS.value, _given_size()
     if not (checkpoint and folder and names):
         raise app.UsageError("give --checkpoint, --output and --format")
     for name in names:
         if name not in folders.FORMATS:
             raise app.UsageError(f"--format={name}: choose from {', '.join(folders.FORMATS)}")
-    if size is None and names != ["onnx"]:
+    if _DYNAMIC.value and names != ["onnx"]:
         raise app.UsageError(
             "--dynamic is for --format=onnx alone: a StableHLO program, which a SavedModel holds too, is for one size; "
-            "give --height and --width"
+            "leave it out"
         )
+    if _VERSION.value is not None and "savedmodel" not in names:
+        raise app.UsageError("--version is for --format=savedmodel")
     if "://" in folder:
         raise app.UsageError(f"--output={folder}: give a folder on this machine")
     commands.configure_logging()
@@ -51,7 +60,7 @@ def main(argv: list[str]) -> None:
     commands.check_folder("export", "output", output)
     try:
         for name in names:
-            folders.check(output, name)
+            folders.check(_folder(output, name), name)
         _export(checkpoint, output, names, size)
     except Exception as error:
         reason = disk_errors.reason(error)
@@ -61,21 +70,25 @@ def main(argv: list[str]) -> None:
         sys.exit(f"export: {output}: {reason}" if reason else f"export: {error}")
 
 
-def _size() -> tuple[int, int] | None:
-    """(height, width), or None for --dynamic."""
+def _given_size() -> tuple[int, int] | None:
+    """(height, width); None where neither is given."""
     height, width = _HEIGHT.value, _WIDTH.value
-    if _DYNAMIC.value:
-        if height or width:
-            raise app.UsageError("--dynamic is for any size: leave out --height and --width")
+    if height is None and width is None:
         return None
+    if _DYNAMIC.value:
+        raise app.UsageError("--dynamic is for any size: leave out --height and --width")
     if height is None or width is None:
-        raise app.UsageError("give --height and --width, the size of the pictures, or --dynamic (ONNX only)")
+        raise app.UsageError("give both of --height and --width, the size of the pictures, or neither")
     return height, width
+
+
+def _folder(output: pathlib.Path, name: str) -> pathlib.Path:
+    return output / name / str(_VERSION.value) if name == "savedmodel" and _VERSION.value is not None else output / name
 
 
 def _export(checkpoint: str, output: pathlib.Path, names: list[str], size: tuple[int, int] | None) -> None:
     from dlv3p_jax import segmenter, weights  # these import JAX: what is wrong so far does not wait for it
-    from dlv3p_jax.exporting import write
+    from dlv3p_jax.exporting import sizes, write
 
     picture = None if _PICTURE.value is None else segmenter.as_array(_PICTURE.value)
     trained = weights.load_checkpoint(_CONFIG.value, checkpoint, {"model.dtype": "float32"})
@@ -85,12 +98,22 @@ def _export(checkpoint: str, output: pathlib.Path, names: list[str], size: tuple
             "What is exported sees each picture once, whole and as it is: not as eval.flip, .scales, .window and "
             "eval_size say"
         )
+    origin = "--height and --width"
+    # A .pdparams file alone does not say on what it was trained and evaluated.
+    known = _CONFIG.value is not None or not pathlib.Path(checkpoint).is_file()
+    if size is None and not _DYNAMIC.value:
+        if not known:
+            raise ValueError(f"{checkpoint} does not say which pictures it is for: {sizes.ASK}")
+        size, origin = sizes.evaluated_at(trained.config)
+        logging.info("Exported for pictures of %dx%d (height x width): %s", *size, origin)
+    if known and size is not None and (remark := sizes.remark(size, trained.config)):
+        logging.warning("%s", remark)
     for name in names:
-        comparison = write.export(trained, name, output, size, picture)
-        sizes = " and ".join(f"{height}x{width}" for height, width in comparison.sizes)
+        comparison = write.export(trained, name, _folder(output, name), size, picture, origin)
+        compared = " and ".join(f"{height}x{width}" for height, width in comparison.sizes)
         print(
-            f"{name}: {output / name}\n"
-            f"  compared on {_PICTURE.value or 'a drawn street'}, at {sizes}: "
+            f"{name}: {_folder(output, name)}\n"
+            f"  compared on {_PICTURE.value or 'a drawn street'}, at {compared}: "
             f"{comparison.equal_labels:.4%} of the labels are equal ({comparison.classes} classes), logits differ by "
             f"{comparison.largest_logit_difference:.2g} at most",
             flush=True,

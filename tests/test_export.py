@@ -16,8 +16,8 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from dlv3p_jax import preprocess
-from dlv3p_jax.exporting import folders, onnx, programs, write
+from dlv3p_jax import configuration, preprocess
+from dlv3p_jax.exporting import folders, onnx, programs, sizes, write
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.weights import TrainedModel
 
@@ -90,7 +90,7 @@ def test_the_programs_of_other_platforms_are_the_network(trained, platform):
 
 
 def test_stablehlo(trained, tmp_path):
-    comparison = write.export(trained, "stablehlo", tmp_path, SIZE)  # runs it for two pictures
+    comparison = write.export(trained, "stablehlo", tmp_path / "stablehlo", SIZE)  # runs it for two pictures
     assert comparison.equal_labels > 0.9999 and comparison.largest_logit_difference < 1e-5
     exported = jax.export.deserialize(bytearray((tmp_path / "stablehlo" / "model.stablehlo").read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
@@ -98,7 +98,7 @@ def test_stablehlo(trained, tmp_path):
 
 
 def test_savedmodel_in_tensorflow_alone(trained, tmp_path):
-    write.export(trained, "savedmodel", tmp_path, SIZE)
+    write.export(trained, "savedmodel", tmp_path / "savedmodel", SIZE)
     images = pictures(*SIZE)
     np.save(tmp_path / "images.npy", images)
     paths = [tmp_path / name for name in ("savedmodel", "images.npy", "outputs.npz")]
@@ -120,7 +120,7 @@ def test_onnx_of_any_size(network, sizes, tmp_path):
 
 
 def test_the_description_says_what_a_user_needs(trained, tmp_path):
-    comparison = write.export(trained, "onnx", tmp_path, SIZE)
+    comparison = write.export(trained, "onnx", tmp_path / "onnx", SIZE)
     description = json.loads((tmp_path / "onnx" / "model.json").read_text())
     assert description["input"]["shape"] == ["batch", *SIZE, 3]
     assert description["outputs"]["logits"]["shape"] == ["batch", *SIZE, 4]
@@ -143,7 +143,7 @@ def test_a_model_that_is_not_the_network_is_not_written(trained, tmp_path, monke
     writes = onnx.write
     monkeypatch.setattr(onnx, "write", lambda model, variables, *rest: writes(model, other, *rest))
     with pytest.raises(write.ExportError, match=r"onnx: only \d+\.\d+% of the labels"):
-        write.export(trained, "onnx", tmp_path, SIZE)
+        write.export(trained, "onnx", tmp_path / "onnx", SIZE)
     assert not list(tmp_path.iterdir())
 
 
@@ -151,7 +151,7 @@ def test_weights_that_are_not_finite_are_refused(trained, tmp_path):
     variables = jax.tree.map(np.array, trained.variables)
     variables["params"]["decoder"]["classifier"]["bias"][1] = np.nan
     with pytest.raises(write.ExportError, match="not finite"):
-        write.export(dataclasses.replace(trained, variables=variables), "onnx", tmp_path, SIZE)
+        write.export(dataclasses.replace(trained, variables=variables), "onnx", tmp_path / "onnx", SIZE)
 
 
 def test_a_folder_appears_whole_or_not_at_all_and_only_exports_are_replaced(tmp_path):
@@ -159,7 +159,7 @@ def test_a_folder_appears_whole_or_not_at_all_and_only_exports_are_replaced(tmp_
     with folders.whole(folder) as unfinished:
         (unfinished / "model.json").write_text('{"producer": "dlv3p_jax"}')
         assert not folder.exists()
-    folders.check(tmp_path, "onnx")
+    folders.check(tmp_path / "onnx", "onnx")
     with pytest.raises(KeyError), folders.whole(folder) as unfinished:
         (unfinished / "half").touch()
         raise KeyError
@@ -172,7 +172,7 @@ def test_a_folder_appears_whole_or_not_at_all_and_only_exports_are_replaced(tmp_
     with folders.whole(folder) as unfinished:
         (unfinished / "model.json").write_text('["no description"]')
     with pytest.raises(ValueError, match="onnx exists and is no export"):
-        folders.check(tmp_path, "onnx")
+        folders.check(tmp_path / "onnx", "onnx")
 
 
 def run(*arguments) -> subprocess.CompletedProcess:
@@ -192,11 +192,36 @@ def test_the_command(tmp_path):
     assert sorted(path.name for path in output.rglob("*")) == ["model.json", "model.onnx", "onnx"]
     assert json.loads((output / "onnx" / "model.json").read_text())["model"]["dtype"] == "float32"
 
+    config = drawn.make_config({"eval_size": (33, 40), "crop_size": (96, 96)})
+    configuration.write(config, workdir / "config.json")
+    process = run(f"--checkpoint={workdir}", f"--output={output}", "--format=savedmodel", "--version=1")
+    assert process.returncode == 0, process.stderr
+    assert "33x40 (height x width): eval_size" in process.stderr and "trained on crops of 96x96" in process.stderr
+    description = json.loads((output / "savedmodel" / "1" / "model.json").read_text())
+    assert description["input"]["shape"] == ["batch", 33, 40, 3] and description["size_from"].startswith("eval_size")
+
+
+def test_without_a_size_it_is_that_of_the_evaluation(tmp_path, data_dir):
+    config = drawn.make_config({"dataset": "image_folder", "data_dir": str(data_dir), "eval_size": None}, num_classes=3)
+    assert sizes.evaluated_at(config) == ((40, 56), "the most frequent of image_folder val")  # 3 of 5 pictures
+    config.eval_size = (64, 96)
+    assert sizes.evaluated_at(config)[0] == (64, 96)
+    config.update({"eval_size": None, "data_dir": str(tmp_path)})
+    with pytest.raises(ValueError, match="--height and --width.*not prepared"):
+        sizes.evaluated_at(config)
+
+
+@pytest.mark.parametrize(("size", "said"), [((96, 128), 0), ((192, 256), 0), ((56, 56), 1), ((96, 1024), 1)])
+def test_a_size_far_from_the_training_crops_is_told(size, said):
+    remark = sizes.remark(size, drawn.make_config({"crop_size": (96, 128)}))
+    assert (remark is not None) == said and (not said or "96x128" in remark and "{}x{}".format(*size) in remark)
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--format=onnx", "--height=64"], "give --height and --width"),
+        (["--format=onnx", "--height=64"], "give both of --height and --width"),
+        (["--format=onnx", "--height=64", "--width=64", "--version=1"], "--version is for --format=savedmodel"),
         (["--format=tflite", "--height=64", "--width=64"], "--format=tflite: choose from stablehlo, savedmodel, onnx"),
         (["--format=onnx,stablehlo", "--dynamic"], "--dynamic is for --format=onnx alone"),
         (["--format=onnx", "--dynamic", "--width=64"], "leave out --height and --width"),
@@ -211,5 +236,5 @@ def test_wrong_flags(arguments, message, tmp_path):
 def test_a_missing_package_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(folders.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else name)
     with pytest.raises(ValueError, match=r"--format=onnx needs onnxruntime: pip install '.\[export\]'"):
-        folders.check(tmp_path, "onnx")
-    folders.check(tmp_path, "savedmodel")
+        folders.check(tmp_path / "onnx", "onnx")
+    folders.check(tmp_path / "savedmodel", "savedmodel")

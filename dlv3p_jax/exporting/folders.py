@@ -16,12 +16,11 @@ DESCRIPTION = "model.json"
 PRODUCER = "dlv3p_jax"
 
 
-def check(output: pathlib.Path, name: str) -> None:
-    """Raises ValueError if a model cannot be written in the format `name`, or is not to be."""
+def check(folder: pathlib.Path, name: str) -> None:
+    """Raises ValueError if a model cannot be written in the format `name`, or `folder` is not to be replaced."""
     missing = [package for package in FORMATS[name] if importlib.util.find_spec(package) is None]
     if missing:
         raise ValueError(f"--format={name} needs {' and '.join(missing)}: pip install '.[export]'")
-    folder = output / name
     if folder.exists() and not _is_ours(folder):
         raise ValueError(f"{folder} exists and is no export: give another --output, or remove it")
 

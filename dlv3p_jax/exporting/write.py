@@ -44,18 +44,20 @@ class Comparison:
 def export(
     trained: TrainedModel,
     name: str,
-    output: pathlib.Path,
+    folder: pathlib.Path,
     size: tuple[int, int] | None,
     picture: np.ndarray | None = None,
+    size_from: str = "",
 ) -> Comparison:
-    """Writes OUTPUT/NAME: the model and its description, `model.json`; nothing if the comparison fails.
+    """Writes into `folder` the model and its description, `model.json`; nothing if the comparison fails.
 
     Args:
         trained: a model whose `config.model.dtype` is float32.
         name: one of `folders.FORMATS`.
-        output: a folder, made where it is not there. OUTPUT/NAME is replaced.
+        folder: made where it is not there, else replaced.
         size: (height, width) of the pictures that the model takes; None, for ONNX alone: any.
         picture: what to compare on, uint8 `[H, W, 3]`, which is resized to `size`; None: a drawn street.
+        size_from: where `size` is from, for the description.
 
     Raises:
         OSError: the files cannot be written.
@@ -64,16 +66,16 @@ def export(
     picture = street_scenes.draw_scene("val", 0)[0] if picture is None else picture
     sizes = (size,) if size else _two_sizes(*picture.shape[:2])
     format_ = importlib.import_module(f"dlv3p_jax.exporting.{name}")
-    with folders.whole(output / name) as folder:
-        format_.write(trained.model, trained.variables, folder, *(size or (None, None)))
-        comparison = _compare(format_.load(folder), trained, picture, sizes)
+    with folders.whole(folder) as unfinished:
+        format_.write(trained.model, trained.variables, unfinished, *(size or (None, None)))
+        comparison = _compare(format_.load(unfinished), trained, picture, sizes)
         if comparison.equal_labels < LEAST_EQUAL:
             raise ExportError(
                 f"{name}: only {comparison.equal_labels:.3%} of the labels are those of the network, so nothing was "
                 "written: please report it, with what `pip freeze` lists"
             )
-        description = json.dumps(_describe(trained, name, size, comparison), indent=2)
-        (folder / folders.DESCRIPTION).write_text(f"{description}\n")
+        description = json.dumps(_describe(trained, name, size, size_from, comparison), indent=2)
+        (unfinished / folders.DESCRIPTION).write_text(f"{description}\n")
     return comparison
 
 
@@ -104,7 +106,7 @@ def _apply(model, variables, images):
     return model.apply(variables, preprocess.normalize(images), train=False)
 
 
-def _describe(trained: TrainedModel, name: str, size, comparison: Comparison) -> dict[str, Any]:
+def _describe(trained: TrainedModel, name: str, size, size_from: str, comparison: Comparison) -> dict[str, Any]:
     config, (height, width) = trained.config, size or ("height", "width")
     return {
         "producer": folders.PRODUCER,
@@ -112,6 +114,7 @@ def _describe(trained: TrainedModel, name: str, size, comparison: Comparison) ->
         "platforms": ["any"] if name == "onnx" else list(programs.PLATFORMS),
         "checkpoint": trained.source,
         "input": {"name": "image", "dtype": "uint8", "shape": ["batch", height, width, 3], "colors": "RGB"},
+        "size_from": size_from if size else "any size",
         "outputs": {
             "labels": {"dtype": "uint8", "shape": ["batch", height, width]},
             "logits": {"dtype": "float32", "shape": ["batch", height, width, config.num_classes]},
