@@ -27,16 +27,31 @@ def limit(mesh: Mesh) -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def host_limit(cgroups: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> int:
+def host_limit(
+    cgroups: pathlib.Path = pathlib.Path("/sys/fs/cgroup"), ours: pathlib.Path = pathlib.Path("/proc/self/cgroup")
+) -> int:
     """The bytes of the machine, or of the container or job that this process may not outgrow.
+
+    SLURM, systemd and Docker limit a control group some way below the top, so that every group from ours up counts.
 
     Args:
       cgroups: where Linux shows the limits of control groups, as version 2 or 1 lays them out.
+      ours: the file that says in which groups this process is, a line `number:controllers:path` each.
     """
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # there is none, or it is "max"
-            found.append(int((cgroups / name).read_text()))
+    groups = [(cgroups, "memory.max", ""), (cgroups / "memory", "memory.limit_in_bytes", "")]
+    with contextlib.suppress(OSError, ValueError):
+        for line in ours.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                groups.append((cgroups, "memory.max", path))
+            elif "memory" in controllers.split(","):
+                groups.append((cgroups / "memory", "memory.limit_in_bytes", path))
+    for root, name, path in groups:
+        group = pathlib.PurePosixPath(path.strip("/"))
+        for part in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # there is none, or it is "max"
+                found.append(int((root / part / name).read_text()))
     return min(found)
 
 

@@ -48,7 +48,8 @@ class Segmenter:
     `prepare` takes, and are turned as their EXIF orientation says. Labels are those of `python -m dlv3p_jax.predict`.
 
     The first picture of each size is slow, for a program is compiled for it, and kept as long as the segmenter;
-    `warm_up` does so beforehand. All methods may be called from several threads at once.
+    `warm_up` does so beforehand. All methods may be called from several threads at once. A process that is
+    forked after JAX was used has to load its own (ValueError).
 
     Attributes:
         classes: the names of the C classes.
@@ -66,8 +67,10 @@ class Segmenter:
         """Takes what `weights.load_checkpoint` gave; `device` is the first one by default.
 
         Raises:
-            ValueError: the configuration's views make no sense together.
+            ValueError: the configuration's views make no sense together, or the process cannot compute: see
+                `sharding.check_process`, which all methods ask.
         """
+        sharding.check_process()
         self.classes, self.palette, self.source = trained.class_names, trained.palette, trained.source
         self.config = trained.config
         self._mesh = sharding.make_mesh(1, 1, [device or jax.local_devices()[0]])
@@ -164,6 +167,7 @@ class Segmenter:
         return f"Segmenter({self.source!r}, {len(self.classes)} classes)"
 
     def _predict(self, kind: str, image: np.ndarray) -> np.ndarray:
+        sharding.check_process()
         height, width = image.shape[:2]
         images = np.zeros((1, *predictor.padded((height, width), self.config.eval_size), 3), np.uint8)
         images[0, :height, :width] = image

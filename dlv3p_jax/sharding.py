@@ -10,19 +10,43 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jax._src import xla_bridge  # the public part does not tell whether there are devices yet
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 DATA = "data"
 SPACE = "space"
+_forked_from: list[int] = []  # the process that this one was forked from after JAX had found its devices
+
+
+def _note_fork() -> None:
+    if xla_bridge.backends_are_initialized():
+        _forked_from[:] = [os.getppid()]
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
+def check_process() -> None:
+    """Raises ValueError in a process that was forked from one where JAX had its devices: it would wait there for ever.
+
+    JAX's threads are not in the new process.
+    """
+    if _forked_from:
+        raise ValueError(
+            f"process {os.getpid()} was forked from process {_forked_from[0]} after JAX was used there, and JAX does "
+            "not work in it. Load the model in each process, after the fork (gunicorn without --preload), or start "
+            'processes by multiprocessing\'s "spawn" method'
+        )
 
 
 def find_devices() -> list[jax.Device]:
     """All devices of the run.
 
     Raises:
-      ValueError: the platform that JAX_PLATFORMS asks for is not here.
+      ValueError: the platform that JAX_PLATFORMS asks for is not here, or as `check_process`.
     """
+    check_process()
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # JAX asserts where the plugin for GPUs is not installed

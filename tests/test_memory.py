@@ -1,5 +1,7 @@
 """Whether a training step fits, told before it runs."""
 
+import pathlib
+
 import drawn
 import jax
 import jax.numpy as jnp
@@ -34,6 +36,23 @@ def test_the_limit_of_a_container_counts(tmp_path):
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory" / "memory.limit_in_bytes").write_text("500000\n")
     assert memory.host_limit(tmp_path) == 500_000
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [("0::/slurm/job_7/step_0", "memory.max"), ("12:cpu,memory:/slurm/job_7/step_0", "memory/memory.limit_in_bytes")],
+)
+def test_the_smallest_limit_on_the_way_up_from_our_group_counts(tmp_path, group, name):
+    ours = tmp_path / "cgroup"
+    ours.write_text(f"1:name=systemd:/\n{group}\n")
+    root, file = (tmp_path / name).parent, pathlib.Path(name).name
+    for folder, value in (("", "max"), ("slurm", "max"), ("slurm/job_7", "700000"), ("slurm/job_7/step_0", "900000")):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / file).write_text(f"{value}\n")
+    (root / "slurm" / "job_8").mkdir()
+    (root / "slurm" / "job_8" / file).write_text("100\n")  # of another job
+    assert memory.host_limit(tmp_path, ours) == 700_000
+    assert memory.host_limit(tmp_path, tmp_path / "absent") > 700_000
 
 
 def test_the_memory_of_this_machine_is_shared_by_its_virtual_devices():

@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import functools
+import os
+import signal
 import subprocess
 import sys
 
@@ -160,3 +162,22 @@ assert "tensorflow" not in sys.modules, "tensorflow"
     assert process.returncode == 0, process.stderr
     with pytest.raises(AttributeError, match="no attribute 'Segmentor'"):
         dlv3p_jax.Segmentor  # noqa: B018
+
+
+def test_a_forked_process_is_refused_and_does_not_hang(segmenter, image):
+    """As gunicorn --preload and multiprocessing's "fork" make them."""
+    uses = (lambda: segmenter(image), lambda: segmenter.with_views(flip=True), lambda: Segmenter.from_checkpoint("w"))
+    for use in uses:
+        reading, writing = os.pipe()
+        if (child := os.fork()) == 0:
+            signal.alarm(30)  # which ends one that hangs
+            try:
+                use()
+            except ValueError as error:
+                os.write(writing, str(error).encode())
+            os._exit(0)
+        os.close(writing)
+        with open(reading) as file:
+            message = file.read()
+        assert os.waitpid(child, 0)[1] == 0
+        assert f"process {child} was forked from process {os.getpid()}" in message and "spawn" in message

@@ -40,6 +40,6 @@ def remark(size: tuple[int, int], config) -> str | None:
     height, width = size
     return (
         f"The model was trained on crops of {crop[0]}x{crop[1]}, and now takes pictures of {height}x{width} (height x "
-        "width). It may be much less accurate there: measure it on such pictures, or export for pictures of its own size "
+        "width). It may be much less accurate there: measure it on such pictures, or export for the size of its crops "
         "and resize yours"
     )
