@@ -206,13 +206,13 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
     def describe_problems(self, most: int = 10, with_remarks: bool = True) -> str:
         """The first problems, what is to be known beside them, and a label map for all colours that have no class."""
         lines = [describe_problems(self.problems, most)]
-        lines += [f"Note: {remark}" for remark in self.remarks] if with_remarks else []
+        lines += [f"  note: {remark}" for remark in self.remarks] if with_remarks else []
         counts: collections.Counter[tuple[int, int, int]] = collections.Counter()
         for problem in self.problems:
             counts.update(dict(problem.colors))
         if counts:
             table = suggest(self._label_map, counts, self._metadata["ignore_label"])
-            lines.append(f"For the colours of all labels: {table}")
+            lines.append(f"  for the colours of all labels: {table}")
         return "\n".join(lines)
 
     def refuse_contradictions(self) -> None:
