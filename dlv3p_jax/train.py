@@ -15,7 +15,7 @@ from clu import metric_writers, periodic_actions
 from etils import epath
 
 from dlv3p_jax import checkpoints, configuration, distributed, losses, memory, sharding, steps, weights, workdir_lock
-from dlv3p_jax.data import augment, pipeline, records
+from dlv3p_jax.data import augment, padding, pipeline, records
 from dlv3p_jax.evaluator import Result, init_variables, make_evaluator, prepare_run, print_result, views_name
 from dlv3p_jax.models import build_model
 from dlv3p_jax.preemption import Preempted
@@ -58,6 +58,7 @@ def train_and_evaluate(
     memory.check_logits(config, mesh)
     sharding.check_micro_batch(mesh, config.batch_size, config.accumulate_steps, config.crop_size[0])
     configuration.warn_of_few_pictures(config)
+    padding.warn_of_padding(dataset.sizes(config.train_split), config)
     num_pictures = dataset.num_pictures(config.train_split)
     logging.info(
         "Data: %s in %s, %d classes, ignored label %d; %d pictures in %s, %d in %s; an epoch has %.1f steps",
