@@ -151,7 +151,7 @@ def _prepare(name: str, config: str) -> None:
     if remote:
         commands.configure_logging()  # shows how far the copy is
         if staging.is_there(name, records.VERSION, data_dir) and not overwrite:
-            raise DatasetError(f"{data_dir.rstrip('/')}/{name} is prepared already; add --overwrite to replace it")
+            raise builder.already_there(f"{data_dir.rstrip('/')}/{name}")
         here, overwrite = staging.local_data_dir(data_dir), True  # what is here is a copy of what is there, or was
     dataset, made_by = builder.prepare_dataset(name, make_builder, here, overwrite)
     if remote:

@@ -26,6 +26,7 @@ from dlv3p_jax.data.workers import ordered_map
 _PICTURES_A_SHARD = 512
 _MEND = "\nMend these, or leave them out with --skip_bad"
 _STAGING = "incomplete"  # beside the finished versions; TFDS's own unfinished folders begin with this word too
+_REPLACED = "replaced"  # in there: the version that makes room for a new one
 
 
 class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS has no types
@@ -251,7 +252,8 @@ def prepare_dataset(
 ) -> tuple[records.Dataset, PictureBuilder]:
     """Runs a builder in a folder of its own and moves the result to data_dir/NAME/VERSION once it is complete.
 
-    Until then a version that is already there stays untouched. What a killed run left behind is removed first.
+    Until then a version that is already there stays untouched. What a killed run left behind is removed first; what it
+    had set aside to replace comes back.
 
     Args:
         name: of the data set.
@@ -267,11 +269,14 @@ def prepare_dataset(
     """
     root = pathlib.Path(data_dir).expanduser() / name
     final = root / records.VERSION
-    if final.exists() and not overwrite:
-        raise DatasetError(f"{final} is prepared already; add --overwrite to replace it")
+    staging = root / _STAGING
+    if not overwrite:
+        _refuse_existing(name, final)
     with _locked(root):
+        _bring_back(staging, final)
+        if not overwrite:
+            _refuse_existing(name, final)
         _remove_leftovers(root)
-        staging = root / _STAGING
         try:
             builder = make_builder(staging)
             try:
@@ -283,9 +288,10 @@ def prepare_dataset(
             for split in written.splits:
                 written.source(split)  # raises where a record did not reach the disk
             if final.exists():
-                final.rename(staging / "replaced")
+                final.rename(staging / _REPLACED)
             written.folder.rename(final)
         finally:
+            _bring_back(staging, final)
             shutil.rmtree(staging, ignore_errors=True)
     return records.open_dataset(name, data_dir), builder
 
@@ -310,6 +316,30 @@ def _locked(root: pathlib.Path) -> Iterator[None]:
         os.close(descriptor)
         with contextlib.suppress(OSError):
             root.rmdir()
+
+
+def already_there(where: str | os.PathLike, description: str | None = None) -> DatasetError:
+    """The error of a data set that is not to be replaced without a word; `description` says what it holds."""
+    return DatasetError(
+        f"{where} is prepared already{f' ({description})' if description else ''}; give another --data_dir to keep it "
+        "beside this one, or add --overwrite to replace it"
+    )
+
+
+def _refuse_existing(name: str, final: pathlib.Path) -> None:
+    if not final.exists():
+        return
+    try:
+        description = records.open_dataset(name, final.parent.parent).metadata["description"]
+    except DatasetError:  # a damaged one
+        description = None
+    raise already_there(final, description)
+
+
+def _bring_back(staging: pathlib.Path, final: pathlib.Path) -> None:
+    """Undoes the first of the two renames that replace a version, where the second did not come to pass."""
+    if (staging / _REPLACED).exists() and not final.exists():
+        (staging / _REPLACED).rename(final)
 
 
 def _remove_leftovers(root: pathlib.Path) -> None:

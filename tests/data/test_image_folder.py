@@ -325,6 +325,15 @@ def test_one_label_map_is_suggested_for_all_colours(source, tmp_path):  # F11
         prepare(source, tmp_path / "data", label_map="0-0-0:0,0-0-200:?")
 
 
+def test_a_split_of_which_nothing_is_left_is_said_so(source, tmp_path):
+    write_pair(source, "val", "v", [[9, 9]])
+    dataset = ImageFolder(tmp_path, source, skip_bad=True).survey(source)
+    lines = summary.table(dataset).splitlines()
+    assert lines[0].startswith("train: 3 pictures;") and lines[1].startswith("val: nothing is left")
+    assert lines[2].split() == ["class", "train"]
+    assert [warning for warning in summary.warnings(dataset) if warning.startswith("val")] == []
+
+
 def test_real_pictures_survive(shared, tmp_path):
     camvid = shared / "camvid"
     for split, count in (("train", 4), ("val", 2)):
