@@ -12,11 +12,11 @@
 #SBATCH --output=slurm-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
-#SBATCH --signal=TERM@300
-# The last one: SIGTERM goes to the processes, not to this script, five minutes before the time is over.
+#SBATCH --signal=B:USR1@300
+# The last one: this script (B:) hears five minutes before the time is over. SIGTERM is what scancel sends.
 set -euo pipefail
 
-readonly RESTART=75 # "preempted, saved, start me again", of dlv3p_jax.main
+readonly RESTART=75 # "the same command goes on", of dlv3p_jax.main
 
 fail() {
     echo "launch/slurm.sh: $*" >&2
@@ -49,11 +49,27 @@ if $dry_run; then
     exit
 fi
 echo "launch/slurm.sh: job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on ${SLURM_JOB_NODELIST:-?}"
-trap : TERM # so that this script outlives the processes that a SIGTERM tells to save
+
+# Traps run while this script waits, not while a command runs in front of it.
+cancelled=false
+trap 'cancelled=true' TERM # and this script outlives the processes that save
+trap 'echo "launch/slurm.sh: the time is nearly over: SIGTERM to the processes"; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
+"${command[@]}" &
+readonly processes=$!
+while kill -0 "$processes" 2>/dev/null; do
+    wait "$processes" || true # a trap ends it early
+done
 code=0
-"${command[@]}" || code=$?
+wait "$processes" || code=$?
+
 if ((code == RESTART)); then
-    echo "launch/slurm.sh: exit code $code: preempted and saved; requeue job $SLURM_JOB_ID"
-    scontrol requeue "$SLURM_JOB_ID"
+    # Who cancels a job, or has SLURM preempt it, does not want it back from here: SLURM requeues what it preempts.
+    state=$(squeue --noheader --format=%T --job="$SLURM_JOB_ID" 2>/dev/null || true)
+    if $cancelled || [[ ${state:-RUNNING} != RUNNING ]]; then
+        echo "launch/slurm.sh: exit code $code: saved, and cancelled (${state:-SIGTERM}); the same sbatch command goes on"
+    else
+        echo "launch/slurm.sh: exit code $code: requeue job $SLURM_JOB_ID, which goes on"
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
 fi
 exit "$code"

@@ -549,12 +549,12 @@ JOB = {
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Runs a copy of slurm.sh, as SLURM does, with an srun that does `body`."""
+    """Runs a copy of slurm.sh, as SLURM does, with an srun that does `body`, while the job is in `state`."""
 
-    def act(body: str, *arguments, **environment):
+    def act(body: str, *arguments, state="echo RUNNING", **environment):
         copy = tmp_path / "slurm_script"
         copy.write_text((LAUNCH / "slurm.sh").read_text())
-        for name, does in (("srun", body), ("scontrol", "")):
+        for name, does in (("srun", body), ("scontrol", ""), ("squeue", state), ("scancel", "touch told")):
             program(tmp_path / "bin", name, does)
         environment = JOB | {"SLURM_SUBMIT_DIR": str(ROOT), "PYTHON": sys.executable} | environment
         environment = {key: value for key, value in environment.items() if value is not None}
@@ -576,7 +576,7 @@ def test_slurm_starts_a_process_a_gpu(slurm):
     options = dict(header)
     assert options["ntasks-per-node"] == options["gpus-per-node"]
     assert "requeue" in options
-    assert options["signal"].startswith("TERM@")  # without B:, so that it goes to the processes
+    assert options["signal"].startswith("B:USR1@")  # not SIGTERM, which scancel sends
 
 
 def test_slurm_dry_run_starts_nothing(slurm):
@@ -589,7 +589,7 @@ def test_slurm_dry_run_starts_nothing(slurm):
 def test_slurm_requeues_a_run_that_was_preempted(slurm):
     found, called = slurm("exit 75", *MAIN, SLURM_RESTART_COUNT="2")
     assert found.returncode == 75
-    assert called[1:] == [["scontrol", "requeue", "4242"]]
+    assert called[-1] == ["scontrol", "requeue", "4242"]
     assert "start 3" in found.stdout
 
 
@@ -600,10 +600,34 @@ def test_slurm_requeues_nothing_else(slurm, code):
     assert len(called) == 1
 
 
-def test_slurm_outlives_a_sigterm_until_the_processes_have_saved(slurm):
-    found, called = slurm("kill -TERM $PPID; sleep 0.3; exit 75", *MAIN)
+TOLD = "until [ -e told ]; do sleep 0.05; done; exit 75"  # a process that saves when scancel has sent it a signal
+
+
+def test_slurm_has_the_processes_save_before_the_time_is_over_and_requeues(slurm):
+    found, called = slurm(f"kill -USR1 $PPID; {TOLD}", *MAIN)
     assert found.returncode == 75
-    assert called[1:] == [["scontrol", "requeue", "4242"]]
+    names = ["srun", "scancel", "squeue", "scontrol"]
+    assert [call[0] for call in called] == names and called[1] == ["scancel", "--signal=TERM", "4242"]
+    assert called[-1] == ["scontrol", "requeue", "4242"]
+
+
+@pytest.mark.parametrize(
+    ("body", "state"),
+    [
+        ("kill -TERM $PPID; sleep 0.3; exit 75", "echo RUNNING"),  # scancel, which tells this script too
+        ("exit 75", "echo COMPLETING"),  # scancel, as SLURM knows it
+        (f"kill -USR1 $PPID; {TOLD}", "echo COMPLETING"),  # a job that is cancelled in its last minutes
+    ],
+)
+def test_slurm_leaves_a_cancelled_job_alone_when_it_has_saved(slurm, body, state):
+    found, called = slurm(body, *MAIN, state=state)
+    assert found.returncode == 75 and "cancelled" in found.stdout
+    assert "scontrol" not in [call[0] for call in called]
+
+
+def test_slurm_requeues_where_it_cannot_be_asked(slurm):
+    _, called = slurm("exit 75", *MAIN, state="exit 1")
+    assert called[-1] == ["scontrol", "requeue", "4242"]
 
 
 @pytest.mark.parametrize(
