@@ -554,7 +554,7 @@ def slurm(tmp_path):
     def act(body: str, *arguments, state="echo RUNNING", **environment):
         copy = tmp_path / "slurm_script"
         copy.write_text((LAUNCH / "slurm.sh").read_text())
-        for name, does in (("srun", body), ("scontrol", ""), ("squeue", state), ("scancel", "touch told")):
+        for name, does in (("srun", body), ("scontrol", ""), ("squeue", state), ("scancel", 'touch "${0%/*}/told"')):
             program(tmp_path / "bin", name, does)
         environment = JOB | {"SLURM_SUBMIT_DIR": str(ROOT), "PYTHON": sys.executable} | environment
         environment = {key: value for key, value in environment.items() if value is not None}
@@ -600,7 +600,7 @@ def test_slurm_requeues_nothing_else(slurm, code):
     assert len(called) == 1
 
 
-TOLD = "until [ -e told ]; do sleep 0.05; done; exit 75"  # a process that saves when scancel has sent it a signal
+TOLD = 'until [ -e "${0%/*}/told" ]; do sleep 0.05; done; exit 75'  # a process that saves when scancel has sent it a signal
 
 
 def test_slurm_has_the_processes_save_before_the_time_is_over_and_requeues(slurm):
