@@ -600,7 +600,7 @@ def test_slurm_requeues_nothing_else(slurm, code):
     assert len(called) == 1
 
 
-TOLD = 'until [ -e "${0%/*}/told" ]; do sleep 0.05; done; exit 75'  # a process that saves when scancel has sent it a signal
+TOLD = 'until [ -e "${0%/*}/told" ]; do sleep 0.05; done; exit 75'  # saves when scancel has sent a signal
 
 
 def test_slurm_has_the_processes_save_before_the_time_is_over_and_requeues(slurm):
