@@ -21,14 +21,18 @@ _SOURCE = flags.DEFINE_string(
     "source",
     None,
     'image_folder: a folder with train.txt and val.txt, "image label" on every line, or with images/{train,val} and '
-    "labels/{train,val}. cityscapes: the folder that holds leftImg8bit and gtFine. voc2012: VOC2012, or what holds it.",
+    "labels/{train,val}, or with JPEGImages, SegmentationClass and ImageSets/Segmentation/{train,val}.txt. "
+    "cityscapes: the folder that holds leftImg8bit and gtFine. voc2012: VOC2012, or what holds it.",
 )
 _SBD = flags.DEFINE_string(
     "sbd", None, "voc2012: SBD's folder (benchmark_RELEASE), whose .mat files then are the augmented part."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where prepared data sets live: a folder, or gs://BUCKET/FOLDER.")
 _CLASS_NAMES = flags.DEFINE_string(
-    "class_names", None, "image_folder: a file of class names, one a line; SOURCE/classes.txt by default."
+    "class_names",
+    None,
+    "image_folder: a file of class names, one a line, or CVAT's labelmap.txt or Roboflow's _classes.csv; by default "
+    "SOURCE/classes.txt, or one of these in SOURCE.",
 )
 _LABEL_MAP = flags.DEFINE_string(
     "label_map",

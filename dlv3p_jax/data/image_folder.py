@@ -1,18 +1,23 @@
 """A user's own pictures and labels as a data set."""
 
+import contextlib
 import functools
+import itertools
 import os
 import pathlib
 
-from dlv3p_jax.data import pairs, palettes
+from PIL import Image
+
+from dlv3p_jax.data import class_files, pairs, palettes, voc_layout
 from dlv3p_jax.data.builder import PictureBuilder
+from dlv3p_jax.data.class_files import Classes
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.label_map import LabelMap, parse
-from dlv3p_jax.data.pictures import read_pair
+from dlv3p_jax.data.pictures import Pair, read_pair
 
 
 class ImageFolder(PictureBuilder):
-    """Pictures and labels of a folder: list files, or images/SPLIT and labels/SPLIT (see `pairs.LAYOUTS`)."""
+    """Pictures and labels of a folder, in one of three layouts (see `pairs.LAYOUTS`)."""
 
     def __init__(
         self,
@@ -29,8 +34,9 @@ class ImageFolder(PictureBuilder):
         Args:
             data_dir: where TFDS makes image_folder/VERSION.
             source: the folder.
-            class_names: a file of names, one a line; None: classes.txt or class_names.txt in the source.
-            label_map: a file or text that `label_map.parse` reads.
+            class_names: a file that `class_files.read` reads; None: the first of `class_files.FILES` in the source.
+            label_map: a file or text that `label_map.parse` reads; None: what the file of classes says of values and
+                colours.
             ignore_label: the value, 0..255, of pixels that count nowhere.
             workers, skip_bad: see `PictureBuilder`.
 
@@ -40,20 +46,25 @@ class ImageFolder(PictureBuilder):
         if not 0 <= ignore_label <= 255:
             raise DatasetError(f"--ignore_label={ignore_label}: labels are stored in 8 bits, so give 0 to 255")
         table = None if label_map is None else parse(label_map, ignore_label)
-        found, problems, remarks = pairs.find_pairs(source)
-        names = pairs.read_class_names(class_names, source)
+        has_lists = any((pathlib.Path(source).expanduser() / name).exists() for name in ("train.txt", "images"))
+        layout = voc_layout if voc_layout.is_one(source) and not has_lists else pairs
+        found, problems, remarks = layout.find_pairs(source)
+        classes = class_files.read(class_names, source, ignore_label)
+        names = classes.names
+        if table is None:
+            table = classes.by_color if _are_colored(found) and classes.by_color else classes.by_value
         _check_indices(names, ignore_label, table)
         super().__init__(
             data_dir,
             found,
             functools.partial(read_pair, num_classes=len(names), ignore_label=ignore_label, label_map=table),
             class_names=names,
-            palette=_palette(len(names), table),
+            palette=_palette(classes, table),
             ignore_label=ignore_label,
             description=f"Pictures and labels of {pathlib.Path(source).expanduser().resolve()}",
             synthetic=False,
             problems=problems,
-            remarks=remarks,
+            remarks=[*classes.remarks, *remarks],
             label_map=table,
             workers=workers,
             skip_bad=skip_bad,
@@ -72,7 +83,15 @@ def _check_indices(names: list[str], ignore_label: int, table: LabelMap | None) 
         raise DatasetError(f"--label_map: index {wrong[0]} is outside the {len(names)} classes (0..{last})")
 
 
-def _palette(num_classes: int, table: LabelMap | None) -> list[list[int]]:
-    """The colours that the label map gives, and Pascal VOC's for the rest."""
-    known = {index: color for color, index in reversed(table.colors) if index < num_classes} if table else {}
-    return palettes.complete(known, num_classes)
+def _are_colored(found: dict[str, list[Pair]]) -> bool:
+    """Whether labels are colours, by the first that can be opened."""
+    for pair in itertools.chain.from_iterable(found.values()):
+        with contextlib.suppress(Exception), Image.open(str(pair.label)) as label:
+            return label.mode in ("RGB", "RGBA", "P")
+    return False
+
+
+def _palette(classes: Classes, table: LabelMap | None) -> list[list[int]]:
+    """The colours that the label map gives, or the file of classes, and Pascal VOC's for the rest."""
+    given = {index: color for color, index in reversed(table.colors) if index < len(classes.names)} if table else {}
+    return palettes.complete(classes.colors | given, len(classes.names))

@@ -18,7 +18,8 @@ EXTENSIONS = (
 )
 LAYOUTS = """\
   Either list files train.txt and val.txt (and test.txt) in it, with "image label" on every line, relative to it,
-  or folders images/train, images/val, labels/train, labels/val whose files have the same names up to the extension."""
+  or folders images/train, images/val, labels/train, labels/val whose files have the same names up to the extension,
+  or Pascal VOC's: JPEGImages, SegmentationClass, and the names of train.txt and val.txt in ImageSets/Segmentation."""
 
 
 def find_pairs(source: str | os.PathLike) -> tuple[dict[str, list[Pair]], list[Problem], list[str]]:
@@ -58,34 +59,6 @@ def find_pairs(source: str | os.PathLike) -> tuple[dict[str, list[Pair]], list[P
         if not found[0] and not found[1]:
             raise DatasetError(f"{path}: the {split} split is empty")
     return pairs, problems, remarks
-
-
-def read_class_names(path: str | os.PathLike | None, source: str | os.PathLike) -> list[str]:
-    """Class names, one a line, the first for index 0; from `path` or else classes.txt or class_names.txt in `source`.
-
-    Raises:
-        DatasetError: no such file, fewer than two names or more than 255, or a name that is empty or comes twice.
-    """
-    if path is None:
-        candidates = [pathlib.Path(source).expanduser() / name for name in ("classes.txt", "class_names.txt")]
-        found = [candidate for candidate in candidates if candidate.is_file()]
-        if not found:
-            raise DatasetError(
-                f"{candidates[0]} is missing: write the class names into it, one a line, the first for label value 0 "
-                "(background counts, ignored values do not), or give --class_names=FILE"
-            )
-        path = found[0]
-    names = [name.strip() for name in read_lines(pathlib.Path(path).expanduser())]
-    if not 2 <= len(names) <= 255:
-        raise DatasetError(
-            f"{path}: {len(names)} class names; from 2 to 255 are possible, one a line, and background counts"
-        )
-    for number, name in enumerate(names, 1):
-        if not name:
-            raise DatasetError(f"{path}, line {number}: an empty class name")
-        if name in names[: number - 1]:
-            raise DatasetError(f'{path}, line {number}: the class "{name}" is there already')
-    return names
 
 
 def read_lines(path: pathlib.Path) -> list[str]:

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.data.pairs import find_pairs, read_class_names
+from dlv3p_jax.data.pairs import find_pairs
 
 
 def touch(root: pathlib.Path, *names: str) -> None:
@@ -227,29 +227,3 @@ def test_an_empty_folder_is_an_empty_split(tmp_path):
 def test_no_such_source(tmp_path):
     with pytest.raises(DatasetError, match="gone: no such folder"):
         find_pairs(tmp_path / "gone")
-
-
-def test_class_names(tmp_path):
-    with pytest.raises(DatasetError, match=r"classes\.txt is missing: write the class names into it, one a line"):
-        read_class_names(None, tmp_path)
-    (tmp_path / "class_names.txt").write_text("weed\ncrop\n")
-    assert read_class_names(None, tmp_path) == ["weed", "crop"]
-    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfbackground\r\ntall weed \r\n\r\n")
-    assert read_class_names(None, tmp_path) == ["background", "tall weed"]
-    assert read_class_names(tmp_path / "class_names.txt", tmp_path) == ["weed", "crop"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("only\n", "1 class names; from 2 to 255"),
-        ("", "0 class names"),
-        ("\n".join(map(str, range(256))), "256 class names"),
-        ("a\n\nb\n", "line 2: an empty class name"),
-        ("a\nb\na\n", 'line 3: the class "a" is there already'),
-    ],
-)
-def test_class_names_that_cannot_be(tmp_path, text, message):
-    (tmp_path / "names").write_text(text)
-    with pytest.raises(DatasetError, match=message):
-        read_class_names(tmp_path / "names", tmp_path)
