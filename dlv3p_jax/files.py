@@ -3,15 +3,18 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import pathlib
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 
+from absl import logging
 from etils import epath
 
-_SUFFIX = ".unfinished"
+_SUFFIX, _FOLDER, _OLD = ".unfinished", ".unfinished-folder", ".old"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -34,7 +37,7 @@ def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
     Its name is this process's alone, so that two that write the same file at once each write it whole.
 
     Raises:
-        OSError: it cannot be written; `filename` is `path` where the system names none.
+        OSError: it cannot be written; `filename` is `path` where the system names none, or the unfinished one.
     """
     path = epath.Path(path)
     unfinished = path.with_name(unfinished_name())
@@ -44,9 +47,91 @@ def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)  # on a full disk, it takes what others could have
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(path)  # a write that fails does not say which file it was to
+        if (
+            isinstance(error, OSError) and error.filename is None
+        ):  # a write that fails does not say which file it was to
+            error.filename = str(path)
+        elif isinstance(error, OSError) and str(error.filename) == str(unfinished):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: epath.PathLike) -> Iterator[pathlib.Path]:
+    """A folder to write into, which takes the place of `folder` at the end, and is removed where that is not reached.
+
+    Its name is this process's alone, so that of two that write the same folder at once the last has the place, whole.
+    What processes that were killed left is removed, and what they had set aside brought back.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = f".{glob.escape(folder.name)}."
+    old = sorted([*folder.parent.glob(f"{beside}*{_OLD}"), *folder.parent.glob(f"{beside}{_OLD[1:]}")])
+    if old and not folder.exists():  # killed between two renames
+        with contextlib.suppress(OSError):  # another process was faster
+            old.pop().rename(folder)
+    for leftover in [*old, *folder.parent.glob(f".*{_FOLDER}"), *folder.parent.glob(f"{beside}{_SUFFIX[1:]}")]:
+        _remove_unless_held(leftover)
+    with _new_folder(folder.parent) as unfinished:
+        yield unfinished
+        _put(unfinished, folder)
+
+
+@contextlib.contextmanager
+def _new_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
+    """An empty folder, locked so that others see that we live, and removed at the end if it is still there."""
+    while True:
+        unfinished = parent / f".{os.getpid()}-{secrets.token_hex(4)}{_FOLDER}"
+        unfinished.mkdir()
+        descriptor = os.open(unfinished, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if unfinished.exists():  # and not taken for a leftover before it was locked
+            break
+        os.close(descriptor)
+    try:
+        yield unfinished
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _put(unfinished: pathlib.Path, folder: pathlib.Path) -> None:
+    """Renames a folder to where another may be, or another process may put one at this moment."""
+    while True:
+        aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{_OLD}")
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(aside)
+        try:
+            unfinished.rename(folder)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                continue
+            if aside.exists() and not folder.exists():
+                aside.rename(folder)
+            raise
+        finally:
+            if folder.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+        return
+
+
+def _remove_unless_held(leftover: pathlib.Path) -> None:
+    """Removes a folder that nobody holds a lock of; leaves it where there are no locks."""
+    try:
+        descriptor = os.open(leftover, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(leftover, ignore_errors=True)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
 
 
 def unfinished_name() -> str:
@@ -54,17 +139,23 @@ def unfinished_name() -> str:
     return f".{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
 
 
-def remove_unfinished(folder: epath.PathLike) -> None:
-    """Removes what processes that were killed left in `folder`; only for who holds a lock on all that is written there.
+def remove_unfinished(folder: epath.PathLike, older_than: float = 0) -> None:
+    """Removes what processes that were killed left in `folder`; for who holds a lock on what is written there.
 
     What cannot be removed stays.
+
+    Args:
+        folder: where; not below it.
+        older_than: seconds since it was last written to; where others write without the lock, more than they take.
     """
     with contextlib.suppress(OSError):
         for leftover in pathlib.Path(folder).glob(f".*{_SUFFIX}"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if older_than and time.time() - leftover.stat().st_mtime < older_than:
+                    continue
+                if leftover.is_dir():
+                    shutil.rmtree(leftover, ignore_errors=True)
+                else:
                     leftover.unlink()
 
 
@@ -96,4 +187,27 @@ def lock(path: epath.PathLike, wait: bool = False) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def lock_if_possible(path: epath.PathLike, waiting: str) -> Iterator[None]:
+    """Holds `lock` of a file, waiting for whoever holds it; without one where the file system has no locks.
+
+    Args:
+        path: of the lock; its folder has to exist.
+        waiting: what the log says where another process holds it.
+
+    Raises:
+        OSError: the file cannot be opened or written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            try:
+                stack.enter_context(lock(path))
+            except Locked:
+                logging.info("%s", waiting)
+                stack.enter_context(lock(path, wait=True))
+        except NoLocks as error:
+            logging.debug("%s: no lock (%s)", path, error.strerror)
         yield

@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from dlv3p_jax import configuration, preprocess
+from dlv3p_jax import configuration, files, preprocess
 from dlv3p_jax.exporting import folders, onnx, programs, sizes, write
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.weights import TrainedModel
@@ -156,20 +156,20 @@ def test_weights_that_are_not_finite_are_refused(trained, tmp_path):
 
 def test_a_folder_appears_whole_or_not_at_all_and_only_exports_are_replaced(tmp_path):
     folder = tmp_path / "onnx"
-    with folders.whole(folder) as unfinished:
+    with files.replacing_folder(folder) as unfinished:
         (unfinished / "model.json").write_text('{"producer": "dlv3p_jax"}')
         assert not folder.exists()
     folders.check(tmp_path / "onnx", "onnx")
-    with pytest.raises(KeyError), folders.whole(folder) as unfinished:
+    with pytest.raises(KeyError), files.replacing_folder(folder) as unfinished:
         (unfinished / "half").touch()
         raise KeyError
     assert [path.name for path in tmp_path.rglob("*")] == ["onnx", "model.json"]
     folder.rename(tmp_path / ".onnx.old")  # killed between two renames
-    with pytest.raises(KeyError), folders.whole(folder):
+    with pytest.raises(KeyError), files.replacing_folder(folder):
         assert (folder / "model.json").exists()
         raise KeyError
     assert [path.name for path in tmp_path.rglob("*")] == ["onnx", "model.json"]
-    with folders.whole(folder) as unfinished:
+    with files.replacing_folder(folder) as unfinished:
         (unfinished / "model.json").write_text('["no description"]')
     with pytest.raises(ValueError, match="onnx exists and is no export"):
         folders.check(tmp_path / "onnx", "onnx")

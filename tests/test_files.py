@@ -30,6 +30,11 @@ def test_what_fails_leaves_the_file_before_and_nothing_beside_it(tmp_path):
         unfinished.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert raised.value.filename == str(path)
+    with (
+        pytest.raises(FileNotFoundError, match="gone/a.json'$"),
+        files.replacing(tmp_path / "gone" / "a.json") as unfinished,
+    ):
+        unfinished.write_text("half")
     assert path.read_text() == "before" and names(tmp_path) == ["a.json"]
 
 
@@ -45,8 +50,35 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     (tmp_path / files.unfinished_name()).write_text("half")
     (tmp_path / files.unfinished_name()).mkdir()
     (tmp_path / "mine.unfinished").write_text("a user's")
+    files.remove_unfinished(tmp_path, older_than=60)
+    assert len(names(tmp_path)) == 3
     files.remove_unfinished(tmp_path)
     assert names(tmp_path) == ["mine.unfinished"]
+
+
+def test_a_folder_is_replaced_when_it_is_whole_whoever_else_writes_it(tmp_path):
+    folder = tmp_path / "a"
+    with files.replacing_folder(folder) as one, files.replacing_folder(folder) as other:  # does not remove the first's
+        (one / "of").write_text("one")
+        (other / "of").write_text("other")
+        assert not folder.exists()
+    assert (folder / "of").read_text() == "one" and names(tmp_path) == ["a"]
+    with pytest.raises(KeyError), files.replacing_folder(folder) as unfinished:
+        (unfinished / "of").write_text("half")
+        raise KeyError
+    assert (folder / "of").read_text() == "one" and names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("aside", [".a.old", ".a.1234.old"])
+def test_a_folder_that_a_killed_process_set_aside_comes_back_and_what_it_left_goes(tmp_path, aside):
+    (tmp_path / aside).mkdir()
+    (tmp_path / aside / "kept").touch()
+    (tmp_path / ".1-2.unfinished-folder").mkdir()
+    (tmp_path / ".ab.1234.old").mkdir()  # of another
+    with pytest.raises(KeyError), files.replacing_folder(tmp_path / "a"):
+        assert names(tmp_path / "a") == ["kept"]
+        raise KeyError
+    assert names(tmp_path) == [".ab.1234.old", "a"]
 
 
 HOLD = """

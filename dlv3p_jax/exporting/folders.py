@@ -3,12 +3,9 @@
 Nothing here imports JAX: what is wrong with it can be told at once.
 """
 
-import contextlib
 import importlib.util
 import json
 import pathlib
-import shutil
-from collections.abc import Iterator
 
 # Formats, and the packages beside JAX that each needs.
 FORMATS = {"stablehlo": (), "savedmodel": ("tensorflow",), "onnx": ("onnx", "onnxruntime")}
@@ -30,25 +27,3 @@ def _is_ours(folder: pathlib.Path) -> bool:
         return json.loads((folder / DESCRIPTION).read_text())["producer"] == PRODUCER
     except (OSError, ValueError, LookupError, TypeError):
         return False
-
-
-@contextlib.contextmanager
-def whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to write into, which takes the place of `folder` when all went well and else disappears."""
-    unfinished, old = (folder.with_name(f".{folder.name}.{state}") for state in ("unfinished", "old"))
-    _clear(folder, unfinished, old)  # of a process that was killed
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        if folder.exists():
-            folder.rename(old)
-        unfinished.rename(folder)
-    finally:
-        _clear(folder, unfinished, old)
-
-
-def _clear(folder: pathlib.Path, unfinished: pathlib.Path, old: pathlib.Path) -> None:
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    for leftover in (unfinished, old):
-        shutil.rmtree(leftover, ignore_errors=True)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from dlv3p_jax import preprocess, provenance
+from dlv3p_jax import files, preprocess, provenance
 from dlv3p_jax.data import street_scenes
 from dlv3p_jax.exporting import folders, programs
 from dlv3p_jax.weights import TrainedModel
@@ -66,7 +66,7 @@ def export(
     picture = street_scenes.draw_scene("val", 0)[0] if picture is None else picture
     sizes = (size,) if size else _two_sizes(*picture.shape[:2])
     format_ = importlib.import_module(f"dlv3p_jax.exporting.{name}")
-    with folders.whole(folder) as unfinished:
+    with files.replacing_folder(folder) as unfinished:
         format_.write(trained.model, trained.variables, unfinished, *(size or (None, None)))
         comparison = _compare(format_.load(unfinished), trained, picture, sizes)
         if comparison.equal_labels < LEAST_EQUAL:
