@@ -16,7 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dlv3p_jax import commands, configuration, speed
+from dlv3p_jax import commands, configuration, files, speed
 
 _INPUT_SIZE = (1024, 2048)  # of Cityscapes
 
@@ -60,7 +60,8 @@ def main(argv: list[str]) -> None:
         if values.json is not None:
             path = pathlib.Path(values.json).expanduser()
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(report, indent=2) + "\n")
+            with files.replacing(path) as unfinished:
+                unfinished.write_text(json.dumps(report, indent=2) + "\n")
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
         sys.exit(f"benchmark: {error}")

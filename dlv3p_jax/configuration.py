@@ -11,6 +11,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs import common
+from dlv3p_jax import files
 
 # These may change when a run is resumed, and all below them: they decide where and on what, how often and how it is
 # looked at, not what is trained.
@@ -131,9 +132,8 @@ def to_dict(config) -> dict[str, Any]:
 
 def write(config, path: epath.Path) -> None:
     """Writes the configuration as readable JSON; the file appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n")
-    unfinished.replace(path)
+    with files.replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n")
 
 
 def read(path: epath.PathLike) -> ml_collections.ConfigDict:

@@ -8,7 +8,7 @@ import pathlib
 import jinja2
 from etils import epath
 
-from dlv3p_jax import __version__
+from dlv3p_jax import __version__, files
 
 
 def percent(fraction: float, unit: str = "") -> str:
@@ -39,9 +39,8 @@ def write(path: epath.Path, template: str, **values) -> None:
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     text = _TEMPLATES.get_template(template).render(values | {"version": __version__, "date": date})
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text)
-    unfinished.replace(path)
+    with files.replacing(path) as unfinished:
+        unfinished.write_text(text)
 
 
 def data_uri(data: bytes, kind: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dlv3p_jax import pdparams_archive, pdparams_pickle
+from dlv3p_jax import files, pdparams_archive, pdparams_pickle
 from dlv3p_jax.pdparams_errors import PdparamsError, listed, shown
 from dlv3p_jax.pdparams_pickle import DTYPES, Array, kind
 
@@ -92,13 +92,8 @@ def save_pdparams(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> N
         if value.dtype.str[1:] not in DTYPES:
             raise PdparamsError(f"{path}: {name} has dtype {value.dtype}, which Paddle cannot read: convert it first")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.writelines(pdparams_pickle.pieces(state))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.replacing(path) as unfinished, unfinished.open("wb") as file:
+        file.writelines(pdparams_pickle.pieces(state))
 
 
 def _to_state(data: bytes) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ import PIL.Image
 from etils import epath
 from jax.experimental import multihost_utils
 
-from dlv3p_jax import metrics, viz
+from dlv3p_jax import files, metrics, viz
 
 KINDS = ("worst", "typical", "best")
 SHOWN = 3  # of each kind
@@ -139,11 +139,10 @@ def write(path: epath.Path, scores: PictureScores) -> None:
     for number, shown in enumerate(scores.shown):
         for part in ("image", "label", "prediction"):
             arrays[f"{part}_{number}"] = np.frombuffer(getattr(shown, part), np.uint8)
-    unfinished = path.with_name(f".{path.stem}.unfinished")
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
-    unfinished.write_bytes(file.getvalue())
-    unfinished.replace(path)
+    with files.replacing(path) as unfinished:
+        unfinished.write_bytes(file.getvalue())
 
 
 def read(path: epath.Path) -> PictureScores | None:

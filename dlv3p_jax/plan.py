@@ -14,7 +14,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dlv3p_jax import commands, slices
+from dlv3p_jax import commands, files, slices
 
 
 def define_flags() -> None:
@@ -52,7 +52,8 @@ def main(argv: list[str]) -> None:
         if values.json is not None:
             path = pathlib.Path(values.json).expanduser()
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(report, indent=2) + "\n")
+            with files.replacing(path) as unfinished:
+                unfinished.write_text(json.dumps(report, indent=2) + "\n")
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, RuntimeError, OSError) as error:

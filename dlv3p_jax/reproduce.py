@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from dlv3p_jax import commands, configuration, pretrained, sharding, weights
+from dlv3p_jax import commands, configuration, files, pretrained, sharding, weights
 from dlv3p_jax.models import build_model
 
 SCALES = (0.75, 1.0, 1.25)  # PaddleSeg's documentation has these; its table does not say which
@@ -193,9 +193,8 @@ def _measured_before(output: epath.Path, report: dict[str, Any]) -> list[dict[st
 
 def _write(output: epath.Path, report: dict[str, Any]) -> None:
     for name, text in (("report.json", json.dumps(report, indent=2)), ("report.md", to_markdown(report))):
-        unfinished = output / f".{name}.unfinished"
-        unfinished.write_text(text + "\n")
-        unfinished.replace(output / name)
+        with files.replacing(output / name) as unfinished:
+            unfinished.write_text(text + "\n")
 
 
 def _markdown(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
