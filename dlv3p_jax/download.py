@@ -6,7 +6,6 @@ other processes out. When it is whole, PATH is the file and PATH.json its url, b
 
 import contextlib
 import datetime
-import fcntl
 import hashlib
 import http.client
 import itertools
@@ -23,6 +22,8 @@ from typing import NamedTuple
 
 from absl import logging
 from tqdm import tqdm
+
+from dlv3p_jax import files
 
 _CHUNK = 1 << 18
 _ASK_AGAIN = (408, 416, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may be others the next time
@@ -277,12 +278,8 @@ def _lock(path: pathlib.Path):
     with contextlib.ExitStack() as stack:
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(name, "ab"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logging.info("Another process is downloading %s: waiting for it", path)
-                fcntl.flock(file, fcntl.LOCK_EX)
+            waiting = f"Another process is downloading {path}: waiting for it"
+            stack.enter_context(files.lock_if_possible(name, waiting))
         yield
         # Only now that `path` is there: whoever locks another file of this name will find that nothing is left to do.
         with contextlib.suppress(OSError):
@@ -307,9 +304,8 @@ def _write_record(path: pathlib.Path, num_bytes: int, sha256: str, url: str | No
 
 
 def _write_json(path: pathlib.Path, content: dict) -> None:
-    unfinished = _beside(path, f".{os.getpid()}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    unfinished.replace(path)
+    with files.replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _sha256(path: pathlib.Path):

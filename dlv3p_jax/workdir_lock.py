@@ -1,18 +1,16 @@
 """One run at a time in a workdir: a lock that ends with the process that holds it, however that ends."""
 
 import contextlib
-import errno
-import fcntl
 import os
-import socket
 from collections.abc import Iterator
 
 import jax
 from absl import logging
 from etils import epath
 
+from dlv3p_jax import files
+
 NAME = ".lock"
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 class WorkdirInUse(ValueError):
@@ -36,24 +34,18 @@ def hold(workdir: epath.PathLike) -> Iterator[None]:
         _warn(workdir, "buckets have no locks")
         yield
         return
-    # The file stays: one that is removed while another process waits to open it would be locked twice.
-    with open(os.path.join(workdir, NAME), "a+", encoding="utf-8") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                _warn(workdir, f"its file system has no locks ({error.strerror})")
-            elif isinstance(error, BlockingIOError):
-                file.seek(0)
-                raise WorkdirInUse(
-                    f"{workdir} is in use by another run ({file.read().strip() or 'unknown'}): wait for its end, end "
-                    "it, or give another --workdir. To evaluate what it has saved, --mode=eval"
-                ) from error
-            else:
-                raise
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+            stack.enter_context(files.lock(os.path.join(workdir, NAME)))
+            # Reports are written there without the lock, in much less than an hour.
+            files.remove_unfinished(workdir, older_than=3600)
+        except files.NoLocks as error:
+            _warn(workdir, f"its file system has no locks ({error.strerror})")
+        except files.Locked as error:
+            raise WorkdirInUse(
+                f"{workdir} is in use by another run ({error.holder or 'unknown'}): wait for its end, end it, or give "
+                "another --workdir. To evaluate what it has saved, --mode=eval"
+            ) from error
         yield
 
 

@@ -11,7 +11,6 @@ Either folder has .source.json, the size and date of each file in the bucket, by
 
 import concurrent.futures
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -23,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from absl import logging
 from etils import epath
 
+from dlv3p_jax import files
 from dlv3p_jax.data.errors import DatasetError
 
 _RECORD = ".source.json"
@@ -251,12 +251,7 @@ def _check_space(source: epath.Path, folder: pathlib.Path, missing: Mapping[str,
 def _lock(folder: pathlib.Path, what: str) -> Iterator[None]:
     """Lets one process of this host at a time through; ends with the process."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.info("Another process of this host copies %s: waiting for it", what)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with files.lock_if_possible(folder / ".lock", f"Another process of this host copies {what}: waiting for it"):
         yield
 
 
@@ -291,6 +286,5 @@ def _one_line(error: Exception) -> str:
 
 
 def _write_record(folder: pathlib.Path, stats: Stats) -> None:
-    unfinished = folder / f"{_RECORD}.unfinished"
-    unfinished.write_text(json.dumps(stats, indent=2) + "\n")
-    unfinished.replace(folder / _RECORD)
+    with files.replacing(folder / _RECORD) as unfinished:
+        unfinished.write_text(json.dumps(stats, indent=2) + "\n")
