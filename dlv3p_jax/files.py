@@ -47,12 +47,11 @@ def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)  # on a full disk, it takes what others could have
-        if (
-            isinstance(error, OSError) and error.filename is None
-        ):  # a write that fails does not say which file it was to
-            error.filename = str(path)
-        elif isinstance(error, OSError) and str(error.filename) == str(unfinished):
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            if error.filename is None:  # a write that fails does not say which file it was to
+                error.filename = str(path)
+            elif str(error.filename) == str(unfinished):
+                raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -6,9 +6,10 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
-from dlv3p_jax import viz
+from dlv3p_jax import files, viz
 from dlv3p_jax.data import cityscapes_labels, voc2012_labels
 from dlv3p_jax.picture_files import Picture
 from dlv3p_jax.predictor import Prediction
@@ -26,8 +27,12 @@ class Files:
     overlay: pathlib.Path
     probabilities: pathlib.Path | None
 
+    def paths(self) -> list[pathlib.Path]:
+        """Those that are written."""
+        return [path for path in (self.label, self.overlay, self.probabilities) if path is not None]
+
     def are_there(self) -> bool:
-        return all(path is None or path.is_file() for path in (self.label, self.overlay, self.probabilities))
+        return all(path.is_file() for path in self.paths())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +62,7 @@ def files_of(
     Raises:
         ValueError: two labels would be called the same.
     """
-    files: dict[str, Files] = {}
+    outputs: dict[str, Files] = {}
     stems: dict[pathlib.Path, Picture] = {}
     labels = output / label_folder(submission)
     for picture in pictures:
@@ -69,8 +74,8 @@ def files_of(
                 raise ValueError(f"{other.path} and {picture.path} would both be {label.name} in the submission")
         overlay = output / "overlays" / f"{picture.name}.jpg"
         values = output / "probabilities" / f"{picture.name}.npy" if probabilities else None
-        files[picture.name] = Files(label, overlay, values)
-    return files
+        outputs[picture.name] = Files(label, overlay, values)
+    return outputs
 
 
 def label_values(num_classes: int, palette: viz.Palette, label_ids: bool, submission: str | None) -> LabelValues:
@@ -97,39 +102,32 @@ def _require(num_classes: int, expected: int, what: str) -> None:
         raise ValueError(f"{what}, of which there are {expected}; this checkpoint has {num_classes} classes")
 
 
-def write(files: Files, prediction: Prediction, palette: viz.Palette, label_values: LabelValues) -> None:
+def write(outputs: Files, prediction: Prediction, palette: viz.Palette, label_values: LabelValues) -> None:
     """Writes the outputs of a picture; a file appears under its name when it is whole.
 
     Args:
-        files: where to.
-        prediction: of the picture, with probabilities where `files` has a place for them.
+        outputs: where to.
+        prediction: of the picture, with probabilities where `outputs` has a place for them.
         palette: the classes' colours, for the overlay.
         label_values: for the label.
 
     Raises:
         OSError: a file cannot be written; it names the file.
     """
-    if files.probabilities is not None and prediction.probabilities is not None:
-        with _replacing(files.probabilities) as path, path.open("wb") as file:  # np.save would add .npy to a path
+    if outputs.probabilities is not None and prediction.probabilities is not None:
+        with _replacing(outputs.probabilities) as path, path.open("wb") as file:  # np.save would add .npy to a path
             np.save(file, prediction.probabilities)
-    with _replacing(files.overlay) as path:
+    with _replacing(outputs.overlay) as path:
         parts = (slice(top, top + _OVERLAY_ROWS) for top in range(0, len(prediction.label), _OVERLAY_ROWS))
         overlay = [viz.overlay(prediction.image[rows], prediction.label[rows], palette) for rows in parts]
         Image.fromarray(np.concatenate(overlay)).save(path, "JPEG", quality=90)
-    with _replacing(files.label) as path:
+    with _replacing(outputs.label) as path:
         viz.label_png(label_values.values[prediction.label], label_values.palette).save(path, "PNG")
 
 
 @contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A file to write to, which takes its place at `path` at the end, and is removed if that is not reached."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+def _replacing(path: pathlib.Path) -> Iterator[epath.Path]:
+    """`files.replacing`, in a folder that may have to be made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as unfinished:
         yield unfinished
-        unfinished.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()  # on a full disk, it takes what others could have
-        error.filename = error.filename or str(path)  # a write that fails does not say which file it was to
-        raise

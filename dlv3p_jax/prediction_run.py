@@ -5,13 +5,14 @@ comes a line for each picture: its file, and how many pixels have each class. Th
 picture are whole under their names.
 """
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 import numpy as np
@@ -20,11 +21,12 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from dlv3p_jax import configuration, evaluate, prediction_files, predictor, weights
+from dlv3p_jax import configuration, evaluate, files, prediction_files, predictor, weights
 from dlv3p_jax.data.pictures import Problem
 from dlv3p_jax.picture_files import Picture
 
 RECORD = "predict.jsonl"
+LOCK = ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,30 +73,67 @@ def write_predictions(
         `pictures`.
 
     Raises:
-        ValueError: what is there was made otherwise, or of other pictures; the labels asked for are of other classes; a
-            view or the mesh cannot be used.
+        ValueError: another process writes there; what is there was made otherwise, or of other pictures; the labels
+            asked for are of other classes; a view or the mesh cannot be used.
         OSError: something cannot be written.
     """
     num_classes = len(trained.class_names)
     label_values = prediction_files.label_values(num_classes, trained.palette, label_ids, submission)
-    files = prediction_files.files_of(pictures, output, submission, probabilities)
+    outputs = prediction_files.files_of(pictures, output, submission, probabilities)
     how = _describe(trained, label_ids)
+    output.mkdir(parents=True, exist_ok=True)
+    with _alone_in(output):
+        for folder in {output, *(path.parent for files_of in outputs.values() for path in files_of.paths())}:
+            files.remove_unfinished(folder)
+        return _write_alone(trained, pictures, mesh, output, outputs, label_values, how, overwrite)
+
+
+@contextlib.contextmanager
+def _alone_in(output: pathlib.Path) -> Iterator[None]:
+    """Locks a folder of outputs, where two that write would mix theirs; warns where there are no locks."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.lock(output / LOCK))
+        except files.Locked as error:
+            raise ValueError(
+                f"{output} is in use by another predict ({error.holder or 'unknown'}): wait for its end, or give "
+                "another --output"
+            ) from error
+        except files.NoLocks as error:
+            logging.warning(
+                "%s cannot be locked (%s): see to it that no other predict writes there", output, error.strerror
+            )
+        yield
+
+
+def _write_alone(
+    trained: weights.TrainedModel,
+    pictures: Sequence[Picture],
+    mesh: Mesh,
+    output: pathlib.Path,
+    outputs: dict[str, prediction_files.Files],
+    label_values: prediction_files.LabelValues,
+    how: dict[str, Any],
+    overwrite: bool,
+) -> tuple[np.ndarray, list[Problem]]:
+    """`write_predictions`, of which nothing but this may write to `output`."""
+    num_classes = len(trained.class_names)
     before = {} if overwrite else _read(output, how)
     now = {picture.name: _entry(picture) for picture in pictures}
     for name, entry in now.items():
         if name in before and before[name].path != entry.path:
             raise ValueError(
-                f"{files[name].label} is of {before[name].path}, and would now be of {entry.path}: give another "
+                f"{outputs[name].label} is of {before[name].path}, and would now be of {entry.path}: give another "
                 "--output, or --overwrite to make all anew"
             )
     done = {
         name: before[name]
         for name, entry in now.items()
-        if name in before and before[name].is_of(entry) and files[name].are_there()
+        if name in before and before[name].is_of(entry) and outputs[name].are_there()
     }
     others = [entry for name, entry in before.items() if name not in now]
-    output.mkdir(parents=True, exist_ok=True)
     _write(output, how, [*others, *done.values()])
+    probabilities = any(files_of.probabilities is not None for files_of in outputs.values())
     predictions = predictor.predict_pictures(
         *(trained.config, trained.model, trained.variables, pictures, mesh), set(done), probabilities
     )
@@ -106,7 +145,7 @@ def write_predictions(
         for prediction in predictions:
             result = prediction
             if not isinstance(prediction, Problem):
-                result = _written(files[prediction.picture.name], prediction, trained.palette, label_values)
+                result = _written(outputs[prediction.picture.name], prediction, trained.palette, label_values)
             if isinstance(result, Problem):
                 problems[result.id] = result
             else:
@@ -124,11 +163,14 @@ def write_predictions(
 
 
 def _written(
-    files: prediction_files.Files, prediction: predictor.Prediction, palette, label_values: prediction_files.LabelValues
+    outputs: prediction_files.Files,
+    prediction: predictor.Prediction,
+    palette,
+    label_values: prediction_files.LabelValues,
 ) -> predictor.Prediction | Problem:
     """Writes the outputs of a picture; gives a problem if it is the picture's alone, such as its name or its size."""
     try:
-        prediction_files.write(files, prediction, palette, label_values)
+        prediction_files.write(outputs, prediction, palette, label_values)
     except OSError as error:
         if error.errno not in (None, errno.ENAMETOOLONG):  # Pillow's own have none: no JPEG has a side over 65,500
             raise
@@ -201,12 +243,10 @@ def _read(output: pathlib.Path, how: dict[str, Any]) -> dict[str, Entry]:
 
 def _write(output: pathlib.Path, how: dict[str, Any], entries: Iterable[Entry]) -> None:
     """Writes a record that appears whole or not at all."""
-    unfinished = output / f".{RECORD}.unfinished"
-    with unfinished.open("w") as file:
+    with files.replacing(output / RECORD) as unfinished, unfinished.open("w") as file:
         file.write(json.dumps(how) + "\n")
         for entry in entries:
             _add(file, entry)
-    unfinished.replace(output / RECORD)
 
 
 def _add(file: TextIO, entry: Entry) -> None:

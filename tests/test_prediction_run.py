@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import tiny
 from drawn import draw_picture
 from PIL import Image
 
-from dlv3p_jax import checkpoints, configuration, prediction_files, prediction_run, sharding, steps, weights
+from dlv3p_jax import checkpoints, configuration, files, prediction_files, prediction_run, sharding, steps, weights
 from dlv3p_jax.picture_files import find_pictures
 
 # The command, with the tiny network; where DIE_AT is N, it is killed when the Nth file that Pillow saves is half there.
@@ -84,7 +85,9 @@ def predict(trained, source, output, **options):
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Without the lock, which says whose it was."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != prediction_run.LOCK]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def times(folder: pathlib.Path) -> dict[str, int]:
@@ -112,7 +115,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_as_if_it_had_not(workdir
     process = subprocess.run(command, env=environment | {"DIE_AT": "8"}, **options)
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert names_of(output / "predict.jsonl") == ["0", "2", "3"]
-    assert (output / "labels" / ".5.png.unfinished").exists() and not (output / "labels" / "5.png").exists()
+    assert list((output / "labels").glob(".*.unfinished")) and not (output / "labels" / "5.png").exists()
     before = times(output)
 
     process = subprocess.run(command, env=environment, **options)
@@ -168,12 +171,13 @@ def test_what_was_made_otherwise_is_refused_unless_it_may_be_overwritten(load, s
 
 def test_a_full_disk_is_told_with_the_file_and_leaves_whole_files_only(load, source, tmp_path, monkeypatch):
     def fill(file, array):
-        if pathlib.Path(file.name).name.startswith(".3."):
+        saved.append(file)
+        if len(saved) == 3:
             file.write(b"a part of it")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save(file, array)
 
-    save, output = np.save, tmp_path / "out"
+    save, saved, output = np.save, [], tmp_path / "out"
     monkeypatch.setattr(np, "save", fill)
     with pytest.raises(OSError, match="No space left on device: '.*probabilities/3.npy'"):
         predict(load(), source, output, probabilities=True)
@@ -182,10 +186,23 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_whole_files_only(load, sou
 
 
 def test_a_picture_whose_name_is_too_long_for_its_outputs_costs_only_itself(load, source, tmp_path):
-    os.rename(source / "0.png", source / f"{'0' * 246}.png")  # the outputs have more letters while they are written
+    name = "0" * 251
+    os.rename(source / "0.png", source / f"{name}.png")
+    shutil.copy(source / "1.png", source / f"{name}.bmp")  # so that the outputs of both have two extensions
     _, problems = predict(load(), source, tmp_path / "out")
-    assert len(problems) == 1 and "its outputs cannot be written (File name too long)" in problems[0].message
+    assert len(problems) == 2
+    for problem, extension in zip(problems, ("bmp", "png"), strict=True):
+        assert f"{name}.{extension}: its outputs cannot be written (File name too long)" in problem.message
     assert names_of(tmp_path / "out" / "predict.jsonl") == ["1", "2", "3", "4", "5"]
+
+
+def test_a_second_command_in_one_folder_is_refused_while_the_first_lives(load, source, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    with files.lock(output / prediction_run.LOCK):
+        with pytest.raises(ValueError, match=f"{output} is in use by another predict .process {os.getpid()} on"):
+            predict(load(), source, output)
+        assert [path.name for path in output.iterdir()] == [prediction_run.LOCK]
 
 
 def test_labels_of_one_name_are_no_submission(source, tmp_path):
