@@ -61,9 +61,11 @@ def check_folder(command: str, flag: str, path: str | os.PathLike) -> None:
         if reason := _why_not_written(os.fspath(path)):
             sys.exit(f"{command}: --{flag}={path} cannot be written: {reason}")
         return
-    found = next(part for part in (pathlib.Path(path), *pathlib.Path(path).parents) if part.exists())
+    found = next(part for part in (pathlib.Path(path), *pathlib.Path(path).parents) if os.path.exists(part))
     if not found.is_dir():
         sys.exit(f"{command}: --{flag}={path}: {found} is a file, not a folder; give another --{flag}")
+    if max(len(os.fsencode(part)) for part in pathlib.Path(path).absolute().parts) > os.pathconf(found, "PC_NAME_MAX"):
+        sys.exit(f"{command}: --{flag}={path}: the name is too long for this file system; give another --{flag}")
     try:
         tempfile.TemporaryDirectory(dir=found, prefix=".dlv3p_jax_").cleanup()  # root passes every question for rights
     except OSError as error:

@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # TFDS tells every file that it reads
     try:
         _run(argv[1:])
-    except DatasetError as error:
+    except (DatasetError, OSError) as error:
         sys.exit(f"prepare: {error}")
     except KeyboardInterrupt:
         print("\nprepare: interrupted, nothing was written", file=sys.stderr)

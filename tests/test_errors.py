@@ -81,6 +81,8 @@ ROWS = [
     ("data", "main --config.train_split=trainaug", 'data set image_folder has no split "trainaug"; it has train, val'),
     ("data", "main --config.num_classes=4", "image_folder in {data} has 3: give --config.num_classes=3"),
     ("data", "prepare --source={tmp}/nowhere", "--source={tmp}/nowhere: no such folder"),
+    ("data", f"prepare --source={'x' * 300}", "File name too long"),
+    ("data", f"prepare --data_dir={'x' * 300} --source={{sources}}/good", "File name too long"),
     ("data", "prepare --source={tmp}", "--source={tmp}: no layout of pictures and labels that is known here"),
     ("data", "prepare --source={sources}/cityscapes_ids", "value 26 (140 pixels) outside the 2 classes (0..1)"),
     ("data", "prepare --source={sources}/no_label", "images/train/1.png has no label (looked for labels/train/1.*)"),
@@ -118,6 +120,7 @@ ROWS = [
     ("device", "plan --config=configs/voc_r50.py --topology=v5e-17", "--topology=v5e-17: v5e slices are v5e-1, v5e-4"),
     ("file system", "main --workdir=README.md/x", "README.md is a file, not a folder; give another --workdir"),
     ("file system", "main --workdir=/proc/x", "/proc cannot be written (No such file or directory); give another"),
+    ("file system", f"main --workdir={{tmp}}/{'x' * 300}", "the name is too long for this file system"),
     ("file system", "main --workdir={locked}", "{locked} is in use by another run"),
     ("file system", "main --workdir=s3://bucket/x", "--workdir=s3://bucket/x cannot be written: File system scheme"),
     (

@@ -77,7 +77,7 @@ def read_lines(path: pathlib.Path) -> list[str]:
 def _is_unlabelled(path: pathlib.Path) -> bool:
     """Whether every line is the path of one picture."""
     lines = [line.strip().replace("\\", "/") for line in read_lines(path)]
-    return bool(lines) and all((path.parent / line).is_file() for line in lines)
+    return bool(lines) and all(os.path.isfile(path.parent / line) for line in lines)
 
 
 def _read_list(path: pathlib.Path, source: pathlib.Path) -> tuple[list[Pair], list[Problem], list[str]]:
@@ -88,7 +88,7 @@ def _read_list(path: pathlib.Path, source: pathlib.Path) -> tuple[list[Pair], li
             continue
         where = f"{path}, line {number}"
         image, label = _split_line(line, source, where)
-        missing = [name for name in (image, label) if not (source / name).is_file()]
+        missing = [name for name in (image, label) if not os.path.isfile(source / name)]
         earlier = rows.setdefault(_key(source / image), (image, label, number))
         if earlier[2] == number:
             if missing:
@@ -114,7 +114,7 @@ def _split_line(line: str, source: pathlib.Path, where: str) -> tuple[str, str]:
     """The two names of a line, which may hold blanks: the one way to split it of which both files exist."""
     line = line.strip().replace("\\", "/")
     candidates = list(dict.fromkeys(_ways_to_split(line)))
-    existing = [pair for pair in candidates if all((source / name).is_file() for name in pair)]
+    existing = [pair for pair in candidates if all(os.path.isfile(source / name) for name in pair)]
     if len(existing) == 1:
         return existing[0]
     if len(existing) > 1:

@@ -15,9 +15,17 @@ def test_every_way_to_write_a_pair(tmp_path):
     assert parse(str(file), ignore_label=250) == expected
 
 
+def test_many_pairs_are_longer_than_a_name_of_a_file(tmp_path):
+    colors = [(index, 100, 200) for index in range(21)]
+    text = ",".join(f"{red}-{green}-{blue}:{index}" for index, (red, green, blue) in enumerate(colors))
+    assert len(text) > 255
+    assert parse(text, 255) == LabelMap(colors=tuple((color, index) for index, color in enumerate(colors)))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("no_such_file" * 50, "neither pairs nor a readable file"),
         ("no_such_file", "neither pairs nor a readable file"),
         ("0:0,x:1", '"x:1"'),
         ("0:0,1", '"1"'),

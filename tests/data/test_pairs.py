@@ -78,6 +78,7 @@ def test_a_line_with_two_readings_is_refused_with_its_number(tmp_path):
         ("v.jpg v.png\nv.jpg other.png\n", r"train\.txt, line 2: v\.jpg has another label than on line 1"),
         (b"\xff\xfev\x00.\x00", r"train\.txt: not UTF-8"),
         ("", r"train\.txt: the train split is empty"),
+        ("v.jpg v.png\n" + "a " * 200, r"train\.txt, line 2: .* does not name two files"),  # longer than a name can be
         ("\n \n", r"train\.txt: the train split is empty"),
     ],
 )
