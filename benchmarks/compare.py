@@ -17,10 +17,9 @@ import sys
 import tempfile
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from benchmarks import rounds
-from dlv3p_jax import commands, configuration, speed
+from dlv3p_jax import arguments, commands, configuration, speed
 
 TORCH_VARIANTS = ("eager", "eager-channels_last", "compiled", "compiled-channels_last")
 WORKS = ("train", "predict", "evaluate", "evaluate-flip", "evaluate-flip-scales")
@@ -28,7 +27,7 @@ WORKS = ("train", "predict", "evaluate", "evaluate-flip", "evaluate-flip-scales"
 
 def define_flags() -> None:
     """Defines the command's flags; not at import, since tests import this module."""
-    config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
+    arguments.DEFINE_config("config", "A file of configs/; --config.KEY=VALUE changes one key.")
     flags.DEFINE_list("work", ["predict", "train"], f"What to compare, of {', '.join(WORKS)}.")
     flags.DEFINE_list("size", None, "HEIGHT,WIDTH of predict and evaluate; config.crop_size by default.")
     flags.DEFINE_list("torch_variants", list(TORCH_VARIANTS), "Which of PyTorch's variants take part.")

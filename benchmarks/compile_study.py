@@ -15,9 +15,8 @@ import re
 import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
-from dlv3p_jax import commands
+from dlv3p_jax import arguments, commands
 
 _TRANSPOSE = re.compile(
     r"^\s*%?(?:wrapped_transpose|transpose|\w*transpose_fusion|input_transpose\w*)[\w.]* = (.*?) fusion\("
@@ -26,7 +25,7 @@ _TRANSPOSE = re.compile(
 
 def define_flags() -> None:
     """Defines the command's flags; not at import, since tests import this module beside others."""
-    config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
+    arguments.DEFINE_config("config", "A file of configs/; --config.KEY=VALUE changes one key.")
     flags.DEFINE_string("target", None, "A TPU slice, such as v5e-8, or a file that describes a GPU.", required=True)
     flags.DEFINE_enum("kind", "train", ("train", "evaluate"), "Evaluation is with the views of the configuration.")
     flags.DEFINE_list("size", ["1024", "2048"], "HEIGHT,WIDTH of the evaluated pictures.")

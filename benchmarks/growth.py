@@ -13,9 +13,8 @@ import pathlib
 import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
-from dlv3p_jax import commands
+from dlv3p_jax import arguments, commands
 
 DEVICES = (1, 2, 4, 8)
 SIDES = (1, 2, 3, 4)  # of a picture, in units
@@ -25,7 +24,7 @@ VIEWS = {1: ((1.0,), False), 2: ((1.0,), True), 6: ((0.75, 1.0, 1.25), True), 10
 
 def define_flags() -> None:
     """Defines the command's flags; not at import, since tests import this module beside others."""
-    config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
+    arguments.DEFINE_config("config", "A file of configs/; --config.KEY=VALUE changes one key.")
     flags.DEFINE_list("unit", ["128", "256"], "HEIGHT,WIDTH of the smallest picture.")
     flags.DEFINE_integer("repeats", 3, "How many times each is measured; the median counts.", lower_bound=1)
     flags.DEFINE_string("output", None, "The PNG that the curves go to.", required=True)

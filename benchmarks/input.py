@@ -20,17 +20,16 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_flags
 from PIL import Image, ImageEnhance
 
-from dlv3p_jax import commands, configuration, speed, timing
+from dlv3p_jax import arguments, commands, configuration, speed, timing
 
 Picture = tuple[np.ndarray, np.ndarray]
 
 
 def define_flags() -> None:
     """Defines the command's flags; not at import, since tests import this module."""
-    config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
+    arguments.DEFINE_config("config", "A file of configs/; --config.KEY=VALUE changes one key.")
     flags.DEFINE_list("size", ["1024", "2048"], "HEIGHT,WIDTH of the made pictures.")
     flags.DEFINE_integer("repeats", 5, "How many times each is measured, in turn.", lower_bound=1)
     flags.DEFINE_float("turn_seconds", 3.0, "How long each of these measurements lasts.", lower_bound=0.01)

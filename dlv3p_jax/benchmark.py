@@ -14,16 +14,15 @@ import sys
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from dlv3p_jax import commands, configuration, files, speed
+from dlv3p_jax import arguments, commands, configuration, files, speed
 
 _INPUT_SIZE = (1024, 2048)  # of Cityscapes
 
 
 def define_flags() -> None:
     """Defines the command's flags; not at import, since tests import this module beside others."""
-    config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
+    arguments.DEFINE_config("config", "A file of configs/; --config.KEY=VALUE changes one key.")
     flags.DEFINE_enum(
         "kind",
         "train",

@@ -17,6 +17,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from configs import common
+from dlv3p_jax import arguments, terminal
 
 Value = TypeVar("Value")
 
@@ -139,6 +140,7 @@ def run(main: Callable[[list[str]], None], command: str) -> None:
         except app.UsageError as error:  # which absl would answer with all of --help
             sys.exit(f"{command}: {error} (--help lists the flags)")
 
+    terminal.prepare()
     app.run(answer, flags_parser=make_flags_parser(command))
 
 
@@ -149,20 +151,8 @@ def make_flags_parser(command: str) -> Callable[[list[str]], list[str]]:
         if {"--help", "-help", "-h", "-?"} & set(argv[1:]):
             print(_help(flags.FLAGS))
             sys.exit()
-        # ml_collections would take None for a word or a wrong number, and it reads sys.argv as well.
-        to_none = {f"--config.{key}=None": key for key, default in _DEFAULTS.items() if default is None}
-        keys = [to_none[arg] for arg in argv if arg in to_none]
-        sys.argv = [arg for arg in argv if arg not in to_none]
-        given = collections.Counter(match[1] for arg in argv if (match := re.match(r"--?(config\.[\w.]+)(?:=|$)", arg)))
-        if twice := [key for key, count in given.items() if count > 1]:  # it would join the two where they are tuples
-            sys.exit(f"{command}: --{twice[0]} is given twice: leave one")
         try:
-            positional = flags.FLAGS(sys.argv)
-            config = flags.FLAGS.config if "config" in flags.FLAGS else None
-            if config is not None:  # a file that could not be loaded raises when the first key is asked for
-                config["dataset"]
-                config.update_from_flattened_dict(dict.fromkeys(keys))
-            return positional
+            return arguments.parse(argv, flags.FLAGS, _DEFAULTS)
         except Exception as error:
             sys.exit(f"{command}: {_in_words(error)}")
 

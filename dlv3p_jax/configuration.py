@@ -80,6 +80,10 @@ def check(config) -> None:
     for key, value in values.items():
         numbers = value if isinstance(value, tuple) else (value,)
         require(all(math.isfinite(x) for x in numbers if isinstance(x, float)), key, "must be finite")
+        whole = [x for x in numbers if isinstance(x, int)]
+        # Steps are counted in int32. Of a seed, JAX takes the lower 32 bits: a larger one would be another's in part.
+        limit = 2**32 if key == "seed" else 2**31
+        require(all(abs(x) < limit for x in whole), key, f"must be below {limit}")
     require(isinstance(config.dataset, str) and config.dataset != "", "dataset", "name a prepared data set")
     for key in ("crop_size", "eval_size"):
         size = config[key]

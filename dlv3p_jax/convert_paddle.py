@@ -16,9 +16,8 @@ import sys
 import jax
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from dlv3p_jax import checkpoints, commands, pretrained, weights
+from dlv3p_jax import arguments, checkpoints, commands, pretrained, weights
 from dlv3p_jax.models import build_model
 from dlv3p_jax.paddle_weights import ConversionError, convert, revert
 from dlv3p_jax.pdparams import PdparamsError, load_pdparams, save_pdparams
@@ -28,7 +27,7 @@ __all__ = ["ConversionError", "PdparamsError", "convert", "load_pdparams", "main
 
 def define_flags() -> None:
     """Defines the command's flags; not at import, since this module is a library too."""
-    config_flags.DEFINE_config_file("config", None, "A file of configs/, of the model; not needed with --weights.")
+    arguments.DEFINE_config("config", "A file of configs/, of the model; not needed with --weights.")
     flags.DEFINE_string("pdparams", None, "The file to convert: .pdparams, or a .tar.gz with one.")
     flags.DEFINE_string("weights", None, f"A name to download and convert: {', '.join(pretrained.names())}.")
     flags.DEFINE_string("output", None, "The folder to make; with --reverse, the .pdparams file.")

@@ -14,14 +14,11 @@ import pathlib
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from dlv3p_jax import commands, disk_errors
+from dlv3p_jax import arguments, commands, disk_errors
 from dlv3p_jax.exporting import folders
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file of configs/; the one the checkpoint was trained with by default."
-)
+_CONFIG = arguments.DEFINE_config("config", "A file of configs/; the one the checkpoint was trained with by default.")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A workdir, whose best checkpoint is taken, a checkpoint, a .pdparams or a published name."
 )

@@ -8,9 +8,19 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dlv3p_jax import checkpoints, commands, configuration, disk_errors, distributed, memory, preemption, pretrained
+from dlv3p_jax import (
+    arguments,
+    checkpoints,
+    commands,
+    configuration,
+    disk_errors,
+    distributed,
+    memory,
+    preemption,
+    pretrained,
+)
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
+_CONFIG = arguments.DEFINE_config("config", "A file of configs/; --config.KEY=VALUE changes one key.")
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,

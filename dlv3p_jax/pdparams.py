@@ -8,6 +8,7 @@ A `.pdparams` is a pickle; `pdparams_pickle` says how it is read. `pdparams_arch
 
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,16 @@ _BEGINNINGS = (
     (b"\x89HDF", "is an HDF5 file, and no .pdparams"),
 )
 
+# What else Paddle writes, by how its name ends.
+_OTHER_FILES = {
+    ".pdmodel": "is a program for inference (.pdmodel), which has no weights",
+    ".pdiparams": "holds the weights of a program for inference (.pdiparams), without their names",
+    ".pdiparams.info": "says of what an inference program's weights are (.pdiparams.info), and has none",
+    ".pdopt": "is an optimizer's state (.pdopt), and no weights",
+}
+# An optimizer's arrays are named by the parameter that they are for: conv2d_0.w_0_velocity_0.
+_OF_AN_OPTIMIZER = re.compile(r".*_(velocity|moment[12]?(_max)?|beta[12]_pow_acc|mean_(square|grad)|momentum)_\d+")
+
 
 def load_pdparams(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads the weights that Paddle 1.x (with Python 2 or 3), 2.x or 3.x wrote.
@@ -53,14 +64,20 @@ def load_pdparams(path: str | os.PathLike) -> dict[str, np.ndarray]:
     where = str(path)
     try:
         if path.is_dir():
-            raise PdparamsError("is a folder: give the .pdparams file in it")
+            raise PdparamsError(f"is a folder: {_advice(path)}")
         if not path.is_file():
             raise PdparamsError("is no regular file" if path.exists() else "there is no such file")
+        for ending, what in _OTHER_FILES.items():
+            if path.name.endswith(ending):
+                raise PdparamsError(f"{what}: {_advice(path.parent)}")
         with path.open("rb") as file:
             data, member = pdparams_archive.read(file)
         if member is not None:
             where = f"{path}, in it {shown(member)}"
-        return _to_state(data)
+        state = _to_state(data)
+        if all(map(_OF_AN_OPTIMIZER.fullmatch, state)):
+            raise PdparamsError(f"{_OTHER_FILES['.pdopt']}: {_advice(path.parent)}")
+        return state
     except PdparamsError as error:
         raise PdparamsError(f"{where}: {error}") from error
     except OSError as error:
@@ -94,6 +111,17 @@ def save_pdparams(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as unfinished, unfinished.open("wb") as file:
         file.writelines(pdparams_pickle.pieces(state))
+
+
+def _advice(folder: pathlib.Path) -> str:
+    """Which file to give in place of what is beside it."""
+    found = weights_in(folder)
+    return f"give {found[0]}" if len(found) == 1 else "give the .pdparams that PaddleSeg saved in training"
+
+
+def weights_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The `.pdparams` files in a folder, in order."""
+    return sorted(folder.glob("*.pdparams"))
 
 
 def _to_state(data: bytes) -> dict[str, np.ndarray]:
@@ -149,12 +177,31 @@ def _check_beginning(head: bytes) -> None:
 
 
 def _join_slices(state: dict[str, np.ndarray], slices: Any) -> None:
-    """Makes parameters whole that Paddle cut up, {name: {"OriginShape": shape, "slices": names of flat arrays}}."""
+    """Makes parameters whole that Paddle cut up, {name: {"OriginShape": shape, "slices": names of flat arrays}}.
+
+    What the entries hold is looked at before it is used, for even the hash of a tuple can take for ever: see `shown`.
+    """
     if not isinstance(slices, dict):
         raise PdparamsError(f"does not say which slices make a parameter: {_SLICES} is {kind(slices)}")
+    joined: set[int] = set()  # each array once: many slices of the same bytes would let a small file fill the memory
     for name, entry in slices.items():
         try:
-            parts = [state.pop(part) for part in entry["slices"]]
-            state[name] = np.concatenate(parts, dtype=parts[0].dtype, casting="no").reshape(entry["OriginShape"])
+            shape, names = _slices_of(entry)
+            parts = [state.pop(part) for part in names]
+            if len(joined | {id(part) for part in parts}) < len(joined) + len(parts):
+                raise ValueError("an array is a slice twice")
+            state[name] = np.concatenate(parts, dtype=parts[0].dtype, casting="no").reshape(shape)
+            joined.update(map(id, parts), [id(state[name])])
         except (LookupError, TypeError, ValueError, OverflowError) as error:
-            raise PdparamsError(f"the slices of {shown(name)} are not there or do not fit: {error}") from error
+            raise PdparamsError(
+                f"the slices of {shown(name)} are not there or do not fit: {shown(str(error))}"
+            ) from error
+
+
+def _slices_of(entry: Any) -> tuple[tuple[int, ...], list[str]]:
+    """The shape and the names of the slices that an entry has; raises ValueError where it has something else there."""
+    match entry:
+        case {"OriginShape": list() | tuple() as shape, "slices": list() | tuple() as names}:
+            if all(type(size) is int for size in shape) and all(type(part) is str for part in names):
+                return tuple(shape), list(names)
+    raise ValueError("an entry is a shape and the names of slices")

@@ -13,8 +13,13 @@ class PdparamsError(ValueError):
 
 
 def shown(value: Any) -> str:
-    """`value` on one short line, with nothing that a terminal would obey."""
+    """`value` on one short line, with nothing that a terminal would obey.
+
+    Of what lies in a tuple in a tuple nothing is shown: 400 bytes of a file can make tuples that share each other, and
+    that take 2^64 characters to write.
+    """
     shortener = reprlib.Repr()
+    shortener.maxlevel = 1
     shortener.maxstring = shortener.maxother = 120
     return shortener.repr(value)
 

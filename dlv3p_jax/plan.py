@@ -12,14 +12,13 @@ import signal
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from dlv3p_jax import commands, files, slices
+from dlv3p_jax import arguments, commands, files, slices
 
 
 def define_flags() -> None:
     """Defines the command's flags; not at import, since tests import this module beside others."""
-    config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE changes one key.")
+    arguments.DEFINE_config("config", "A file of configs/; --config.KEY=VALUE changes one key.")
     flags.DEFINE_string(
         "topology",
         None,

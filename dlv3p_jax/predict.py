@@ -13,15 +13,12 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from dlv3p_jax import commands, disk_errors, picture_files, pretrained
+from dlv3p_jax import arguments, commands, disk_errors, picture_files, pretrained
 from dlv3p_jax.data.pictures import Problem
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "A file of configs/; the one the checkpoint was trained with by default. --config.KEY=VALUE with it.",
+_CONFIG = arguments.DEFINE_config(
+    "config", "A file of configs/; the one the checkpoint was trained with by default. --config.KEY=VALUE with it."
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",

@@ -17,9 +17,8 @@ import jax
 import ml_collections
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import config_flags
 
-from dlv3p_jax import commands, configuration, files, pretrained, sharding, weights
+from dlv3p_jax import arguments, commands, configuration, files, pretrained, sharding, weights
 from dlv3p_jax.models import build_model
 
 SCALES = (0.75, 1.0, 1.25)  # PaddleSeg's documentation has these; its table does not say which
@@ -49,8 +48,8 @@ def columns(scales: tuple[float, ...]) -> list[Column]:
 
 def define_flags() -> None:
     """Defines the command's flags; not at import, since tests import this module beside others."""
-    config_flags.DEFINE_config_file(
-        "config", None, "The configuration to evaluate with; configs/NAME.py by default. --config.KEY=VALUE with it."
+    arguments.DEFINE_config(
+        "config", "The configuration to evaluate with; configs/NAME.py by default. --config.KEY=VALUE with it."
     )
     flags.DEFINE_string("data_dir", None, "The folder of prepared data sets; config.data_dir by default.")
     flags.DEFINE_string("weights", None, "The published file, where it is there already; fetched by default.")

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import difflib
+import os
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -57,6 +59,7 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
         ValueError, OSError: there is no such checkpoint, it is of another network than `config` says, a key is wrong,
             or JAX finds no devices; the message says which.
     """
+    checkpoint = os.path.expanduser(checkpoint)
     sharding.find_devices()  # reading would call the checkpoint damaged where they are missing
     if pretrained.is_name(str(checkpoint)):
         config = pretrained.config_of(str(checkpoint)) if config is None else config
@@ -87,6 +90,11 @@ def _find(source: epath.PathLike) -> epath.Path:
     try:
         return checkpoints.find(source)
     except checkpoints.CheckpointError as error:
+        if "://" not in str(source) and (files := pdparams.weights_in(pathlib.Path(source))):
+            listed = " or ".join(map(str, files[:3]))
+            raise checkpoints.CheckpointError(
+                f"{source} is a folder of PaddleSeg's: give the file, {listed}"
+            ) from error
         near = difflib.get_close_matches(str(source), pretrained.names(), n=1)
         raise checkpoints.CheckpointError(f"{error}{f'; did you mean {near[0]}?' if near else ''}") from error
 
@@ -207,7 +215,7 @@ def load_pretrained(source: epath.PathLike, model: DeepLabV3Plus, fresh: steps.V
     Raises:
         ValueError, OSError: `source` is none of these, cannot be had, or is of another network; the message says which.
     """
-    averaged = False
+    averaged, source = False, os.path.expanduser(source)
     if pretrained.is_name(str(source)):
         path = pretrained.fetch(str(source))
         loaded = load_paddle(path, model, allow_new_head=True)

@@ -67,6 +67,10 @@ def test_the_defaults_with_a_data_set_pass_also_when_resolved():
         ("warmup_steps", -1, "not be negative"),
         ("profile_steps", -1, "not be negative"),
         ("seed", -1, "not be negative"),
+        ("seed", 2**32, "below 4294967296"),  # JAX would begin with the parameters of seed 0
+        ("seed", 2**64, "below 4294967296"),
+        ("num_train_steps", 2**31, "below 2147483648"),
+        ("crop_size", (2**70, 512), "below 2147483648"),
         ("warmup_steps", 80_000, "below config.num_train_steps"),
         ("clip_grad_norm", 0.0, "positive, or None"),
         ("ema_decay", 1.0, "between 0 and 1, or None"),

@@ -93,6 +93,11 @@ ROWS = [
     ("data", "prepare --source={sources}/masks", '--label_map "0:0,255:1"'),
     ("checkpoint", "main --mode=eval", "no checkpoint in {tmp}/run: give a workdir"),
     ("checkpoint", "predict --checkpoint=voc --output={tmp}/new {picture}", "no such file or folder, and no publ"),
+    (
+        "checkpoint",
+        "predict --checkpoint={sources}/best_model --output={tmp}/new {picture}",
+        "best_model is a folder of PaddleSeg's: give the file, {sources}/best_model/model.pdparams",
+    ),
     ("checkpoint", "convert_paddle --reverse --checkpoint=voc_r5 --output={tmp}/new", "did you mean voc_r50?"),
     (
         "checkpoint",
@@ -200,6 +205,8 @@ def places(data_dir, tmp_path_factory):
     drawn.save_checkpoint(folder / "workdir", config, checkpoints.describe_classes(["a", "b", "c"], [[0] * 3] * 3, 255))
     (folder / "junk").write_bytes(b"junk")
     (folder / "locked").mkdir()
+    (folder / "sources" / "best_model").mkdir(parents=True)
+    (folder / "sources" / "best_model" / "model.pdparams").write_bytes(b"junk")
     good = make_source(folder / "sources" / "good")
     sources = {
         name: pathlib.Path(shutil.copytree(good, good.parent / name))

@@ -244,6 +244,40 @@ REFUSED = {
 }
 
 
+# A tuple of two of a tuple of two of ..., 64 deep, in 320 bytes: its hash, or its text, takes 2^64 steps.
+NESTED = b")" + b"q\x00h\x00\x86" * 64
+SLICES = text(b"UnpackBigParamInfor@@") + b"}" + text(b"w") + b"}("
+SHARING = {
+    "key": b"}" + NESTED + b"Ns",
+    "shape": b"}" + text(b"w") + NEW + b"(K\x01" + NESTED + DTYPE + b"\x89C\x04abcdtbs",
+    "dtype": b"}" + text(b"w") + call("numpy", "dtype", NESTED) + b"s",
+    "slice": b"}" + SLICES + text(b"slices") + b"]" + NESTED + b"a" + text(b"OriginShape") + b"K\x01\x85uss",
+    "shape of slices": b"}" + SLICES + text(b"slices") + b"]" + text(b"OriginShape") + NESTED + b"uss",
+    "slices themselves": b"}" + SLICES + text(b"slices") + NESTED + b"uss",
+}
+READ = """
+import sys
+from dlv3p_jax.pdparams import PdparamsError, load_pdparams
+for path in sys.argv[1:]:
+    try:
+        load_pdparams(path)
+    except PdparamsError as error:
+        print(len(str(error)))
+"""
+
+
+def test_tuples_that_share_each_other_cost_no_more_than_the_file_has(tmp_path):
+    array = text(b"a") + NEW + b"(K\x01K\x01\x85" + DTYPE + b"\x89C\x04abcdtb"
+    paths = [tmp_path / f"{index}.pdparams" for index in range(len(SHARING))]
+    for path, attack in zip(paths, SHARING.values(), strict=True):
+        path.write_bytes(b"\x80\x04" + attack + array + b"s.")
+    # Nothing but a signal would end it.
+    process = subprocess.run([sys.executable, "-c", READ, *paths], capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    lengths = list(map(int, process.stdout.split()))
+    assert len(lengths) == len(paths) and max(lengths) < 700
+
+
 def measured_refusal(path, mebibytes):
     tracemalloc.start()
     try:
@@ -266,6 +300,13 @@ def test_a_forbidden_global_is_named(tmp_path):
     path.write_bytes(b"\x80\x04cos\x1b[31m\nsystem\n.")
     message = refusal(path)
     assert "os\\x1b[31m.system" in message and "\x1b" not in message
+
+
+def test_slices_of_the_same_array_do_not_fill_the_memory(tmp_path):
+    array, names = np.zeros(2**20, np.uint8), [f"w@@.{number}" for number in range(300)]
+    slices = {"w": {"OriginShape": (300 * 2**20,), "slices": names}}
+    (tmp_path / "a").write_bytes(pickle.dumps({"UnpackBigParamInfor@@": slices} | dict.fromkeys(names, array)))
+    assert "twice" in measured_refusal(tmp_path / "a", 64)
 
 
 def test_many_arrays_of_the_same_bytes_do_not_fill_the_memory(tmp_path):
@@ -331,6 +372,10 @@ OTHER_FILES = {
         pickle.dumps({"w": np.ones(1), "LR_Scheduler": {"last_epoch": 3}, "epoch": 2}),
         "LR_Scheduler: a dict",
     ),
+    "optimizer without a schedule": (
+        pickle.dumps({"conv2d_0.w_0_velocity_0": np.ones(1), "conv2d_1.w_0_velocity_0": np.ones(1)}),
+        "is an optimizer's state",
+    ),
 }
 
 
@@ -338,6 +383,15 @@ OTHER_FILES = {
 def test_other_files_are_told_what_they_are(tmp_path, content, message):
     (tmp_path / "model.pdparams").write_bytes(content)
     assert message in refusal(tmp_path / "model.pdparams")
+
+
+@pytest.mark.parametrize("name", ["model.pdmodel", "model.pdiparams", "model.pdiparams.info", "model.pdopt", "."])
+def test_what_lies_beside_the_weights_is_told_what_it_is(tmp_path, name):
+    if name != ".":
+        (tmp_path / name).write_bytes(b"\n\xb0\x01")  # as a program begins
+    assert ".pdparams that PaddleSeg saved" in refusal(tmp_path / name)
+    (tmp_path / "model.pdparams").write_bytes(GOOD)
+    assert f"give {tmp_path / 'model.pdparams'}" in refusal(tmp_path / name)
 
 
 def test_what_is_no_file_is_refused(tmp_path):

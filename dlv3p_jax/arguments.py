@@ -1,0 +1,140 @@
+"""A command's arguments, which mean the same however they come.
+
+A flag may be on the command line or in a --flagfile, with its value behind `=` or as the next word, in quotes that a
+shell took away or that it left (it takes none away in a file). `None` is no value, `~` the home folder.
+"""
+
+import collections
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator
+
+from absl import flags
+from ml_collections import config_flags
+
+from configs import common
+
+# ml_collections looks here for keys of --config: sys.argv, where it would, names flagfiles, and is read at import.
+_ARGUMENTS: list[str] = []
+_CONFIGS = pathlib.Path(common.__file__).parent
+_PATH_KEYS = ("data_dir", "pretrained")
+
+flags.disclaim_key_flags()  # what is defined by DEFINE_config belongs to the module that calls it
+
+
+def DEFINE_config(name: str, help_string: str, flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder:  # noqa: N802
+    """Defines the flag of a file of configs/, whose keys are --NAME.KEY=VALUE; None where it is not given."""
+    return config_flags.DEFINE_config_file(name, None, help_string, flag_values=flag_values, sys_argv=_ARGUMENTS)
+
+
+def parse(argv: list[str], values: flags.FlagValues, defaults: dict[str, object]) -> list[str]:
+    """Parses a command's arguments into `values`; returns what is left of them, `argv[0]` being the program.
+
+    Args:
+      argv: as the shell gave them.
+      values: the flags that are defined.
+      defaults: the keys of --config and their defaults.
+
+    Raises:
+      flags.Error, ValueError, and whatever a file of configs/ raises when it is run: a flag is wrong.
+    """
+    plain = [argv[0], *_plain(list(_expand(argv[1:])), values, defaults)]
+    of_config = [match[1] for arg in plain if (match := re.match(r"--(?:no)?(config(?:\.[\w.]+)?)(?:=|$)", arg))]
+    if twice := [key for key, count in collections.Counter(of_config).items() if count > 1]:
+        raise flags.Error(f"--{twice[0]} is given twice: leave one")  # two tuples would be joined
+    # ml_collections would take None for a word or a wrong number.
+    none = [key for key, default in defaults.items() if default is None and f"--config.{key}=None" in plain]
+    _ARGUMENTS[:] = [arg for arg in plain if arg not in {f"--config.{key}=None" for key in none}]
+    positional = values(_ARGUMENTS)
+    config = values.config if "config" in values else None
+    if config is not None:  # a file that could not be loaded raises when the first key is asked for
+        config["dataset"]
+        config.update_from_flattened_dict(dict.fromkeys(none))
+        for key in _PATH_KEYS:
+            if isinstance(config.get(key), str):
+                config[key] = _at_home(f"config.{key}", config[key])
+    return positional
+
+
+def _expand(argv: Iterable[str], inside: tuple[str, ...] = ()) -> Iterator[str]:
+    """The arguments with those of files in place of every --flagfile."""
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--":
+            yield argument
+            yield from arguments
+            return
+        match = re.fullmatch(r"--?flagfile(?:=(.*))?", argument)
+        if match is None:
+            yield argument
+            continue
+        path = _at_home("flagfile", _unquoted(match[1] if match[1] is not None else next(arguments, "")))
+        try:
+            content = pathlib.Path(path).read_bytes()
+        except OSError as error:
+            raise flags.Error(f"--flagfile={path}: cannot be read ({error.strerror})") from error
+        if path in inside:
+            raise flags.Error(f"--flagfile={path}: names itself")
+        lines = (line.strip() for line in os.fsdecode(content).splitlines())  # as the shell gives words to Python
+        yield from _expand(
+            [_unquoted(line) for line in lines if line and not line.startswith(("#", "//"))], (*inside, path)
+        )
+
+
+def _plain(arguments: list[str], values: flags.FlagValues, defaults: dict[str, object]) -> list[str]:
+    """The same as --NAME=VALUE each, the file of --config before its keys, without those that are None."""
+    plain, rest = [], iter(arguments)
+    for argument in rest:
+        name, is_pair, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or not name:
+            plain.append(argument)
+            if argument == "--":
+                break
+            continue
+        key = name.removeprefix("config.")
+        if key != name and key in defaults:
+            boolean, can_be_none = isinstance(defaults[key], bool), False
+        elif name in values:
+            boolean, can_be_none = values[name].boolean, values[name].default is None
+        else:  # unknown, or --noNAME
+            plain.append(f"--{name}={_unquoted(value)}" if is_pair else f"--{name}")
+            continue
+        if not is_pair:
+            if boolean:
+                plain.append(f"--{name}")
+                continue
+            value = next(rest, "")
+            if not value:
+                raise flags.Error(f"--{name} lacks its value: flags are written --name=value")
+        value = _at_home(name, _unquoted(value))
+        if can_be_none and value == "None":
+            continue
+        if name == "config":
+            plain.insert(0, f"--config={_config_file(value)}")
+        else:
+            plain.append(f"--{name}={value}")
+    return [*plain, *rest]
+
+
+def _unquoted(text: str) -> str:
+    """Without the quotes that a shell would have taken away."""
+    match = re.fullmatch(r"(--?[\w.]+=)?(['\"])(.*)\2", text, re.DOTALL)
+    return text if match is None or match[2] in match[3] else f"{match[1] or ''}{match[3]}"
+
+
+def _at_home(name: str, value: str) -> str:
+    """With the home folder in place of a `~`, which shells put in only at the beginning of a word."""
+    path = os.path.expanduser(value) if value.startswith("~") else value
+    if path == value and (value == "~" or value.startswith("~/")):
+        raise flags.Error(f"--{name}={value}: where the home folder is, is not known (HOME is not set); give all of it")
+    return path
+
+
+def _config_file(value: str) -> str:
+    """The file of --config=configs/NAME.py that is installed, where there is none in the current folder."""
+    path, colon, argument = value.partition(":")
+    installed = _CONFIGS / os.path.basename(path)
+    if os.path.dirname(path) in ("configs", "./configs") and not os.path.exists(path) and installed.is_file():
+        return f"{installed}{colon}{argument}"
+    return value
