@@ -40,6 +40,7 @@ ROWS = [
     ("flags", "main --mode=trian", "--mode=trian: value should be one of <train|eval>"),
     ("flags", "main --workdirr=x", "Unknown command line flag 'workdirr'. Did you mean: workdir"),
     ("flags", "main --checkpoint={workdir}", "--checkpoint goes with --mode=eval"),
+    ("flags", "main --flagfile={tmp}/none", "--flagfile={tmp}/none: cannot be read (No such file or directory)"),
     ("flags", "main word", "unexpected argument 'word': flags are written --name=value"),
     ("flags", "plan --config=configs/voc_r50.py", "plan: give --topology=…, such as --topology=v5e-8"),
     ("flags", "prepare --dataset=voc", "--dataset=voc: choose one of toy_streets, image_folder, cityscapes, voc2012"),
@@ -154,10 +155,13 @@ def get_config():
 """
 
 
-def run_command(argv: list[str], output: pathlib.Path) -> None:
+def run_command(argv: list[str], output: pathlib.Path, unread: bool) -> None:
     """In a process of its own: what `python -m dlv3p_jax.NAME` does, with stdout and stderr in a file."""
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1), os.dup2(file, 2)
+    if unread:
+        reader, writer = os.pipe()
+        os.close(reader), os.dup2(writer, 1)
     os.chdir(ROOT)
     sys.argv = argv
     runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
@@ -165,14 +169,14 @@ def run_command(argv: list[str], output: pathlib.Path) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Runs a command in a fork; gives its exit code and what it wrote."""
+    """Runs a command in a fork; gives its exit code and what it wrote. `unread`: stdout is a pipe without a reader."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dlv3p_jax.train", "dlv3p_jax.evaluator", "test_errors"])
     output = tmp_path_factory.mktemp("output") / "output.txt"
 
-    def run(command, *arguments):
+    def run(command, *arguments, unread=False):
         argv = [f"dlv3p_jax.{command}", *arguments]
-        process = context.Process(target=run_command, args=(argv, output))
+        process = context.Process(target=run_command, args=(argv, output, unread))
         process.start()
         process.join(120)
         return process.exitcode, output.read_text()
@@ -295,6 +299,11 @@ def test_a_gpu_that_is_wanted_and_absent_is_told(places, tmp_path, command):
     )
     assert process.returncode == 1 and len(process.stderr.splitlines()) == 1
     assert process.stderr.startswith(f"{name}: JAX finds no device of JAX_PLATFORMS=cuda: unset it")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_that_nobody_reads_to_its_end_is_no_error(run, command):
+    assert run(command, "--help", unread=True) == (0, "")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

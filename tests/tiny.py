@@ -20,10 +20,9 @@ SETTINGS = {
 # What to run with `python -c` in place of dlv3p_jax.main.
 MAIN = """
 import tiny
-from absl import app
 from dlv3p_jax import commands, main, train
 train.build_model = tiny.build_model
-app.run(main.main, flags_parser=commands.make_flags_parser("main"))
+commands.run(main.main, "main")
 """
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from dlv3p_jax import owners
 from dlv3p_jax.data import downloads, staging
 from dlv3p_jax.data.errors import DatasetError as DatasetError
 from dlv3p_jax.data.pictures import read_label as read_label
@@ -37,6 +38,8 @@ METADATA = {
 OPTIONAL_METADATA = {  # what data sets that were prepared by older revisions lack
     "digests": "{split: what `Digest` makes of its records, in order}",
 }
+
+owners.allow_nameless()
 
 
 class Digest:
