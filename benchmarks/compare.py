@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
             reports.append(_compare(work, values, size, contestants))
             print(f"\n{rounds.to_text(reports[-1])}", flush=True)
             if values.json is not None:  # after each, for a later one may fail
-                pathlib.Path(values.json).write_text(json.dumps(reports, indent=2) + "\n")
+                pathlib.Path(values.json).write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError, rounds.ContestantError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
         sys.exit(f"compare: {error}")

@@ -116,7 +116,7 @@ def main(argv: list[str]) -> None:
     try:
         size = speed.parse_size(values.size)
         if pathlib.Path(values.target).is_file():
-            target = pathlib.Path(values.target).read_text()
+            target = pathlib.Path(values.target).read_text(encoding="utf-8")
             gpu = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=target)
             mesh = sharding.make_mesh(1, 1, gpu.devices)
         else:

@@ -123,7 +123,7 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         sys.exit(f"growth: {error}")
     if values.json is not None:
-        pathlib.Path(values.json).write_text(json.dumps(curves, indent=2) + "\n")
+        pathlib.Path(values.json).write_text(json.dumps(curves, indent=2) + "\n", encoding="utf-8")
     draw(curves, pathlib.Path(values.output))
 
 

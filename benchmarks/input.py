@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"OpenCV is not installed ({error}): pip install opencv-python-headless") from error
         result = compare(values.config, speed.parse_size(values.size), values.repeats, values.turn_seconds)
         if values.json is not None:
-            pathlib.Path(values.json).write_text(json.dumps(result, indent=2) + "\n")
+            pathlib.Path(values.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
         sys.exit(f"input: {error}")

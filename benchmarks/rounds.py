@@ -52,6 +52,7 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                encoding="utf-8",
             )
         except OSError as error:
             raise ContestantError(f"{entry.name}: {entry.python} cannot be started ({error.strerror})") from error

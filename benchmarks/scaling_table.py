@@ -91,13 +91,13 @@ def main() -> None:
     parser.add_argument("--results", type=pathlib.Path, required=True, help="a JSON file, begun or to be begun")
     parser.add_argument("--only_print", action="store_true", help="compile nothing")
     values = parser.parse_args()
-    results = json.loads(values.results.read_text()) if values.results.exists() else {}
+    results = json.loads(values.results.read_text(encoding="utf-8")) if values.results.exists() else {}
     for name in () if values.only_print else SLICES:
         for recipe in RECIPES:
             key = f"{recipe} {name}"
             if key not in results:
                 results[key] = compile_row(recipe, name)
-                values.results.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+                values.results.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(to_markdown(results))
 
 

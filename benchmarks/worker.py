@@ -39,7 +39,7 @@ class Contestant(NamedTuple):
 
 def serve(module: str) -> None:
     """Answers `benchmarks.compare` until it closes our input; what the module's `setup` raises is told as an error."""
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints is not an answer
 
     def answer(**values):

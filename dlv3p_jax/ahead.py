@@ -138,14 +138,14 @@ def _first_line(error: Exception) -> str:
 
 
 def main(request_file: str, result_file: str) -> None:
-    request = json.loads(pathlib.Path(request_file).read_text())
+    request = json.loads(pathlib.Path(request_file).read_text(encoding="utf-8"))
     try:
         config = workloads.prepare(configuration.read(request["config"]))
         mesh = make_mesh(config, slices.find(request["slice"]))
         result = compile_program(config, mesh, request["views"], tuple(request["size"]))
     except (ValueError, jax.errors.JaxRuntimeError) as error:
         result = {"error": _first_line(error)}
-    pathlib.Path(result_file).write_text(json.dumps(result))
+    pathlib.Path(result_file).write_text(json.dumps(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

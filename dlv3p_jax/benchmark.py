@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
             path = pathlib.Path(values.json).expanduser()
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(path) as unfinished:
-                unfinished.write_text(json.dumps(report, indent=2) + "\n")
+                unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
         sys.exit(f"benchmark: {error}")

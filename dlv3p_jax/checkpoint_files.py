@@ -91,7 +91,7 @@ def damage(checkpoint: epath.Path, items: Sequence[str]) -> str:
             else:
                 read_arrays(checkpoint, item)
                 for file in (checkpoint / item / "array_metadatas").glob("*"):  # only devices need them
-                    json.loads(file.read_text())
+                    json.loads(file.read_text(encoding="utf-8"))
         except MemoryError:
             raise
         except Exception as error:

@@ -54,7 +54,7 @@ def compile_for(
             "views": None if views is None else {"scales": views[0], "flip": views[1]},
             "size": size,
         }
-        (folder / "request.json").write_text(json.dumps(request))
+        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         start = time.monotonic()
         arguments = [
             sys.executable,
@@ -62,7 +62,7 @@ def compile_for(
             "dlv3p_jax.ahead",
             *(str(folder / f"{x}.json") for x in ("request", "result")),
         ]
-        with (folder / "log").open("w") as log:
+        with (folder / "log").open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
                 arguments, stdout=log, stderr=log, env=_environment(effort), start_new_session=True
             )
@@ -72,9 +72,9 @@ def compile_for(
                 process.kill()  # where we were interrupted
                 process.wait()
         if not (folder / "result.json").exists():
-            tail = (folder / "log").read_text(errors="replace").strip()[-1000:]
+            tail = (folder / "log").read_text(errors="replace", encoding="utf-8").strip()[-1000:]
             raise RuntimeError(f"the compiler ended with code {process.returncode} while it compiled {name}:\n{tail}")
-        result = json.loads((folder / "result.json").read_text())
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     if "error" in result:
         raise ValueError(result["error"])
     return {"name": name} | result | {"compile_seconds": time.monotonic() - start}

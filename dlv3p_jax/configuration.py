@@ -137,7 +137,7 @@ def to_dict(config) -> dict[str, Any]:
 def write(config, path: epath.Path) -> None:
     """Writes the configuration as readable JSON; the file appears whole or not at all."""
     with files.replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n")
+        unfinished.write_text(json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read(path: epath.PathLike) -> ml_collections.ConfigDict:
@@ -155,7 +155,7 @@ def read(path: epath.PathLike) -> ml_collections.ConfigDict:
         return tuple(map(restore, value)) if isinstance(value, list) else value
 
     try:
-        written = restore(json.loads(epath.Path(path).read_text()))
+        written = restore(json.loads(epath.Path(path).read_text(encoding="utf-8")))
         if not isinstance(written, dict):
             raise TypeError(f"it holds a {type(written).__name__}")
         values = flatten_dict(common.get_config().to_dict(), sep=".") | flatten_dict(written, sep=".")

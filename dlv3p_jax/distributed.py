@@ -137,7 +137,7 @@ def check_shared(workdir: epath.PathLike) -> None:
     token = epath.Path(workdir) / f".shared-{name:08x}"
     if jax.process_index() == 0:
         token.parent.mkdir(parents=True, exist_ok=True)
-        token.write_text("")
+        token.write_text("", encoding="utf-8")
     multihost_utils.sync_global_devices("token written")
     deadline = time.monotonic() + _TOKEN_SECONDS
     while not (seen := token.exists()) and time.monotonic() < deadline:

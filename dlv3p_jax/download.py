@@ -219,7 +219,7 @@ def _append(response, part: pathlib.Path, digest, total: int) -> int:
 def _progress(part: pathlib.Path, url: str) -> tuple[int, _Version | None]:
     """How many bytes are here, and of which version; 0 and None where nothing can be added to them."""
     try:
-        known = _Version(**json.loads(_beside(part, ".json").read_text()))
+        known = _Version(**json.loads(_beside(part, ".json").read_text(encoding="utf-8")))
         size = part.stat().st_size
     except (OSError, ValueError, TypeError):
         return 0, None
@@ -305,7 +305,7 @@ def _write_record(path: pathlib.Path, num_bytes: int, sha256: str, url: str | No
 
 def _write_json(path: pathlib.Path, content: dict) -> None:
     with files.replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=2) + "\n")
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _sha256(path: pathlib.Path):

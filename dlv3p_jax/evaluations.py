@@ -105,7 +105,7 @@ def write(
         logging.warning("%s/%s.%s.json was of %s, and is now of %s", folder, name, views, before, now)
     for stem in (name, f"{name}.{views}"):
         unfinished = folder / f".{stem}.unfinished"
-        unfinished.write_text(json.dumps(report, indent=2) + "\n")
+        unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         unfinished.replace(folder / f"{stem}.json")
         with unfinished.open("wb") as file:
             sheet.save(file, format="PNG")
@@ -116,7 +116,7 @@ def write(
 def _checkpoint_in(report: epath.Path) -> str | None:
     """The checkpoint that a report is of; None if there is no such report, or it does not say."""
     try:
-        return json.loads(report.read_text())["checkpoint"]
+        return json.loads(report.read_text(encoding="utf-8"))["checkpoint"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -180,7 +180,7 @@ def _complexity(evaluation: Evaluation):
 
 def _read(path: epath.Path, step: int, name: str) -> Evaluation:
     try:
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
         number = len(report["class_names"])
         if np.shape(report["confusion_matrix"]) != (number, number) or len(report["IoU"]) != number:
             raise ValueError(f"it is not of {number} classes throughout")

@@ -41,7 +41,7 @@ def host_limit(
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     groups = [(cgroups, "memory.max", ""), (cgroups / "memory", "memory.limit_in_bytes", "")]
     with contextlib.suppress(OSError, ValueError):
-        for line in ours.read_text().splitlines():
+        for line in ours.read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers:
                 groups.append((cgroups, "memory.max", path))
@@ -51,7 +51,7 @@ def host_limit(
         group = pathlib.PurePosixPath(path.strip("/"))
         for part in (group, *group.parents):
             with contextlib.suppress(OSError, ValueError):  # there is none, or it is "max"
-                found.append(int((root / part / name).read_text()))
+                found.append(int((root / part / name).read_text(encoding="utf-8")))
     return min(found)
 
 

@@ -40,7 +40,7 @@ def write(path: epath.Path, template: str, **values) -> None:
     text = _TEMPLATES.get_template(template).render(values | {"version": __version__, "date": date})
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as unfinished:
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def data_uri(data: bytes, kind: str) -> str:

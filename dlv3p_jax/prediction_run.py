@@ -139,7 +139,7 @@ def _write_alone(
     )
     problems = {}
     with (
-        (output / RECORD).open("a") as record,
+        (output / RECORD).open("a", encoding="utf-8") as record,
         tqdm(total=len(pictures), initial=len(done), unit=" pictures", disable=None, delay=1) as progress,
     ):
         for prediction in predictions:
@@ -223,7 +223,7 @@ def _read(output: pathlib.Path, how: dict[str, Any]) -> dict[str, Entry]:
     if not path.exists():
         return {}
     try:
-        whole, _, _ = path.read_text().rpartition("\n")  # the rest is what a killed run began to write
+        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # the rest is what a killed run began to write
         then, *lines = map(json.loads, whole.split("\n"))
         entries = {line["name"]: Entry(**line | {"pixels": tuple(line["pixels"])}) for line in lines}
         same_weights = then["weights"] == how["weights"]
@@ -243,7 +243,7 @@ def _read(output: pathlib.Path, how: dict[str, Any]) -> dict[str, Entry]:
 
 def _write(output: pathlib.Path, how: dict[str, Any], entries: Iterable[Entry]) -> None:
     """Writes a record that appears whole or not at all."""
-    with files.replacing(output / RECORD) as unfinished, unfinished.open("w") as file:
+    with files.replacing(output / RECORD) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         file.write(json.dumps(how) + "\n")
         for entry in entries:
             _add(file, entry)

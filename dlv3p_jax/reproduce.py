@@ -184,7 +184,7 @@ def _measured_before(output: epath.Path, report: dict[str, Any]) -> list[dict[st
     if not (output / "report.json").exists():
         return []
     try:
-        before = json.loads((output / "report.json").read_text())
+        before = json.loads((output / "report.json").read_text(encoding="utf-8"))
         return before["columns"] if all(before[key] == report[key] for key in report) else []
     except (ValueError, KeyError):
         return []
@@ -193,7 +193,7 @@ def _measured_before(output: epath.Path, report: dict[str, Any]) -> list[dict[st
 def _write(output: epath.Path, report: dict[str, Any]) -> None:
     for name, text in (("report.json", json.dumps(report, indent=2)), ("report.md", to_markdown(report))):
         with files.replacing(output / name) as unfinished:
-            unfinished.write_text(text + "\n")
+            unfinished.write_text(text + "\n", encoding="utf-8")
 
 
 def _markdown(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -140,7 +140,7 @@ def peak_memory(program: jax.stages.Compiled, devices: Iterable[jax.Device]) -> 
 def seconds_since_start() -> float | None:
     """Seconds since this process was started; None if unknown."""
     try:
-        with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+        with open("/proc/self/stat", encoding="utf-8") as stat, open("/proc/uptime", encoding="utf-8") as uptime:
             started = int(stat.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
             return float(uptime.read().split()[0]) - started
     except (OSError, ValueError):
@@ -150,7 +150,7 @@ def seconds_since_start() -> float | None:
 def processor_seconds() -> tuple[float, float] | None:
     """Seconds that this machine's processors have been busy, and have been there, since it started; None if unknown."""
     try:
-        with open("/proc/stat") as file:
+        with open("/proc/stat", encoding="utf-8") as file:
             ticks = [int(number) for number in file.readline().split()[1:9]]
     except (OSError, ValueError):
         return None

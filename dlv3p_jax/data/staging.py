@@ -142,7 +142,7 @@ def _stats(folder: epath.Path) -> Stats:
 def _recorded(folder: pathlib.Path) -> Stats:
     """What the files of a copy, whole or partial, were in the bucket; {} if nothing is known."""
     try:
-        return {name: tuple(stat) for name, stat in json.loads((folder / _RECORD).read_text()).items()}
+        return {name: tuple(stat) for name, stat in json.loads((folder / _RECORD).read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
@@ -287,4 +287,4 @@ def _one_line(error: Exception) -> str:
 
 def _write_record(folder: pathlib.Path, stats: Stats) -> None:
     with files.replacing(folder / _RECORD) as unfinished:
-        unfinished.write_text(json.dumps(stats, indent=2) + "\n")
+        unfinished.write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")

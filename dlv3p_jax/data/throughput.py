@@ -146,7 +146,9 @@ def make_dataset(folder: pathlib.Path, size: tuple[int, int], count: int = _MADE
             for kind, array in (("images", image), ("labels", label)):
                 # Cityscapes' files are compressed as libpng does by default.
                 Image.fromarray(array).save(folder / "source" / kind / split / f"{index}.png", compress_level=6)
-    (folder / "source" / "classes.txt").write_text("".join(f"class {index}\n" for index in range(_CLASSES)))
+    (folder / "source" / "classes.txt").write_text(
+        "".join(f"class {index}\n" for index in range(_CLASSES)), encoding="utf-8"
+    )
     prepared, _ = prepare_dataset(
         "image_folder", functools.partial(ImageFolder, source=folder / "source"), folder / "data", overwrite=False
     )

@@ -24,6 +24,6 @@ def check(folder: pathlib.Path, name: str) -> None:
 
 def _is_ours(folder: pathlib.Path) -> bool:
     try:
-        return json.loads((folder / DESCRIPTION).read_text())["producer"] == PRODUCER
+        return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["producer"] == PRODUCER
     except (OSError, ValueError, LookupError, TypeError):
         return False

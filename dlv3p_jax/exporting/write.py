@@ -75,7 +75,7 @@ def export(
                 "written: please report it, with what `pip freeze` lists"
             )
         description = json.dumps(_describe(trained, name, size, size_from, comparison), indent=2)
-        (unfinished / folders.DESCRIPTION).write_text(f"{description}\n")
+        (unfinished / folders.DESCRIPTION).write_text(f"{description}\n", encoding="utf-8")
     return comparison
 
 

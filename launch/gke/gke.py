@@ -72,7 +72,7 @@ def manifest(values: argparse.Namespace, arguments: list[str]) -> dict:
     Raises:
       ValueError: a topology that is not made of whole hosts, or data that are not in a bucket.
     """
-    found = yaml.safe_load((HERE / "jobset.yaml").read_text())
+    found = yaml.safe_load((HERE / "jobset.yaml").read_text(encoding="utf-8"))
     found["metadata"]["name"] = values.name
     job = found["spec"]["replicatedJobs"][0]["template"]["spec"]
     job["parallelism"] = job["completions"] = hosts(values.topology, values.chips_per_host)
@@ -165,7 +165,7 @@ def _call(lines: list[list[str]], dry_run: bool, text: str | None) -> int:
             print(shlex.join(line))
             continue
         try:
-            code = subprocess.run(line, input=text, text=True, check=False).returncode
+            code = subprocess.run(line, input=text, text=True, check=False, encoding="utf-8").returncode
         except FileNotFoundError:
             return _fail(f"there is no {line[0]} here: install it, or take --dry_run")
         if code:
