@@ -226,8 +226,10 @@ def _preview_config(path: str):
 
 
 def _warn(*warnings: str) -> None:
+    from dlv3p_jax.data import file_names
+
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {file_names.printable(warning)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

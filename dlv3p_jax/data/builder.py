@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dlv3p_jax.data import records
 from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.file_names import leave_out_no_text, printable
 from dlv3p_jax.data.label_map import LabelMap, suggest
 from dlv3p_jax.data.palettes import Palettes
 from dlv3p_jax.data.pictures import Example, Pair, Problem
@@ -77,11 +78,14 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         Raises:
             DatasetError: there are problems, and they are not to be skipped.
         """
-        self._items, self._read = splits, read
+        self._items, self._read = {}, read
         self._problems, self._remarks = dict.fromkeys(problems), tuple(remarks)
+        for split, items in splits.items():
+            self._items[split], no_text = leave_out_no_text(items)
+            self._problems |= dict.fromkeys(no_text)
         self._workers, self._skip_bad, self._label_map = workers, skip_bad, label_map
         self._metadata = tfds.core.MetadataDict(
-            description=description,
+            description=printable(description),
             synthetic=synthetic,
             class_names=list(class_names),
             palette=[list(map(int, color)) for color in palette],
@@ -95,7 +99,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         self._palettes = Palettes()
         self._repeats = Repeats(every_pair(splits) if apart is None else apart)
         self._digests = {split: records.Digest() for split in splits}
-        if problems and not skip_bad:  # before anything is read
+        if self._problems and not skip_bad:  # before anything is read
             raise DatasetError(self.describe_problems() + _MEND)
         super().__init__(data_dir=data_dir, file_format="array_record")
 
@@ -170,7 +174,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             raise DatasetError(self.describe_problems() + _MEND)
         self.refuse_useless_data()
         if self.problems:
-            lines = "".join(f"{problem.message}\n" for problem in self.problems)
+            lines = "".join(f"{printable(problem.message)}\n" for problem in self.problems)
             pathlib.Path(self.data_dir, "skipped.txt").write_text(lines, encoding="utf-8")
 
     @contextlib.contextmanager
@@ -241,7 +245,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
 
 def describe_problems(problems: Sequence[Problem], most: int = 10) -> str:
     """How many there are, and the first of them, a line each."""
-    lines = [f"  {problem.message}" for problem in problems[:most]]
+    lines = [f"  {printable(problem.message)}" for problem in problems[:most]]
     if len(problems) > most:
         lines.append(f"  … and {len(problems) - most} more")
     return "\n".join([f"{len(problems)} problem{'s' if len(problems) > 1 else ''} with the data:", *lines])

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.file_names import explain, find_alike
 from dlv3p_jax.data.folders import below
 from dlv3p_jax.data.pictures import Pair, Problem
 
@@ -92,7 +93,9 @@ def _read_list(path: pathlib.Path, source: pathlib.Path) -> tuple[list[Pair], li
         earlier = rows.setdefault(_key(source / image), (image, label, number))
         if earlier[2] == number:
             if missing:
-                problems.append(Problem(image, f"{where}: {' and '.join(missing)} not found in {source}"))
+                alike = list(filter(None, (find_alike(source / name) for name in missing)))
+                there = f" ({', '.join(alike)} is there: write names as they are)" if alike else ""
+                problems.append(Problem(image, f"{where}: {' and '.join(missing)} not found in {source}{there}"))
         elif _key(source / earlier[1]) == _key(source / label):
             repeated.append(number)
         else:
@@ -176,6 +179,10 @@ def _match_folders(source: pathlib.Path, split: str) -> tuple[list[Pair], list[P
     ]
     pairs = [Pair(stem, str(images[stem]), str(labels[stem])) for stem in images if stem in labels]
     remarks = []
+    if hint := explain(
+        [stem for stem in images if stem not in labels], [stem for stem in labels if stem not in images]
+    ):
+        remarks.append(f"{split}: {hint}")
     if other:
         remarks.append(f"{split}: {len(other)} files that are no pictures are left out ({first_five(other)})")
     return pairs, problems, remarks

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.file_names import explain
 from dlv3p_jax.data.pairs import EXTENSIONS, REQUIRED, SPLITS, first_five, pictures_below, read_lines
 from dlv3p_jax.data.pictures import Pair, Problem
 
@@ -46,6 +47,9 @@ def find_pairs(source: str | os.PathLike) -> tuple[dict[str, list[Pair]], list[P
         if split not in REQUIRED and not any(name in labels for name in names):
             remarks.append(f"{path} has no labels, so it is left out: label pictures with predict")
             continue
+        lone = [name for name in labels if name not in images]
+        if nearly := explain([name for name in names if name not in labels], lone):
+            remarks.append(f"{split}: {nearly}")
         for name, number in names.items():
             lacking = [folder for folder, have in ((IMAGES, images), (LABELS, labels)) if name not in have]
             if lacking:

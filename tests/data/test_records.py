@@ -215,7 +215,7 @@ def test_the_newest_version_is_opened(copy):
 
 def test_prepared_data_is_not_replaced_unasked(copy):
     data_dir = copy.parent.parent
-    with pytest.raises(records.DatasetError, match=r"small/1\.0\.0 is prepared already; add --overwrite"):
+    with pytest.raises(records.DatasetError, match=r"small/1\.0\.0 is prepared already .*add --overwrite"):
         builder.prepare_dataset("small", Small, data_dir, overwrite=False)
     builder.prepare_dataset("small", Small, data_dir, overwrite=True)
     assert [path.name for path in copy.parent.iterdir()] == ["1.0.0"]
