@@ -49,7 +49,7 @@ def explain(images: Collection[str], labels: Collection[str]) -> str | None:
         labels: names of labels without a picture.
     """
     if any(_LABEL_STUDIO.fullmatch(label) for label in labels):
-        return f"labels called task-…-annotation-…-tag-… are Label Studio's, which has one file a class and picture: {_LAY}"
+        return f"labels called task-…-annotation-…-tag-… are Label Studio's, one file a class and picture: {_LAY}"
     folded = {_fold(image): image for image in images}
     alike = [(folded[_fold(label)], label) for label in labels if _fold(label) in folded]
     affixes: dict[tuple[str, str], list[tuple[str, str]]] = collections.defaultdict(list)

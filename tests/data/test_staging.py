@@ -181,7 +181,9 @@ def test_a_data_set_is_prepared_into_a_bucket(gcs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(prepare, "_DATA_DIR", types.SimpleNamespace(value="gs://bucket/other/"))
     monkeypatch.setattr(prepare, "_OVERWRITE", types.SimpleNamespace(value=False))
-    with pytest.raises(records.DatasetError, match="gs://bucket/other/image_folder is prepared already; add --overwr"):
+    with pytest.raises(
+        records.DatasetError, match="gs://bucket/other/image_folder is prepared already; .*add --overwr"
+    ):
         prepare._prepare("image_folder", "")
 
 
