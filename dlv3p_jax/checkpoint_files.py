@@ -11,12 +11,12 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from dlv3p_jax import owners
+from dlv3p_jax import local_paths
 
 # What a file system answers that may be there again tomorrow, in the words of errno and of TensorStore.
 _OUT_OF_REACH = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
 
-owners.allow_nameless()
+local_paths.mend()
 
 
 class CheckpointError(ValueError):

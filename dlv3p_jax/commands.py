@@ -141,6 +141,8 @@ def run(main: Callable[[list[str]], None], command: str) -> None:
             sys.exit(f"{command}: {error} (--help lists the flags)")
 
     terminal.prepare()
+    # Without a home folder it says that its list of fonts goes with the process.
+    stdlib_logging.getLogger("matplotlib").setLevel(stdlib_logging.ERROR)
     app.run(answer, flags_parser=make_flags_parser(command))
 
 

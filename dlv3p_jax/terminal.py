@@ -1,10 +1,11 @@
 """What commands write to: terminals and files of any encoding, and pipes that somebody closes."""
 
 import io
+import logging
 import os
 import sys
 
-from absl import logging
+from absl import logging as absl_logging
 
 
 class _Patient(io.FileIO):
@@ -42,5 +43,6 @@ def prepare() -> None:
             write_through=stream.write_through,
         )
         setattr(sys, name, patient)
-        if name == "stderr":
-            logging.get_absl_handler().python_handler.setStream(patient)
+        for handler in (*logging.root.handlers, absl_logging.get_absl_handler().python_handler):
+            if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
+                handler.setStream(patient)

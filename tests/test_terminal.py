@@ -14,7 +14,9 @@ WRITE = r"""
 import sys
 from absl import logging
 from dlv3p_jax import terminal
+logging.warning("before the handlers are set")
 terminal.prepare()
+logging.use_absl_handler()
 for stream in (sys.stdout, sys.stderr):
     for _ in range(3):
         print("Stra\u00dfe \u9053\u8def \udcff", file=stream, flush=True)
@@ -35,7 +37,8 @@ def test_what_an_encoding_lacks_is_escaped(environment, expected):
     process = subprocess.run([sys.executable, "-c", WRITE], env=os.environ | environment, capture_output=True)
     assert process.returncode == 0
     assert process.stdout == expected * 3 + b"no line's end"
-    assert process.stderr.startswith(expected * 3) and b"Traceback" not in process.stderr
+    assert expected * 3 in process.stderr and b"Traceback" not in process.stderr
+    assert process.stderr.count(b"\\u9053\n") == 1  # no handler is there twice
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])

@@ -18,7 +18,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from dlv3p_jax import owners
+from dlv3p_jax import local_paths
 from dlv3p_jax.data import downloads, staging
 from dlv3p_jax.data.errors import DatasetError as DatasetError
 from dlv3p_jax.data.pictures import read_label as read_label
@@ -39,7 +39,7 @@ OPTIONAL_METADATA = {  # what data sets that were prepared by older revisions la
     "digests": "{split: what `Digest` makes of its records, in order}",
 }
 
-owners.allow_nameless()
+local_paths.mend()
 
 
 class Digest:
