@@ -36,7 +36,7 @@ def write_comparison(
         split=report["split"],
         absent=reporting.ABSENT[report["absent_class"]],
         runs=[
-            {"letter": letter, "workdir": workdir, "checkpoint": e.report["checkpoint"], "step": e.step}
+            {"letter": letter, "workdir": workdir, "checkpoint": e.report["checkpoint"] or "unknown", "step": e.step}
             for letter, workdir, e in zip("AB", workdirs, first, strict=True)
         ],
         verdict=verdict,

@@ -11,7 +11,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs import common
-from dlv3p_jax import files
+from dlv3p_jax import files, sealing
 
 # These may change when a run is resumed, and all below them: they decide where and on what, how often and how it is
 # looked at, not what is trained.
@@ -135,9 +135,11 @@ def to_dict(config) -> dict[str, Any]:
 
 
 def write(config, path: epath.Path) -> None:
-    """Writes the configuration as readable JSON; the file appears whole or not at all."""
+    """Writes the configuration as readable JSON with a seal; the file appears whole or not at all."""
     with files.replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        unfinished.write_text(
+            json.dumps(sealing.seal(to_dict(config)), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
 
 def read(path: epath.PathLike) -> ml_collections.ConfigDict:
@@ -146,7 +148,7 @@ def read(path: epath.PathLike) -> ml_collections.ConfigDict:
     Keys that it lacks, since an older version wrote it, are as in `configs/common.py`.
 
     Raises:
-      ConfigError: the file holds something else.
+      ConfigError: the file holds something else, or was damaged or changed.
     """
 
     def restore(value):
@@ -155,7 +157,7 @@ def read(path: epath.PathLike) -> ml_collections.ConfigDict:
         return tuple(map(restore, value)) if isinstance(value, list) else value
 
     try:
-        written = restore(json.loads(epath.Path(path).read_text(encoding="utf-8")))
+        written = restore(sealing.unseal(json.loads(epath.Path(path).read_text(encoding="utf-8"))))
         if not isinstance(written, dict):
             raise TypeError(f"it holds a {type(written).__name__}")
         values = flatten_dict(common.get_config().to_dict(), sep=".") | flatten_dict(written, sep=".")

@@ -3,11 +3,13 @@
 import dataclasses
 import struct
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+from absl import logging
 from etils import epath
 from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util import tensor_util
 
 _LARGEST = 1 << 16  # bytes of an event; what is larger is a picture
@@ -22,38 +24,87 @@ class Point:
     time: float
 
 
-def read_scalars(workdir: epath.Path) -> dict[str, list[Point]]:
+class DamageError(ValueError):
+    """A record is not what was written; the message names the file and says what is lost."""
+
+
+def _warn(line: str) -> None:
+    logging.warning("%s", line)
+
+
+def read_scalars(workdir: epath.Path, tell: Callable[[str], None] = _warn) -> dict[str, list[Point]]:
     """All scalars in WORKDIR's event files by name, such as 'train/loss', with rising steps.
 
-    Where a run was stopped and went on, what it logged again takes the place of what it had logged. An event file that
-    ends in the middle, since its writer was killed or still writes, counts up to there.
+    Where a run was stopped and went on, what it logged again takes the place of what it had logged. Files follow each
+    other by time, unless one cannot be next since the steps before it are of another: a machine's clock may be wrong.
+    An event file that ends in the middle, since its writer was killed or still writes, counts up to there. Of one that
+    is damaged, what comes from there on is left out, and `tell` is given a line on it.
     """
-    scalars: dict[str, list[Point]] = defaultdict(list)
+    logged: dict[str, list[list[Point]]] = defaultdict(list)  # by tag, what each file has of it
     for path in sorted(workdir.glob("events.out.tfevents.*"), key=lambda path: path.name.split(".")[3:]):
         ours = defaultdict(list)
-        for event in _read_events(path):
-            for value in event.summary.value:
-                if value.metadata.plugin_data.plugin_name == "scalars":
-                    number = float(tensor_util.make_ndarray(value.tensor))
-                    ours[value.tag].append(Point(event.step, number, event.wall_time))
+        try:
+            for event in _read_events(path):
+                for value in event.summary.value:
+                    if value.metadata.plugin_data.plugin_name == "scalars":
+                        number = float(tensor_util.make_ndarray(value.tensor))
+                        ours[value.tag].append(Point(event.step, number, event.wall_time))
+        except DamageError as error:
+            tell(str(error))
         for tag, points in ours.items():
+            logged[tag].append(points)
+    scalars: dict[str, list[Point]] = {}
+    for tag, parts in logged.items():
+        curve: list[Point] = []
+        for points in _in_order(parts):
             first = min(point.step for point in points)
-            scalars[tag] = [point for point in scalars[tag] if point.step < first] + points
-    return dict(scalars)
+            curve = [point for point in curve if point.step < first] + points
+        scalars[tag] = curve
+    return scalars
+
+
+def _in_order(parts: Sequence[list[Point]]) -> Iterator[list[Point]]:
+    """The points of one scalar, file by file: each time the earliest that can follow, else the one of lowest steps.
+
+    It can follow if it begins at most an interval, as it logs itself, beyond the last step so far.
+    """
+    steps = [[point.step for point in points] for points in parts]
+    intervals = [min((b - a for a, b in zip(s, s[1:], strict=False) if b > a), default=0) for s in steps]
+    usual = max(intervals, default=0)
+    left, reached = list(range(len(parts))), 0
+    while left:
+        can = [index for index in left if min(steps[index]) <= reached + (intervals[index] or usual)]
+        index = can[0] if can else min(left, key=lambda index: min(steps[index]))
+        left.remove(index)
+        reached = max(reached, *steps[index])
+        yield parts[index]
 
 
 def _read_events(path: epath.Path) -> Iterator[Event]:
-    """Records of TensorFlow's format: length (8 bytes), its checksum (4), the event, its checksum (4)."""
+    """Records of TensorFlow's format: length (8 bytes), its checksum (4), the event, its checksum (4).
+
+    Raises:
+      DamageError: a record that is there is not what was written.
+    """
     with path.open("rb") as file:
         while len(header := file.read(12)) == 12:
-            (length,) = struct.unpack("<Q", header[:8])
+            length, checksum = struct.unpack("<QI", header)
+            if masked_crc32c(header[:8]) != checksum:
+                raise _damage(path, file.tell() - 12)
             if length > _LARGEST:
                 file.seek(length + 4, 1)
                 continue
-            data = file.read(length)
-            if len(data) < length or len(file.read(4)) < 4:
+            start = file.tell() - 12
+            data, end = file.read(length), file.read(4)
+            if len(data) < length or len(end) < 4:
                 return
+            if struct.pack("<I", masked_crc32c(data)) != end:
+                raise _damage(path, start)
             try:
                 yield Event.FromString(data)
-            except DecodeError:
-                return
+            except DecodeError as error:
+                raise _damage(path, start) from error
+
+
+def _damage(path: epath.Path, position: int) -> DamageError:
+    return DamageError(f"{path} is damaged at byte {position:,}: what it logged from there on is not in the curves")

@@ -190,8 +190,8 @@ def lock(path: epath.PathLike, wait: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock_if_possible(path: epath.PathLike, waiting: str) -> Iterator[None]:
-    """Holds `lock` of a file, waiting for whoever holds it; without one where the file system has no locks.
+def lock_if_possible(path: epath.PathLike, waiting: str) -> Iterator[bool]:
+    """Holds `lock` of a file, waiting for whoever holds it; gives whether it does, as a file system may have none.
 
     Args:
         path: of the lock; its folder has to exist.
@@ -201,6 +201,7 @@ def lock_if_possible(path: epath.PathLike, waiting: str) -> Iterator[None]:
         OSError: the file cannot be opened or written.
     """
     with contextlib.ExitStack() as stack:
+        locked = True
         try:
             try:
                 stack.enter_context(lock(path))
@@ -209,4 +210,5 @@ def lock_if_possible(path: epath.PathLike, waiting: str) -> Iterator[None]:
                 stack.enter_context(lock(path, wait=True))
         except NoLocks as error:
             logging.debug("%s: no lock (%s)", path, error.strerror)
-        yield
+            locked = False
+        yield locked

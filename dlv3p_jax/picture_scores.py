@@ -5,9 +5,8 @@ best and a typical mIoU of their own, which is not that of the data set: it is o
 """
 
 import dataclasses
+import hashlib
 import io
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -131,8 +130,8 @@ def make_shown(kind: str, index: int, record: dict[str, bytes], prediction: np.n
     return Shown(kind, index, _encode(image, "JPEG", quality=85), label_png, prediction_png)
 
 
-def write(path: epath.Path, scores: PictureScores) -> None:
-    """Writes a compressed NumPy archive, which appears whole or not at all."""
+def write(path: epath.Path, scores: PictureScores) -> str:
+    """Writes a compressed NumPy archive, which appears whole or not at all, and returns its SHA-256."""
     arrays: dict[str, Any] = {"ids": np.array(scores.ids), "counts": scores.counts}
     arrays["shown_kinds"] = np.array([shown.kind for shown in scores.shown], "U7")
     arrays["shown_indices"] = np.array([shown.index for shown in scores.shown], np.int64)
@@ -143,24 +142,32 @@ def write(path: epath.Path, scores: PictureScores) -> None:
     np.savez_compressed(file, **arrays)
     with files.replacing(path) as unfinished:
         unfinished.write_bytes(file.getvalue())
+    return hashlib.sha256(file.getvalue()).hexdigest()
 
 
-def read(path: epath.Path) -> PictureScores | None:
+def read(path: epath.Path, sha256: str | None = None) -> PictureScores | None:
     """What `write` wrote; None if there is no such file.
 
+    Args:
+      path: of the file.
+      sha256: what `write` returned; None: not compared, since what is older does not say.
+
     Raises:
-      PictureScoresError: the file is damaged.
+      PictureScoresError: the file is damaged, or another than that.
     """
     if not path.exists():
         return None
     try:
-        with np.load(io.BytesIO(path.read_bytes())) as arrays:
+        data = path.read_bytes()
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise ValueError("it is not what was written with the .json beside it")
+        with np.load(io.BytesIO(data)) as arrays:
             shown = [
                 Shown(str(kind), int(index), *(arrays[f"{p}_{n}"].tobytes() for p in ("image", "label", "prediction")))
                 for n, (kind, index) in enumerate(zip(arrays["shown_kinds"], arrays["shown_indices"], strict=True))
             ]
             scores = PictureScores(tuple(map(str, arrays["ids"])), arrays["counts"], tuple(shown))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # of many classes, from zipfile, zlib and NumPy
         raise PictureScoresError(f"{path} is damaged ({error})") from error
     return scores
 

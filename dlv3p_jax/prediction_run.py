@@ -2,7 +2,7 @@
 
 The folder's record, predict.jsonl, says in its first line how the outputs are made (checkpoint, network, views). Then
 comes a line for each picture: its file, and how many pixels have each class. The line is added when all outputs of the
-picture are whole under their names.
+picture are whole under their names. Each line has a seal.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from dlv3p_jax import configuration, evaluate, files, prediction_files, predictor, weights
+from dlv3p_jax import configuration, evaluate, files, prediction_files, predictor, sealing, weights
 from dlv3p_jax.data.pictures import Problem
 from dlv3p_jax.picture_files import Picture
 
@@ -118,7 +118,7 @@ def _write_alone(
 ) -> tuple[np.ndarray, list[Problem]]:
     """`write_predictions`, of which nothing but this may write to `output`."""
     num_classes = len(trained.class_names)
-    before = {} if overwrite else _read(output, how)
+    before = {} if overwrite else read_record(output, how)
     now = {picture.name: _entry(picture) for picture in pictures}
     for name, entry in now.items():
         if name in before and before[name].path != entry.path:
@@ -132,7 +132,7 @@ def _write_alone(
         if name in before and before[name].is_of(entry) and outputs[name].are_there()
     }
     others = [entry for name, entry in before.items() if name not in now]
-    _write(output, how, [*others, *done.values()])
+    write_record(output, how, [*others, *done.values()])
     probabilities = any(files_of.probabilities is not None for files_of in outputs.values())
     predictions = predictor.predict_pictures(
         *(trained.config, trained.model, trained.variables, pictures, mesh), set(done), probabilities
@@ -157,7 +157,7 @@ def _write_alone(
             if progress.disable:
                 logging.log_every_n_seconds(logging.INFO, "%d of %d pictures", 10, len(done) + len(problems), len(now))
     entries = [done[name] for name in now if name in done]
-    _write(output, how, [*others, *entries])
+    write_record(output, how, [*others, *entries])
     pixels = np.array([entry.pixels for entry in entries], np.int64).reshape(-1, num_classes).sum(axis=0)
     return pixels, [problems[name] for name in now if name in problems]
 
@@ -209,7 +209,7 @@ def _entry(picture: Picture) -> Entry:
     return Entry(picture.name, str(picture.path), stat.st_size, stat.st_mtime_ns, ())
 
 
-def _read(output: pathlib.Path, how: dict[str, Any]) -> dict[str, Entry]:
+def read_record(output: pathlib.Path, how: dict[str, Any]) -> dict[str, Entry]:
     """What the record of a folder holds, by name; nothing where there is none.
 
     Args:
@@ -217,18 +217,19 @@ def _read(output: pathlib.Path, how: dict[str, Any]) -> dict[str, Entry]:
         how: what `_describe` gave.
 
     Raises:
-        ValueError: it is of predictions made otherwise, or the file is no such record.
+        ValueError: it is of predictions made otherwise, or the file is no such record, or damaged.
     """
     path = output / RECORD
     if not path.exists():
         return {}
     try:
         whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # the rest is what a killed run began to write
-        then, *lines = map(json.loads, whole.split("\n"))
+        then, *lines = (sealing.unseal(json.loads(line)) for line in whole.split("\n"))
         entries = {line["name"]: Entry(**line | {"pixels": tuple(line["pixels"])}) for line in lines}
         same_weights = then["weights"] == how["weights"]
     except (ValueError, TypeError, LookupError) as error:
-        raise ValueError(f"{path} is no record of predictions: give another --output, or --overwrite") from error
+        mend = "give another --output, or --overwrite to make all anew"
+        raise ValueError(f"{path} is no record of predictions, or damaged: {mend}") from error
     if same_weights:
         then["checkpoint"] = how["checkpoint"]  # wherever it lies
     found = configuration.differences(then, how)
@@ -241,14 +242,14 @@ def _read(output: pathlib.Path, how: dict[str, Any]) -> dict[str, Entry]:
     return entries
 
 
-def _write(output: pathlib.Path, how: dict[str, Any], entries: Iterable[Entry]) -> None:
+def write_record(output: pathlib.Path, how: dict[str, Any], entries: Iterable[Entry]) -> None:
     """Writes a record that appears whole or not at all."""
     with files.replacing(output / RECORD) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(how) + "\n")
+        file.write(json.dumps(sealing.seal(how)) + "\n")
         for entry in entries:
             _add(file, entry)
 
 
 def _add(file: TextIO, entry: Entry) -> None:
-    file.write(json.dumps(dataclasses.asdict(entry)) + "\n")
+    file.write(json.dumps(sealing.seal(dataclasses.asdict(entry))) + "\n")
     file.flush()

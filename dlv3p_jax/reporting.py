@@ -23,6 +23,7 @@ ABSENT = {
 }
 _LARGEST_MATRIX = 40  # classes; of more, only the most frequent errors are shown
 _CONFUSIONS = 10
+_UNKNOWN = "unknown (of an older version)"
 
 
 def write_report(workdir: epath.PathLike, output: epath.PathLike | None = None, step: int | None = None) -> epath.Path:
@@ -40,17 +41,20 @@ def write_report(workdir: epath.PathLike, output: epath.PathLike | None = None, 
     output = workdir / "report.html" if output is None else epath.Path(output)
     found = evaluations.read(workdir, step)
     main = found[0]
-    report, scalars = main.report, events.read_scalars(workdir)
+    damage: list[str] = []
+    report, scalars = main.report, events.read_scalars(workdir, damage.append)
+    for line in damage:
+        logging.warning("%s", line)
     page.write(
         output,
         "report.html.j2",
-        title=f"DeepLabV3+ {report['model']['backbone']} on {report['dataset']} {report['split']}: "
+        title=f"DeepLabV3+ {_backbone(main)}on {report['dataset']} {report['split']}: "
         f"mIoU {page.percent(float(main.scores['mIoU']), ' %')}",
         synthetic=report["synthetic"],
         dataset=report["dataset"],
         split=report["split"],
         step=main.step,
-        checkpoint=report["checkpoint"],
+        checkpoint=report["checkpoint"] or _UNKNOWN,
         num_pictures=report["num_pictures"],
         absent=ABSENT[report["absent_class"]],
         resamples=f"{bootstrap.RESAMPLES:,}",
@@ -67,7 +71,7 @@ def write_report(workdir: epath.PathLike, output: epath.PathLike | None = None, 
         confusions=_confusions(main),
         pictures=_pictures(main),
         wrong="#{:02x}{:02x}{:02x}".format(*viz.WRONG),
-        facts=_facts(found, scalars),
+        facts=[*_facts(found, scalars), *(("damaged", line) for line in damage)],
         config=_config(workdir),
     )
     return output
@@ -105,6 +109,11 @@ def draw_curves(runs: Mapping[str, Mapping[str, Sequence[events.Point]]]) -> lis
         if series:
             drawn.append(charts.curves(name, title, series, percent=name == "miou"))
     return drawn
+
+
+def _backbone(evaluation: Evaluation) -> str:
+    model = evaluation.report["model"]
+    return "" if model is None else f"{model['backbone']} "
 
 
 def _cell(evaluation: Evaluation, name: str, index=...) -> dict[str, Any]:
@@ -189,9 +198,12 @@ def _facts(found: Sequence[Evaluation], scalars: Mapping[str, Sequence[events.Po
         speed = f"{seconds:.1f} s, {then['num_pictures'] / seconds:.2f} pictures/s, with reading and compiling"
         circumstances = (then.get("date"), speed, then.get("devices"), then["checkpoint"])
         facts.append((f"evaluated, {evaluation.title}", "; ".join(filter(None, circumstances))))
+        if evaluation.missing:
+            unsaid = f"does not say {', '.join(evaluation.missing)}; absent_class was nan then"
+            facts.append(("of an older version", f"{evaluation.title}: {unsaid}"))
     versions = ", ".join(f"{name} {version}" for name, version in report.get("versions", {}).items())
     return facts + [
-        ("version", ", ".join(filter(None, (f"dlv3p_jax {report['version']}", versions)))),
+        ("version", ", ".join(filter(None, (f"dlv3p_jax {report['version'] or _UNKNOWN}", versions)))),
         ("git revision", report.get("git_revision") or "unknown"),
     ]
 

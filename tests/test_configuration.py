@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import common
-from dlv3p_jax import configuration
+from dlv3p_jax import configuration, sealing
 from dlv3p_jax.configuration import ConfigError
 
 COMMON = pathlib.Path(common.__file__)
@@ -115,6 +115,7 @@ def test_written_as_strict_json_with_tuples_as_lists(tmp_path):
     configuration.write(config, path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
     read = json.loads(path.read_text(), parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
+    read = sealing.unseal(read)
     assert read == configuration.to_dict(config)
     assert read["crop_size"] == [512, 1024] and read["eval_size"] == [64, 96] and read["eval"]["scales"] == [0.75, 1.0]
     assert read["clip_grad_norm"] is None and read["num_classes"] == 5

@@ -165,7 +165,7 @@ def test_what_was_made_otherwise_is_refused_unless_it_may_be_overwritten(load, s
     assert contents(output)["labels/0.png"] != before["labels/0.png"]
     predict(other, moved, output)  # what goes on now is the new one
     (output / "predict.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match="predict.jsonl is no record of predictions: give another --output"):
+    with pytest.raises(ValueError, match="predict.jsonl is no record of predictions, or damaged: give"):
         predict(other, moved, output)
 
 

@@ -1,9 +1,12 @@
 """The pages of a run and of two: in a browser that has no network, and what is refused."""
 
+import concurrent.futures
 import io
 import json
 import os
 import re
+import shutil
+import struct
 import subprocess
 import sys
 
@@ -12,6 +15,9 @@ import pytest
 from clu import metric_writers
 from etils import epath
 from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorboard.util import tensor_util
 
 from configs import common
 from dlv3p_jax import comparing, configuration, evaluations, events, metrics, picture_scores, provenance, reporting, viz
@@ -32,8 +38,8 @@ def make_pictures(quality, number=12, seed=0):
     return labels, predictions
 
 
-def write_evaluation(workdir, name, step, quality, labels=None, ids=None, number=12, **changes):
-    """What the evaluator writes, of made pictures."""
+def write_evaluation(workdir, name, step, quality, labels=None, ids=None, number=12, sealed=False, **changes):
+    """What the evaluator writes, of made pictures; as version 1 did, without a seal, unless `sealed`."""
     ours, predictions = make_pictures(quality, number)
     labels = ours if labels is None else labels
     matrices = np.array(metrics.confusion_matrices(labels, predictions, len(NAMES)))
@@ -56,9 +62,11 @@ def write_evaluation(workdir, name, step, quality, labels=None, ids=None, number
     ids = ids or [f"town/{index}<i>" for index in range(len(labels))]
     folder = epath.Path(workdir) / "eval"
     folder.mkdir(parents=True, exist_ok=True)
-    picture_scores.write(
-        folder / f"{step}.{name}.npz", picture_scores.PictureScores(tuple(ids), collector.counts, tuple(shown))
-    )
+    pictures = picture_scores.PictureScores(tuple(ids), collector.counts, tuple(shown))
+    if sealed:
+        evaluations.write(folder, str(step), name, report, Image.new("RGB", (1, 1)), pictures)
+        return
+    picture_scores.write(folder / f"{step}.{name}.npz", pictures)
     for stem in (str(step), f"{step}.{name}"):
         (folder / f"{stem}.json").write_text(json.dumps(report))
 
@@ -185,6 +193,50 @@ def test_curves_of_a_run_that_was_killed_are_those_of_what_counts(run):
     ]
 
 
+def write_events(path, steps, start):
+    """An event file as TensorFlow writes it, of losses that are their steps."""
+    with path.open("wb") as file:
+        for index, step in enumerate(steps):
+            event = Event(step=step, wall_time=start + index)
+            value = event.summary.value.add(tag="train/loss", tensor=tensor_util.make_tensor_proto(float(step)))
+            value.metadata.plugin_data.plugin_name = "scalars"
+            data = event.SerializeToString()
+            for part in (struct.pack("<Q", len(data)), data):
+                file.write(part + struct.pack("<I", masked_crc32c(part)))
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ([(100, (10, 20, 30)), (90, (40, 50))], (10, 20, 30, 40, 50)),  # the clock of the second host is behind
+        ([(100, (10, 20, 30)), (90, (30, 40, 50)), (80, (60,))], (10, 20, 30, 40, 50, 60)),
+        ([(100, (10, 20, 30, 40)), (110, (50, 60)), (120, (30, 40))], (10, 20, 30, 40)),  # from an older checkpoint
+        ([(100, (70, 80)), (110, (90, 100))], (70, 80, 90, 100)),  # the first file was removed
+        ([(100, (10, 20)), (110, (10, 20, 30))], (10, 20, 30)),  # begun anew
+    ],
+)
+def test_curves_follow_the_steps_where_clocks_do_not(files, expected, tmp_path):
+    for time, steps in files:
+        write_events(tmp_path / f"events.out.tfevents.{time}.host.1.0.v2", steps, time)
+    points = events.read_scalars(epath.Path(tmp_path))["train/loss"]
+    assert [point.step for point in points] == list(expected)
+    newest = max(files)
+    assert [point.time for point in points if point.step == newest[1][0]] == [newest[0]]
+
+
+def test_a_damaged_event_file_is_named_in_the_log_and_on_the_page(run, tmp_path, caplog):
+    write_evaluation(tmp_path, "plain", 4, 0.4)
+    path = tmp_path / "events.out.tfevents.1.host.1.0.v2"
+    write_events(path, range(10, 70, 10), 1)
+    data = bytearray(path.read_bytes())
+    record = len(data) // 6
+    data[2 * record] ^= 1 << 5  # the length of the third
+    path.write_bytes(data)
+    assert f"{path} is damaged at byte {2 * record}" in reporting.write_report(tmp_path).read_text()
+    assert f"{path} is damaged" in caplog.text
+    assert [point.step for point in events.read_scalars(epath.Path(tmp_path))["train/loss"]] == [10, 20]
+
+
 def test_curves_of_a_file_that_ends_in_the_middle(run, tmp_path):
     (source, _) = sorted(run.glob("events*"))
     data = source.read_bytes()
@@ -203,15 +255,57 @@ def test_another_step_and_another_file(run, tmp_path):
         reporting.write_report(run, step=50)
 
 
-def test_a_run_of_an_older_version_is_reported_without_pictures(run, tmp_path):
+FIRST = ("absent_class", "checkpoint", "model", "version", "synthetic")  # what the first versions did not write
+
+
+@pytest.mark.parametrize("missing", [(), FIRST])
+def test_a_run_of_an_older_version_is_reported_without_pictures(missing, run, tmp_path, caplog):
     (tmp_path / "eval").mkdir()
     for name in ("40.plain.json", "40.json"):
         report = json.loads((run / "eval" / name).read_text())
-        for key in ("devices", "git_revision", "versions", "date", "palette"):
+        for key in ("devices", "git_revision", "versions", "date", "palette", *missing):
             del report[key]
         (tmp_path / "eval" / name).write_text(json.dumps(report))
     text = reporting.write_report(tmp_path).read_text()
     assert "There are no intervals and pictures here" in text and "<figure" not in text and "Training" not in text
+    assert ">None" not in text and ("does not say absent_class, checkpoint," in text) == bool(missing)
+    assert ("40.plain.json (without absent_class, checkpoint," in caplog.text) == bool(missing)
+    write_evaluation(tmp_path, "flip", 40, 0.4, flip=True, sealed=True)  # and beside one of today, if of one run
+    assert len(evaluations.read(epath.Path(tmp_path))) == (2 if missing else 1)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("move", [os.rename, shutil.copytree])
+def test_a_workdir_that_was_moved_or_copied_keeps_its_evaluations_together(sealed, move, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    write_evaluation(run, "plain", 4, 0.4, sealed=sealed, checkpoint=str(run))  # as training says it
+    write_evaluation(run, "window-8-8", 4, 0.4, sealed=sealed, window=[8, 8], checkpoint=f"{run}/checkpoints/best/4")
+    write_evaluation(run, "flip-legacy", 4, 0.4, sealed=sealed, flip=True, checkpoint="/elsewhere/checkpoints/best/4")
+    move(run, other)
+    write_evaluation(other, "flip", 4, 0.4, sealed=True, flip=True)
+    assert [found.name for found in evaluations.read(epath.Path(other))] == ["plain", "window-8-8", "flip"]
+    (tmp_path / "link").symlink_to(other)
+    write_evaluation(other, "flip", 4, 0.4, sealed=True, flip=True, checkpoint=f"{tmp_path}/link/checkpoints/best/4")
+    assert len(evaluations.read(epath.Path(other))) == 3
+
+
+def test_evaluations_that_are_written_at_once_do_not_mix(tmp_path):
+    """Two of one step, by other views, share STEP.json and STEP.png; a reader sees each whole."""
+    colors = {"plain": 10, "flip": 200}
+    scores = picture_scores.PictureScores(("a",), np.zeros((1, 3, 2), np.int32), ())
+
+    def write(views):
+        for _ in range(20):
+            sheet = Image.new("L", (300, 300), colors[views])
+            evaluations.write(epath.Path(tmp_path), "4", views, {"checkpoint": "x", "views": views}, sheet, scores)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(write, colors))
+    for stem in ("4", "4.plain", "4.flip"):
+        report = json.loads((tmp_path / f"{stem}.json").read_text())
+        assert Image.open(tmp_path / f"{stem}.png").getpixel((0, 0)) == colors[report["views"]]
+    names = {f"{stem}.{kind}" for stem in ("4", "4.plain", "4.flip") for kind in ("json", "png")}
+    assert {path.name for path in tmp_path.iterdir()} == names | {"4.plain.npz", "4.flip.npz", ".lock"}
 
 
 def test_the_averaged_model_comes_first(tmp_path):
