@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from dlv3p_jax.data import records
+from dlv3p_jax.data.digests import Digest, digest_contents
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.file_names import leave_out_no_text, printable
 from dlv3p_jax.data.label_map import LabelMap, suggest
@@ -78,7 +79,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         Raises:
             DatasetError: there are problems, and they are not to be skipped.
         """
-        self._items, self._read = {}, read
+        self._items, self._read = {}, functools.partial(_read_and_digest, read)
         self._problems, self._remarks = dict.fromkeys(problems), tuple(remarks)
         for split, items in splits.items():
             self._items[split], no_text = leave_out_no_text(items)
@@ -98,7 +99,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         )
         self._palettes = Palettes()
         self._repeats = Repeats(every_pair(splits) if apart is None else apart)
-        self._digests = {split: records.Digest() for split in splits}
+        self._digests = {split: Digest() for split in splits}
         if self._problems and not skip_bad:  # before anything is read
             raise DatasetError(self.describe_problems() + _MEND)
         super().__init__(data_dir=data_dir, file_format="array_record")
@@ -134,22 +135,23 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
 
     def _records(self, split: str, count: int) -> Iterator[tuple[str, dict[str, Any]]]:
         """The records of the next `count` items; shards are written one after the other, from one iterator."""
-        for item, result in itertools.islice(self._results, count):
-            problem = result if isinstance(result, Problem) else self._compare(split, item, result)
+        for item, (result, contents) in itertools.islice(self._results, count):
+            problem = result if isinstance(result, Problem) else self._compare(split, item, result, contents)
             if problem is not None:
                 self._problems[problem] = None
             elif self._skip_bad or not self._problems:
                 self._count(split, result)
+                self._digests[split].add(result.id.encode(), contents)
                 record = {"id": result.id, "image": result.image, "label": result.label}
                 yield result.id, record
                 record.clear()  # it is written by now, but TFDS holds what was yielded until the shard is complete
 
-    def _compare(self, split: str, item: Any, example: Example) -> Problem | None:
+    def _compare(self, split: str, item: Any, example: Example, contents: tuple[bytes, bytes]) -> Problem | None:
         """Holds a picture against those before it."""
-        files = (item.image, item.label or "") if isinstance(item, Pair) else (example.id, "")
+        files = (item.image, item.label or "") if isinstance(item, Pair) else (example.id, example.id)
         self._palettes.add(files[1], example.colors)
         try:
-            self._repeats.add(split, example.id, example.image, example.label, files)
+            self._repeats.add(split, example.id, contents, files, has_label=bool(example.label))
         except DatasetError as error:
             return Problem(example.id, str(error))
         return None
@@ -159,7 +161,6 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         pixels[:] = [total + int(count) for total, count in zip(pixels, example.class_pixels, strict=True)]
         self._metadata["ignored_pixels"][split] += example.ignored_pixels
         self._metadata["notes"].update(example.notes)
-        self._digests[split].add(example.id, example.image, example.label)
         runs = self._metadata["sizes"][split]
         if runs and tuple(runs[-1][:2]) == example.size:
             runs[-1][2] += 1
@@ -241,6 +242,14 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             if ignore_label == 255 and present in ([], [0]):
                 message += '. For a mask of 0 and 255 give --label_map "0:0,255:1"'
             raise DatasetError(message)
+
+
+def _read_and_digest(
+    read: Callable[[Any], Example | Problem], item: Any
+) -> tuple[Example | Problem, tuple[bytes, bytes]]:
+    """What a worker does: reads an item, and hashes what it made of it."""
+    result = read(item)
+    return result, (b"", b"") if isinstance(result, Problem) else digest_contents(result.image, result.label)
 
 
 def describe_problems(problems: Sequence[Problem], most: int = 10) -> str:

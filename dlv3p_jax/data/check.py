@@ -6,9 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
+from dlv3p_jax.data.digests import Digest, digest_contents
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Problem, read_image, read_label
-from dlv3p_jax.data.records import Dataset, Digest
+from dlv3p_jax.data.records import Dataset
 from dlv3p_jax.data.workers import ordered_map
 
 
@@ -30,7 +31,7 @@ def check_records(dataset: Dataset, workers: int = 1) -> list[Problem]:
 def _check_split(dataset: Dataset, split: str, workers: int, progress: tqdm) -> list[Problem]:
     problems, sizes, digest = [], dataset.sizes(split), Digest()
     try:
-        items = _read_items(dataset, split, digest)
+        items = _read_items(dataset, split)
         check = functools.partial(_check_record, has_label=dataset.has_labels(split))
         counts = np.zeros(256, np.int64)
         for size, result in zip(sizes, ordered_map(check, items, workers), strict=True):
@@ -38,8 +39,9 @@ def _check_split(dataset: Dataset, split: str, workers: int, progress: tqdm) -> 
             if isinstance(result, Problem):
                 problems.append(result)
                 continue
-            found_size, found_counts = result
+            found_size, found_counts, record_id, contents = result
             counts += found_counts
+            digest.add(record_id, contents)
             if found_size != size:
                 message = f"{split}: a picture is {found_size} (height, width), but {size} in the metadata"
                 problems.append(Problem(split, message))
@@ -60,18 +62,18 @@ def _check_split(dataset: Dataset, split: str, workers: int, progress: tqdm) -> 
     return problems
 
 
-def _read_items(dataset: Dataset, split: str, digest: Digest) -> Iterator[tuple[str, bytes, bytes]]:
-    """What `_check_record` takes, of every record in order; each is added to `digest`."""
+def _read_items(dataset: Dataset, split: str) -> Iterator[tuple[str, bytes, bytes, bytes]]:
     source = dataset.source(split)
     for index in range(dataset.num_pictures(split)):
         record = source[index]
-        digest.add(record["id"], record["image"], record["label"])
-        yield f"{split}: {record['id'].decode()}", record["image"], record["label"]
+        yield split, record["id"], record["image"], record["label"]
 
 
-def _check_record(item: tuple[str, bytes, bytes], has_label: bool) -> tuple[tuple[int, int], np.ndarray] | Problem:
-    """(height, width) of a record's picture, and the pixels of each of 256 label values; TensorFlow is not needed."""
-    name, image, label = item
+def _check_record(
+    item: tuple[str, bytes, bytes, bytes], has_label: bool
+) -> tuple[tuple[int, int], np.ndarray, bytes, tuple[bytes, bytes]] | Problem:
+    """(height, width) of a record's picture, the pixels of each of 256 label values, its id and hashes."""
+    split, record_id, image, label = item
     counts = np.zeros(256, np.int64)
     try:
         _, size, _ = read_image(image)
@@ -83,5 +85,6 @@ def _check_record(item: tuple[str, bytes, bytes], has_label: bool) -> tuple[tupl
         elif label:
             raise DatasetError("a label in a split without labels")
     except DatasetError as error:
+        name = f"{split}: {record_id.decode()}"
         return Problem(name, f"{name}: {error}")
-    return size, counts
+    return size, counts, record_id, digest_contents(image, label)

@@ -221,8 +221,8 @@ def _read_label(
         raise UnmappedColors(f"{name}: {error}", error.colors) from error
     except DatasetError as error:
         raise DatasetError(f"{name}: {error}") from error
-    classes = dict(label_map.values)
-    return indices, note, tuple((value, classes[value], color) for value, color in palette.items())
+    classes = label_map.apply(np.array([list(palette)], label.dtype))[0].tolist() if palette else []
+    return indices, note, tuple((value, index, palette[value]) for value, index in zip(palette, classes, strict=True))
 
 
 def _palette_of(picture: Image.Image, values: np.ndarray) -> dict[int, tuple[int, int, int]]:

@@ -36,26 +36,10 @@ METADATA = {
     "notes": "{what was changed on the way into the records: how many pictures}",
 }
 OPTIONAL_METADATA = {  # what data sets that were prepared by older revisions lack
-    "digests": "{split: what `Digest` makes of its records, in order}",
+    "digests": "{split: what `digests.Digest` makes of its records, in order}",
 }
 
 local_paths.mend()
-
-
-class Digest:
-    """A SHA-256 over records, in order: two splits have the same one if all their ids and bytes are the same."""
-
-    def __init__(self) -> None:
-        self._sum = hashlib.sha256()
-
-    def add(self, record_id: str | bytes, image: bytes, label: bytes) -> None:
-        record_id = record_id.encode() if isinstance(record_id, str) else record_id
-        for part in (record_id, image, label):
-            self._sum.update(len(part).to_bytes(8, "little"))  # so that no byte can move to the next part
-            self._sum.update(part)
-
-    def hexdigest(self) -> str:
-        return self._sum.hexdigest()
 
 
 def features() -> tfds.features.FeaturesDict:

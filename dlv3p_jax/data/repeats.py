@@ -1,7 +1,6 @@
 """Pictures that a data set holds more than once, by their bytes, whatever their files are called."""
 
 import collections
-import hashlib
 import itertools
 from collections.abc import Iterable
 
@@ -9,7 +8,7 @@ from dlv3p_jax.data.errors import DatasetError
 
 
 class Repeats:
-    """Compares each picture with all before it; 50 to 200 bytes of memory a picture.
+    """Compares each picture with all before it; some 500 bytes of memory a picture.
 
     A picture that was saved again, in another format, size or quality, is another one here.
     """
@@ -26,16 +25,18 @@ class Repeats:
         self._between: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
         self._counts: collections.Counter[str] = collections.Counter()
 
-    def add(self, split: str, name: str, image: bytes, label: bytes, files: tuple[str, str]) -> None:
-        """Takes the contents of a record, and the files that they come from, of which it is called `name`.
+    def add(
+        self, split: str, name: str, contents: tuple[bytes, bytes], files: tuple[str, str], has_label: bool
+    ) -> None:
+        """Takes what `digests.digest_contents` makes of a record called `name`, and the files that it comes from.
 
         Raises:
             DatasetError: the picture was there with another label; nothing has been taken then.
         """
-        key, label_key = (hashlib.blake2b(part, digest_size=16).digest() for part in (image, label))
-        if label:
-            first, first_image, first_label = self._labels.setdefault(key, (label_key, *files))
-            if first != label_key:
+        key, label = contents
+        if has_label:
+            first, first_image, first_label = self._labels.setdefault(key, (label, *files))
+            if first != label:
                 raise DatasetError(
                     f"{files[0]} is the same picture as {first_image}, but their labels {files[1]} and {first_label} "
                     "differ: keep the right one"

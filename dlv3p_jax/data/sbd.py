@@ -9,6 +9,7 @@ import numpy as np
 import scipy.io
 
 from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.pairs import read_lines
 from dlv3p_jax.data.pictures import read_label
 
 ADVICE = "Pascal VOC has 0..20 and 255, in palette or grey PNG: take the label files as distributed"
@@ -56,7 +57,7 @@ def find_labels(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     if root is None:
         raise DatasetError(f"--sbd={folder}: no folder of SBD; it holds dataset/cls/*.mat (or benchmark_RELEASE does)")
     lists = [path for path in (root / "train.txt", root / "val.txt") if path.is_file()]
-    names = [name for path in lists for name in path.read_text(encoding="utf-8-sig").split()]
+    names = [name for path in lists for line in read_lines(path) for name in line.split()]
     names = names or sorted(path.stem for path in (root / "cls").glob("*.mat"))
     if not names:
         raise DatasetError(f"--sbd={folder}: {root / 'cls'} holds no .mat files")

@@ -17,7 +17,7 @@ def table(dataset: Dataset) -> str:
         shown = ", ".join(f"{width}x{height} ({count})" for (height, width), count in sizes[:4])
         more = f" and {len(sizes) - 4} other sizes" if len(sizes) > 4 else ""
         if not sizes:
-            lines.append(f"{split}: nothing is left of it, for every picture or its label is bad")
+            lines.append(f"{split}: nothing is left of it: each picture or its label is bad or missing")
             continue
         unlabelled = "" if dataset.has_labels(split) else " without labels"
         lines.append(f"{split}: {dataset.num_pictures(split)} pictures{unlabelled}; width x height {shown}{more}")
