@@ -18,7 +18,7 @@ import ml_collections
 from absl import app, flags, logging
 from etils import epath
 
-from dlv3p_jax import arguments, commands, configuration, files, pretrained, sharding, weights
+from dlv3p_jax import arguments, commands, configuration, files, pretrained, provenance, sealing, sharding, weights
 from dlv3p_jax.models import build_model
 
 SCALES = (0.75, 1.0, 1.25)  # PaddleSeg's documentation has these; its table does not say which
@@ -109,7 +109,8 @@ def reproduce(
       config: the configuration to evaluate with; its data, model, evaluation batch and mesh are read.
       file: the published `.pdparams`.
       scales: of ms + flip.
-      output: a folder; columns that its report.json has already, of the same weights, data and settings, are kept.
+      output: a folder; columns that its report.json has already, of the same weights, data, settings and version of
+        the program, are kept.
 
     Returns:
       The report, as it is written: {'name', 'weights', …, 'columns': [{'title', 'published', 'measured', …}]}; all
@@ -127,6 +128,7 @@ def reproduce(
         raise ValueError(f"{file} holds only a backbone: give the file of the whole model")
     variables = jax.device_put(variables, sharding.replicated(mesh))
 
+    circumstances = provenance.describe()
     report = {
         "name": name,
         "weights": str(file),
@@ -137,6 +139,11 @@ def reproduce(
         "published_num_pictures": _PUBLISHED_PICTURES.get(published.dataset),
         "model": configuration.to_dict(config)["model"],
         "eval_size": config.eval_size and list(config.eval_size),
+        "window": config.eval.window and list(config.eval.window),
+        "stride": config.eval.stride and list(config.eval.stride),
+        "data": dataset.digest(config.eval_split),
+        "version": circumstances["version"],
+        "git_revision": circumstances["git_revision"],
     }
     done = _measured_before(output, report)
     report["columns"] = []
@@ -180,18 +187,28 @@ def _views(entry: dict[str, Any]) -> tuple:
 
 
 def _measured_before(output: epath.Path, report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The columns of an earlier report in `output` that says the same of weights, data and model."""
-    if not (output / "report.json").exists():
+    """The columns of an earlier report in `output` that says the same of weights, data, settings and program.
+
+    Where one says something else, or is damaged, the log says so: all is measured anew.
+    """
+    path = output / "report.json"
+    if not path.exists():
         return []
     try:
-        before = json.loads((output / "report.json").read_text(encoding="utf-8"))
-        return before["columns"] if all(before[key] == report[key] for key in report) else []
-    except (ValueError, KeyError):
+        before = sealing.unseal(json.loads(path.read_text(encoding="utf-8")))
+        other = [key for key in report if before.get(key) != report[key]]
+        columns = [dict(column, measured=float(column["measured"])) for column in before["columns"]]
+        _ = [_views(column) for column in columns]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logging.warning("%s is damaged (%s): all is measured anew", path, error)
         return []
+    if other and columns:
+        logging.warning("%s was measured with another %s: all is measured anew", path, ", ".join(other))
+    return [] if other else columns
 
 
 def _write(output: epath.Path, report: dict[str, Any]) -> None:
-    for name, text in (("report.json", json.dumps(report, indent=2)), ("report.md", to_markdown(report))):
+    for name, text in (("report.json", json.dumps(sealing.seal(report), indent=2)), ("report.md", to_markdown(report))):
         with files.replacing(output / name) as unfinished:
             unfinished.write_text(text + "\n", encoding="utf-8")
 

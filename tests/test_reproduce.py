@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from configs import common
-from dlv3p_jax import evaluator, pretrained, reproduce
+from dlv3p_jax import evaluator, pretrained, provenance, reproduce, sealing
+from dlv3p_jax.data import records
 from dlv3p_jax.models import build_model
 from dlv3p_jax.paddle_weights import revert
 from dlv3p_jax.pdparams import save_pdparams
@@ -48,7 +49,7 @@ PUBLISHED = pretrained.PUBLISHED["voc_r50"]._replace(dataset="image_folder", pla
 def test_a_made_row_end_to_end(data_dir, file, tmp_path):
     report = reproduce.reproduce("made", PUBLISHED, make_config(data_dir), file, SCALES, tmp_path)
 
-    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert sealing.unseal(json.loads((tmp_path / "report.json").read_text())) == report
     assert report["num_pictures"] == 5 and report["weights"] == str(file)
     views = {
         "plain": ((1.0,), False, "logits", 10.0, "plain"),
@@ -76,7 +77,7 @@ def test_a_made_row_end_to_end(data_dir, file, tmp_path):
 
 
 def test_a_stopped_run_goes_on_with_the_next_column_and_other_settings_begin_anew(
-    data_dir, file, tmp_path, monkeypatch
+    data_dir, file, tmp_path, monkeypatch, caplog
 ):
     evaluated = []
 
@@ -102,12 +103,24 @@ def test_a_stopped_run_goes_on_with_the_next_column_and_other_settings_begin_ane
     columns = json.loads((tmp_path / "report.json").read_text())["columns"]
     assert [column["measured"] for column in columns] == [1.0, 2.0, 1.0, 2.0]
 
-    evaluated.clear()
-    config = make_config(data_dir)
-    config.eval_size = (48, 64)
-    with pytest.raises(KeyboardInterrupt):
-        reproduce.reproduce("made", PUBLISHED, config, file, SCALES, tmp_path)
-    assert evaluated == first
+    changes = {"eval_size": (48, 64), "eval.window": (24, 32), "eval.stride": (16, 16)}
+    for key, value in [*changes.items(), ("data", None), ("version", None), ("damage", None)]:
+        evaluated.clear()
+        caplog.clear()
+        config = make_config(data_dir)
+        if value is not None:
+            config.update_from_flattened_dict({key: value})
+        if key == "data":  # labels were mended, and it was prepared again
+            monkeypatch.setattr(records.Dataset, "digest", lambda dataset, split: {"content": "0"})
+        if key == "version":
+            monkeypatch.setattr(provenance, "describe", lambda: {"version": "0.2", "git_revision": None})
+        if key == "damage":
+            text = (tmp_path / "report.json").read_text()
+            (tmp_path / "report.json").write_text(text.replace('"measured": 1.0', '"measured": 9.0'))
+        with pytest.raises(KeyboardInterrupt):
+            reproduce.reproduce("made", PUBLISHED, config, file, SCALES, tmp_path)
+        assert evaluated == first, key
+        assert key.rpartition(".")[2] in caplog.text and "all is measured anew" in caplog.text
 
 
 def test_figures_of_other_pictures_are_not_called_comparable():
