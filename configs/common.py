@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
     config.log_every_steps = 50
     config.eval_every_steps = 2_000
     config.checkpoint_every_steps = 1_000
+    config.allow_changed_data = False  # whether a run may go on where the training pictures or labels are others now
     config.keep_checkpoints = 3  # the latest so many; the best by mIoU is kept beside them
     config.profile_steps = 0  # trace so many steps for TensorBoard's profiler, from the tenth on
     config.warmup_steps = 0

@@ -1,7 +1,13 @@
-"""The files of a checkpoint: reading them without devices and other processes, and telling whether they are whole."""
+"""The files of a checkpoint: reading them without devices and other processes, and telling whether they are whole.
+
+What was read and is wrong is damage. What could not be read is not: a file system may be there again a moment later.
+"""
 
 import contextlib
+import errno
 import json
+import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,10 +17,14 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from dlv3p_jax import local_paths
+from dlv3p_jax import checkpoint_digests, disk_errors, local_paths
 
-# What a file system answers that may be there again tomorrow, in the words of errno and of TensorStore.
-_OUT_OF_REACH = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+# What a bucket answers that may be there again tomorrow, beside what passes by itself, in the words of TensorStore.
+_OUT_OF_REACH = ("PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
+# Errors of the system by which a file is missing, and not only out of reach.
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+
+ASIDE = ".before"  # ends the name of a best checkpoint until another of the same step has taken its place
 
 local_paths.mend()
 
@@ -23,33 +33,74 @@ class CheckpointError(ValueError):
     """A checkpoint is not there, or is not one of this model."""
 
 
-def read_json(checkpoint: epath.Path, item: str, filename: str = "metadata") -> dict[str, Any]:
-    """The JSON values of an item.
+class UnreadableError(CheckpointError):
+    """A checkpoint cannot be read now, which does not say that it is damaged."""
+
+
+def read_json(checkpoint: epath.Path, item: str) -> dict[str, Any]:
+    """The JSON values of an item, `meta` or `metrics`.
 
     Raises:
-      Exception: of many kinds, if it is not whole.
+      Exception: of many kinds, if it is not whole or cannot be read; see `unreadable`.
     """
-    return ocp.JsonCheckpointHandler(filename).restore(checkpoint / item)
+
+    def read() -> dict[str, Any]:
+        checkpoint_digests.check(checkpoint, item)
+        return ocp.JsonCheckpointHandler("metrics" if item == "metrics" else "metadata").restore(checkpoint / item)
+
+    return disk_errors.patiently(read)
 
 
 def read_arrays(checkpoint: epath.Path, item: str) -> dict[str, Any]:
-    """The tree of an item as NumPy arrays.
+    """The tree of an item as NumPy arrays, all of them finite.
 
     Raises:
-      Exception: of many kinds, if it is not whole.
+      Exception: of many kinds, if it is not whole or cannot be read; see `unreadable`.
     """
-    handler = ocp.PyTreeCheckpointHandler()
-    metadata = handler.metadata(checkpoint / item)
-    if metadata is None:
-        raise FileNotFoundError("some of its files are missing or cut short")
-    # As NumPy arrays; left to itself, Orbax looks for the devices that wrote them.
-    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
-    return handler.restore(checkpoint / item, args=ocp.args.PyTreeRestore(restore_args=arguments))
+
+    def read() -> dict[str, Any]:
+        checkpoint_digests.check(checkpoint, item)
+        handler = ocp.PyTreeCheckpointHandler()
+        metadata = handler.metadata(checkpoint / item)
+        if metadata is None:
+            raise FileNotFoundError("some of its files are missing or cut short")
+        # As NumPy arrays; left to itself, Orbax looks for the devices that wrote them.
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
+        return handler.restore(checkpoint / item, args=ocp.args.PyTreeRestore(restore_args=arguments))
+
+    arrays = disk_errors.patiently(read)
+    check_finite(arrays)
+    return arrays
+
+
+def check_finite(arrays: Any) -> None:
+    """Raises ValueError, with the name of the first, if an array of the tree holds a value that is not finite."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        if jax.dtypes.issubdtype(leaf.dtype, np.inexact) and not np.isfinite(leaf).all():
+            name = "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+            raise ValueError(f"{name} holds {np.size(leaf) - np.isfinite(leaf).sum()} values that are not finite")
 
 
 def first_line(error: BaseException) -> str:
     """What Orbax raises for damaged files (pages of text, bare Exceptions), in a line."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def unreadable(error: BaseException) -> str | None:
+    """Why nothing is known of the files that were to be read; None if they were read, or are missing, and so damaged.
+
+    That is whatever an operating system, TensorStore or TensorFlow answers but "there is no such file".
+    """
+    if words := disk_errors.passing(error):
+        return words
+    for link in disk_errors.chain(error):
+        quoted = re.search(r"(?:OS error |os_error_code=')(\d+)", str(link))  # of TensorStore
+        number = int(quoted[1]) if quoted else getattr(link, "errno", None)
+        if isinstance(number, int) and number not in _MISSING:
+            return os.strerror(number)
+        if any(word in str(link) for word in _OUT_OF_REACH):
+            return first_line(link)
+    return None
 
 
 @contextlib.contextmanager
@@ -59,6 +110,8 @@ def naming(checkpoint: epath.Path, item: str) -> Iterator[None]:
         yield
     except Exception as error:
         path = checkpoint / item
+        if words := unreadable(error):
+            raise UnreadableError(f"{path} cannot be read now: {words}") from error
         others = [other for other in _of_the_same_run(checkpoint) if other != checkpoint]
         advice = f". Others of this run: {', '.join(map(str, others))}" if others else ""
         if others and not checkpoint.exists():
@@ -72,22 +125,63 @@ def _of_the_same_run(checkpoint: epath.Path) -> list[epath.Path]:
     return [path for name in ("best", "latest") for path in steps_in(checkpoint.parent.parent / name)]
 
 
-def steps_in(folder: epath.Path) -> list[epath.Path]:
+def steps_in(folder: epath.Path, suffix: str = "") -> list[epath.Path]:
     """The checkpoints in a folder that have their final names, by their steps; they may be damaged."""
-    found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
-    return sorted(found, key=lambda path: int(path.name))
+    paths = folder.iterdir() if folder.is_dir() else ()
+    found = {path: path.name.removesuffix(suffix) for path in paths if path.name.endswith(suffix)}
+    return sorted((path for path, step in found.items() if step.isdigit()), key=lambda path: int(found[path]))
+
+
+def replaced(best: Sequence[epath.Path]) -> list[epath.Path]:
+    """Those of several best checkpoints that another one took the place of: a kill can leave both.
+
+    Raises:
+      CheckpointError: what is kept of their scores is damaged, or cannot be read now.
+    """
+    if len(best) < 2:
+        return []
+    steps = set()
+    for path in best:
+        if (path / "metrics").is_dir():
+            with naming(path, "metrics"):
+                steps.update(read_json(path, "metrics").get("replaces", ()))
+    return [path for path in best if int(path.name) in steps]
+
+
+def set_aside(folder: epath.Path) -> list[epath.Path]:
+    """The checkpoints in a folder that were set aside for another of the same step, by their steps."""
+    return steps_in(folder, ASIDE)
+
+
+def bring_back(folder: epath.Path) -> None:
+    """Ends what a kill left half done when one best checkpoint was to take the place of another: one of them stays.
+
+    What was replaced goes; what was set aside takes its old name again where its successor is not there.
+
+    Raises:
+      CheckpointError: scores are damaged, or cannot be read now.
+    """
+    for path in replaced(steps_in(folder)):
+        path.rmtree()
+    for path in set_aside(folder):
+        successor = path.with_name(path.name.removesuffix(ASIDE))
+        if successor.exists():
+            path.rmtree()
+        else:
+            path.rename(successor)
+            logging.warning("%s is the best checkpoint again: what was to take its place was not written", successor)
 
 
 def damage(checkpoint: epath.Path, items: Sequence[str]) -> str:
     """What is wrong with a checkpoint that should hold `items`, whose arrays are all read; "" if nothing is.
 
     Raises:
-      CheckpointError: its files cannot be read now, which does not say that they are damaged.
+      UnreadableError: its files cannot be read now.
     """
     for item in items:
         try:
             if item in ("meta", "metrics"):
-                read_json(checkpoint, item, "metrics" if item == "metrics" else "metadata")
+                read_json(checkpoint, item)
             else:
                 read_arrays(checkpoint, item)
                 for file in (checkpoint / item / "array_metadatas").glob("*"):  # only devices need them
@@ -95,10 +189,9 @@ def damage(checkpoint: epath.Path, items: Sequence[str]) -> str:
         except MemoryError:
             raise
         except Exception as error:
-            line = first_line(error)
-            if isinstance(error, PermissionError) or any(word in str(error) for word in _OUT_OF_REACH):
-                raise CheckpointError(f"{checkpoint / item} cannot be read now: {line}") from error
-            return f"{item}: {line}"
+            if words := unreadable(error):
+                raise UnreadableError(f"{checkpoint / item} cannot be read now: {words}") from error
+            return f"{item}: {first_line(error)}"
     return ""
 
 
@@ -113,10 +206,10 @@ def set_damaged_aside(folder: epath.Path, items: Sequence[str], all_may_go: bool
       all_may_go: whether that is no error if none is whole.
 
     Raises:
-      CheckpointError: none is whole, and none was renamed; says what is wrong with each.
+      CheckpointError: none is whole, or one cannot be read now, and none was renamed; says what is wrong with each.
     """
     damaged = {}
-    for path in reversed(steps_in(folder)):
+    for path in reversed([path for path in steps_in(folder) if ocp.utils.is_checkpoint_finalized(path)]):
         damaged[path] = damage(path, items)
         if not damaged[path]:
             del damaged[path]
@@ -133,3 +226,25 @@ def set_damaged_aside(folder: epath.Path, items: Sequence[str], all_may_go: bool
         aside = next(name for name in names if not name.exists())
         path.rename(aside)
         logging.warning("%s is damaged (%s): it is now called %s, and is not used", path, reason, aside.name)
+
+
+def remove_incomplete(folder: epath.Path, items: Sequence[str]) -> None:
+    """Removes from a folder in a bucket what a run that was killed had not written to its end.
+
+    There, a checkpoint has its name from the beginning, and a mark when it is complete. One that is whole but for the
+    mark (it may have been copied without) stays, with a warning. On disks, Orbax knows what is incomplete by its name.
+
+    Raises:
+      CheckpointError: one cannot be read now.
+    """
+    for path in steps_in(folder):
+        if ocp.utils.is_checkpoint_finalized(path):
+            continue
+        if damage(path, items):
+            path.rmtree()
+        else:
+            logging.warning(
+                "%s is whole, but its commit_success.txt is missing: it stays, and is not used. To use it, put a file "
+                "of this name there; else remove it",
+                path,
+            )

@@ -1,23 +1,54 @@
 """Orbax checkpoints of a run: the latest few to go on from, the best by mIoU to keep, and reading any of them again.
 
 WORKDIR/checkpoints/latest/STEP holds the items `variables`, `optimizer`, `ema` (where there is one) and `meta`;
-WORKDIR/checkpoints/best/STEP the same without the optimiser. Two managers, because one that keeps the best would delete
-the newest. A checkpoint appears under its name only when it is whole.
+WORKDIR/checkpoints/best/STEP the same without the optimiser, with `metrics`. Two managers, because one that keeps the
+best would delete the newest. A checkpoint appears under its name only when it is whole, with the digests of its files.
 """
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, overload
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dlv3p_jax import checkpoint_files, configuration, disk_errors, steps
-from dlv3p_jax.checkpoint_files import CheckpointError
+from dlv3p_jax import checkpoint_digests, checkpoint_files, disk_errors, steps
+from dlv3p_jax.checkpoint_files import CheckpointError, UnreadableError
+from dlv3p_jax.checkpoint_reading import (
+    absolute,
+    describe_classes,
+    find,
+    find_config,
+    fit_variables,
+    other_classes,
+    other_digests,
+    read_config,
+    read_meta,
+    read_model,
+    read_variables,
+    write_variables,
+)
+
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "SaveError",
+    "UnreadableError",
+    "absolute",
+    "describe_classes",
+    "find",
+    "find_config",
+    "fit_variables",
+    "other_classes",
+    "other_digests",
+    "read_config",
+    "read_meta",
+    "read_model",
+    "read_variables",
+    "write_variables",
+]
 
 _LOOKS = itertools.count()  # barriers have names of their own
 
@@ -30,20 +61,37 @@ class Checkpoints:
     """The checkpoints of one workdir; saving is asynchronous, so close them (or use `with`) to be sure of the last."""
 
     def __init__(self, workdir: epath.PathLike, keep: int = 3, meta: Mapping[str, Any] | None = None):
-        """Opens, and makes where needed, WORKDIR/checkpoints. A best checkpoint that is damaged is set aside.
+        """Opens, and makes where needed, WORKDIR/checkpoints, and ends there what a kill has left half done.
+
+        A best checkpoint that is damaged is set aside. Where one was to take the place of another, one of them stays.
 
         Args:
           workdir: of the run.
           keep: how many of the latest are kept.
-          meta: JSON values that every checkpoint's `meta` holds beside its step; see `describe_classes`.
+          meta: JSON values that every checkpoint's `meta` holds beside its step; see `describe_classes`. They may be
+            changed while this is open.
+
+        Raises:
+          UnreadableError: a checkpoint cannot be read now.
         """
         root = absolute(workdir) / "checkpoints"
-        self._meta = dict(meta or {})
+        self.meta = dict(meta or {})
         with _first_process_only("best") as ours:
             if ours:
+                if "://" in str(root):
+                    checkpoint_files.remove_incomplete(root / "latest", ("variables", "optimizer", "meta"))
+                    checkpoint_files.remove_incomplete(root / "best", ("variables", "meta", "metrics"))
                 checkpoint_files.set_damaged_aside(root / "best", ("variables", "meta", "metrics"), all_may_go=True)
-        self._latest = _manager(root / "latest", max_to_keep=keep)
-        self._best = _manager(root / "best", max_to_keep=1, best_fn=lambda metrics: metrics["mIoU"], best_mode="max")
+                checkpoint_files.bring_back(root / "best")
+        self._latest = _Manager(root / "latest", max_to_keep=keep)
+        self._kept = _KeepOne()
+        # Orbax is to write the scores, but not to judge by them: they may have been measured otherwise.
+        self._best = _Manager(root / "best", preservation_policy=self._kept, best_fn=lambda metrics: metrics["mIoU"])
+        scores = {step: self._best.metrics(step) or {} for step in self._best.all_steps()}
+        if scores:  # one, but where an older version was killed
+            self._kept.step = max(scores, key=lambda step: (scores[step].get("mIoU", -1.0), step))
+        self._best_metrics = scores.get(self._kept.step, {})
+        self._aside: epath.Path | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -57,6 +105,7 @@ class Checkpoints:
         Raises:
           SaveError: it could not be.
         """
+        self.wait()
         with self._writing():
             self._latest.close()
             self._best.close()
@@ -66,13 +115,16 @@ class Checkpoints:
         with self._writing():
             self._latest.wait_until_finished()
             self._best.wait_until_finished()
+            self._remove_replaced()
 
     def check(self) -> None:
         """Raises SaveError if what was being written has failed; waits for nothing."""
         with self._writing():
-            for manager in (self._latest, self._best):
-                if not manager.is_saving_in_progress():
-                    manager.wait_until_finished()  # Orbax's own check_for_errors knows only half of them
+            if not self._latest.is_saving_in_progress():
+                self._latest.wait_until_finished()  # Orbax's own check_for_errors knows only half of them
+            if not self._best.is_saving_in_progress():
+                self._best.wait_until_finished()
+                self._remove_replaced()
 
     @property
     def latest_step(self) -> int | None:
@@ -85,23 +137,38 @@ class Checkpoints:
         return None if self.latest_step is None else self._latest.directory / str(self.latest_step)
 
     @property
+    def paths(self) -> list[epath.Path]:
+        """The folders of all checkpoints, the newest first and the best last; they may be damaged."""
+        paths = [self._latest.directory / str(step) for step in sorted(self._latest.all_steps(), reverse=True)]
+        return paths + ([] if self.best_path is None else [self.best_path])
+
+    @property
     def best_path(self) -> epath.Path | None:
-        """The folder of the best checkpoint so far; None if there is none."""
+        """The folder of the best checkpoint so far, when it is written; None if there is none."""
         with self._writing():
             self._best.wait_until_finished()
-        step = self._best.best_step()
-        return None if step is None else self._best.directory / str(step)
+        return None if self._kept.step is None else self._best.directory / str(self._kept.step)
 
     @property
     def best_metrics(self) -> dict[str, Any]:
-        """'mIoU' of the best checkpoint and the 'views' it was measured with; {} if there is none."""
-        path = self.best_path  # which waits: the score of a checkpoint that is being written cannot be read yet
-        return {} if path is None else self._best.metrics(int(path.name))
+        """'mIoU' of the best checkpoint, the 'views' it was measured with and the digests of its 'data'; or {}."""
+        return dict(self._best_metrics)
 
-    def drop_best(self) -> None:
-        """Deletes the best checkpoint: what comes next is the best."""
-        for step in self._best.all_steps():
-            self._best.delete(step)
+    def best_is_of(self, views: str, data: Mapping[str, str]) -> bool:
+        """Whether a score of these views and this data (see `save_best`) can be compared with that of the best.
+
+        Of digests, those are compared that both have, and views where they are known: older versions wrote neither.
+        """
+        known = self._best_metrics
+        return known.get("views", views) == views and not other_digests(known.get("data", {}), data)
+
+    def measured_again(self, mean_iou: float, views: str, data: Mapping[str, str]) -> None:
+        """Has the next scores compared with this one, of the best checkpoint."""
+        self._best_metrics = {"mIoU": float(mean_iou), "views": views, "data": dict(data)}
+
+    def forget_best(self) -> None:
+        """Has the next score count as the best, whatever it is; until it is written, the one before stays."""
+        self._best_metrics = {}
 
     def save(self, state: steps.TrainState) -> None:
         """Saves everything that training goes on from, unless this step is saved already.
@@ -114,40 +181,62 @@ class Checkpoints:
             return
         items = self._model_items(state) | {"optimizer": ocp.args.StandardSave({"opt_state": state.opt_state})}
         with self._writing():
+            self._best.wait_until_finished()  # one after the other: some of what Orbax counts, all managers share
             self._latest.save(step, args=ocp.args.Composite(**items))
 
-    def save_best(self, state: steps.TrainState, mean_iou: float, views: str = "plain") -> bool:
+    def save_best(
+        self, state: steps.TrainState, mean_iou: float, views: str = "plain", data: Mapping[str, str] | None = None
+    ) -> bool:
         """Saves the model if `mean_iou` (a fraction) is better than every one before; says whether it was.
 
-        What was measured with other `views` (`evaluator.views_name`) cannot be compared, and is replaced. The one
-        before may be of this step or a later one: a killed run goes on from before its best, and may now be evaluated
-        more often.
+        The one before may be of this step or a later one: a killed run goes on from before its best, and may now be
+        evaluated more often. It is there until this one is whole.
+
+        Args:
+          state: of the step that was evaluated.
+          mean_iou: its score.
+          views: how it was measured (`evaluator.views_name`).
+          data: digests of what it was measured on, by name. A best that was measured otherwise has no say; see
+            `best_is_of` and `measured_again`.
+
+        Raises:
+          SaveError: this or the save before it failed.
         """
-        before = self.best_metrics
-        comparable = before.get("views", views) == views  # older versions did not say
-        if not mean_iou > (before.get("mIoU", -1.0) if comparable else -1.0):
+        data = dict(data or {})
+        before = self._best_metrics if self.best_is_of(views, data) else {}
+        if not mean_iou > before.get("mIoU", -1.0):
             return False
-        step = int(state.step)
-        for other in self._best.all_steps():
-            # A later one stays until this one is whole, for it is worse; Orbax would keep a better one in its place.
-            if other == step or not comparable:
-                self._best.delete(other)
-        metrics = {"mIoU": float(mean_iou), "views": views}
+        self.wait()
+        step, others = int(state.step), self._best.all_steps()
+        metrics = {"mIoU": float(mean_iou), "views": views, "data": data}
         with self._writing():
-            self._best.save(step, args=ocp.args.Composite(**self._model_items(state)), metrics=metrics, force=True)
+            if step in others:
+                self._set_aside(step)
+            self._kept.step = step
+            self._best.save(
+                step,
+                args=ocp.args.Composite(**self._model_items(state)),
+                metrics=metrics | {"replaces": [other for other in others if other != step]},
+                force=True,
+            )
+        self._best_metrics = metrics
         return True
 
-    def restore(self, state: steps.TrainState) -> steps.TrainState:
+    def restore(self, state: steps.TrainState, allow_changed_data: bool = False) -> steps.TrainState:
         """The newest whole checkpoint, laid out as `state` is (shapes, dtypes and shardings; its values are not used).
 
         Newer ones that are damaged are renamed STEP.damaged, with a warning.
 
         Raises:
-          CheckpointError: there is none, none is whole, it is of another model, or its classes have other names
-            than the `meta` of this opening.
+          CheckpointError: there is none, none is whole, it is of another model, its classes have other names than the
+            `meta` of this opening, or it was trained on other data and that is not allowed.
+          UnreadableError: one cannot be read now.
         """
         self.wait()  # or what is on its way would be missing from the list of steps that is read anew below
         required = ("variables", "optimizer", "meta") + (("ema",) if state.ema is not None else ())
+        there = checkpoint_files.steps_in(self._latest.directory)
+        if there and state.ema is not None and not any((path / "ema").is_dir() for path in there):
+            raise CheckpointError(f"{there[-1]} holds no averaged weights: the run has been without config.ema_decay")
         with _first_process_only("latest") as ours:
             if ours:
                 checkpoint_files.set_damaged_aside(self._latest.directory, required)
@@ -164,17 +253,30 @@ class Checkpoints:
         if state.ema is not None:
             items["ema"] = ocp.args.StandardRestore(abstract.ema)
         try:
-            restored = self._latest.restore(self.latest_step, args=ocp.args.Composite(**items))
+            restored = disk_errors.patiently(
+                lambda: self._latest.restore(self.latest_step, args=ocp.args.Composite(**items)),
+                None if jax.process_count() == 1 else (),  # several processes would have to try again together
+            )
         except Exception as error:  # its files are whole
+            if words := checkpoint_files.unreadable(error):
+                raise UnreadableError(f"{path} cannot be read now: {words}") from error
             fit_variables(read_variables(path), abstract.variables, allow_new_head=False, source=path)
             raise CheckpointError(
                 f"{path} cannot be read into this model's state: {checkpoint_files.first_line(error)}"
             ) from error
-        lines = other_classes(restored["meta"], self._meta.get("class_names", ()))
+        lines = other_classes(restored["meta"], self.meta.get("class_names", ()))
         if lines:
             raise CheckpointError(
                 f"{path} was trained with other classes than the data set has now:{lines}\n"
                 "prepare the data set of then to go on with it, or give another --workdir to begin a new run"
+            )
+        data = (meta.get("data", {}).get("train", {}) for meta in (restored["meta"], self.meta))
+        changed = other_digests(*data)
+        if changed and not allow_changed_data:
+            raise CheckpointError(
+                f"{path} was trained on other pictures or labels than the data set has now ({', '.join(changed)} "
+                "differ): prepare the data set of then to go on with it, give another --workdir to begin a new run, or "
+                "--config.allow_changed_data=True to go on with the data of now"
             )
         return steps.TrainState(
             step=jax.device_put(jax.numpy.int32(restored["meta"]["step"]), state.step.sharding),
@@ -184,26 +286,43 @@ class Checkpoints:
             ema=restored["ema"] if state.ema is not None else None,
         )
 
+    def _set_aside(self, step: int) -> None:
+        path = self._best.directory / str(step)
+        self._aside = path.with_name(f"{step}{checkpoint_files.ASIDE}")
+        with _first_process_only("aside") as ours:
+            if ours:
+                path.rename(self._aside)
+        self._best.reload()
+
+    def _remove_replaced(self) -> None:
+        """Removes what was set aside if what takes its place is whole; after a save that failed, it is not."""
+        if self._aside is not None and jax.process_index() == 0:
+            successor = self._aside.with_name(self._aside.name.removesuffix(checkpoint_files.ASIDE))
+            if ocp.utils.is_checkpoint_finalized(successor):
+                self._aside.rmtree(missing_ok=True)
+        self._aside = None
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
             folder = self._latest.directory.parent
-            reason = disk_errors.reason(error) or checkpoint_files.first_line(error)
-            saved = [path for name in ("latest", "best") for path in checkpoint_files.steps_in(folder / name)[-1:]]
-            whole = (
-                f"what was saved before is whole ({', '.join(map(str, saved))})" if saved else "none was saved before"
-            )
+            reason = disk_errors.reason(error) or disk_errors.passing(error) or checkpoint_files.first_line(error)
+            try:
+                saved = [path for name in ("latest", "best") for path in checkpoint_files.steps_in(folder / name)[-1:]]
+            except OSError:  # the file system is away altogether
+                whole = "what was saved before is whole"
+            else:
+                shown = ", ".join(map(str, saved))
+                whole = f"what was saved before is whole ({shown})" if saved else "none was saved before"
             raise SaveError(
                 f"a checkpoint could not be written in {folder}: {reason}; {whole}, and the same command goes on"
             ) from error
 
     def _model_items(self, state: steps.TrainState) -> dict[str, Any]:
-        items = {
-            "variables": ocp.args.StandardSave(state.variables),
-            "meta": ocp.args.JsonSave(self._meta | {"step": int(state.step)}),
-        }
+        meta = self.meta | checkpoint_digests.META | {"step": int(state.step)}
+        items = {"variables": ocp.args.StandardSave(state.variables), "meta": ocp.args.JsonSave(meta)}
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
         return items
@@ -216,187 +335,45 @@ def _first_process_only(what: str) -> Iterator[bool]:
     ocp.multihost.sync_global_processes(f"dlv3p_jax looked through {what} {next(_LOOKS)}", timeout=3600)
 
 
-class _Manager(ocp.CheckpointManager):
-    """Leaves it to the training loop to ask for preemption.
+class _KeepOne:
+    """Has Orbax delete, when a new checkpoint is whole, all others than that of `step`."""
 
-    Orbax asks too, with the number of a step, in a background thread when this step is long past, which takes JAX's
-    count back: processes would not agree on where to leave, and wait for each other.
+    step: int | None = None
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        return [info.step == self.step for info in checkpoints]
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, with the digests of its files in every checkpoint, and with barriers of its own.
+
+    It leaves it to the training loop to ask for preemption. Orbax asks too, with the number of a step, in a background
+    thread when this step is long past, which takes JAX's count back: processes would not agree on where to leave, and
+    wait for each other.
     """
+
+    def __init__(self, directory: epath.Path, **options):
+        self._step_written: int | None = None
+        super().__init__(
+            directory,
+            options=ocp.CheckpointManagerOptions(
+                cleanup_tmp_directories="://" not in str(directory),  # in a bucket, it takes whole ones for such
+                multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=directory.name),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+                **options,
+            ),
+        )
+
+    def save(self, step: int, *args, **kwargs) -> bool:
+        self.wait_until_finished()
+        self._step_written = step
+        return super().save(step, *args, **kwargs)
 
     def reached_preemption(self, step: int) -> bool:
         return False
 
-
-def _manager(directory: epath.Path, **options) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, **options)
-    return _Manager(directory, options=options)
-
-
-def absolute(path: epath.PathLike) -> epath.Path:
-    """Orbax takes no relative paths."""
-    path = epath.Path(path)
-    return path if "://" in str(path) else path.absolute()
-
-
-def _is_backbone(name: str) -> bool:
-    return name.split("/")[1:2] == ["backbone"]
-
-
-def write_variables(folder: epath.PathLike, variables: steps.Variables, config, meta: dict[str, Any]) -> epath.Path:
-    """Writes a checkpoint of converted weights with its config.json; the folder appears whole or not at all.
-
-    Args:
-      folder: is made; it may exist if it is empty.
-      variables: {'params': …, 'batch_stats': …}, of a whole model or of `backbone` alone.
-      config: the configuration of the model that they are of.
-      meta: JSON values on where they come from; the step 0 is added.
-
-    Raises:
-      CheckpointError: `folder` holds something.
-    """
-    folder = absolute(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not empty: give another folder, or remove it first")
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    items = {"variables": ocp.args.StandardSave(variables), "meta": ocp.args.JsonSave({"step": 0} | meta)}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(unfinished, ocp.args.Composite(**items), force=True)
-    configuration.write(config, unfinished / "config.json")
-    if folder.exists():
-        folder.rmdir()
-    unfinished.rename(folder)
-    return folder
-
-
-def find(path: epath.PathLike) -> epath.Path:
-    """The folder of one checkpoint: `path` itself, or the best (else the newest) one of a workdir or of its parts.
-
-    Raises:
-      CheckpointError: there is none; the message says what was looked for.
-    """
-    path = absolute(path)
-    if (path / "variables").is_dir():
-        return path
-    for folder in (
-        path / "checkpoints" / "best",
-        path / "best",
-        path / "checkpoints" / "latest",
-        path / "latest",
-        path,
-    ):
-        if folder.is_dir():
-            found = [entry for entry in folder.iterdir() if entry.name.isdigit() and (entry / "variables").is_dir()]
-            # In a bucket, a checkpoint has its name before it is whole.
-            found = [entry for entry in found if ocp.utils.is_checkpoint_finalized(entry)]
-            if found:
-                return max(found, key=lambda entry: int(entry.name))
-    raise CheckpointError(
-        f"no checkpoint in {path}: give a workdir (with checkpoints/best or …/latest) or one checkpoint's folder"
-    )
-
-
-def find_config(checkpoint: epath.Path) -> epath.Path | None:
-    """The config.json of the run that wrote a checkpoint: in its folder or up to three above; None if there is none."""
-    for folder in (checkpoint, *list(checkpoint.parents)[:3]):
-        if (folder / "config.json").exists():
-            return folder / "config.json"
-    return None
-
-
-def read_meta(checkpoint: epath.PathLike) -> dict[str, Any]:
-    """What a checkpoint says of itself: its training `step` (folder names are not asked), and what else was known.
-
-    That is what `describe_classes` gives of the data that it was trained on, or where converted weights come from.
-
-    Raises:
-      CheckpointError: the folder holds no whole checkpoint.
-    """
-    path = absolute(checkpoint)
-    with checkpoint_files.naming(path, "meta"):
-        meta = checkpoint_files.read_json(path, "meta")
-        return meta | {"step": int(meta["step"])}
-
-
-def describe_classes(class_names: Sequence[str], palette, ignore_label: int) -> dict[str, Any]:
-    """JSON values for a checkpoint's `meta`: names and colours (`[C, 3]`, 0 to 255) of its classes."""
-    return {
-        "class_names": list(class_names),
-        "palette": np.asarray(palette).tolist(),
-        "ignore_label": int(ignore_label),
-    }
-
-
-def other_classes(meta: Mapping[str, Any], class_names: Sequence[str]) -> str:
-    """The classes that a checkpoint's `meta` calls otherwise than `class_names`, a line each; "" if there are none."""
-    pairs = zip(meta.get("class_names", class_names), class_names, strict=False)
-    lines = [f"\n  class {i}: {then!r} then, {now!r} now" for i, (then, now) in enumerate(pairs) if then != now]
-    return "".join(lines[:20] + ["\n  …"] * (len(lines) > 20))
-
-
-def read_model(checkpoint: epath.PathLike) -> tuple[steps.Variables, bool]:
-    """The variables to use a checkpoint with, and whether they are the averaged ones: these where it holds any."""
-    averaged = read_variables(checkpoint, "ema")
-    return (read_variables(checkpoint), False) if averaged is None else (averaged, True)
-
-
-@overload
-def read_variables(checkpoint: epath.PathLike, item: Literal["variables"] = ...) -> steps.Variables: ...
-@overload
-def read_variables(checkpoint: epath.PathLike, item: str) -> steps.Variables | None: ...
-def read_variables(checkpoint: epath.PathLike, item: str = "variables") -> steps.Variables | None:
-    """{'params': …, 'batch_stats': …} of one checkpoint as NumPy arrays; `item` 'ema' for the averaged, None if absent.
-
-    Raises:
-      CheckpointError: the folder holds no whole checkpoint.
-    """
-    path = absolute(checkpoint)
-    if item == "ema" and not (path / item).is_dir():
-        return None
-    with checkpoint_files.naming(path, item):
-        return checkpoint_files.read_arrays(path, item)
-
-
-def fit_variables(
-    loaded: steps.Variables,
-    expected: steps.Variables,
-    allow_new_head: bool,
-    source: epath.PathLike = "the checkpoint",
-) -> tuple[dict, list[str]]:
-    """`loaded` in the structure of `expected`, which is what the model has.
-
-    Args:
-      loaded: variables read from a checkpoint.
-      expected: freshly initialised variables of the model.
-      allow_new_head: whether the classifier (`decoder/classifier`) may have another number of classes, and whether
-        `loaded` may be a backbone alone; what it has no values for then keeps its fresh ones.
-      source: where `loaded` is from, for the message.
-
-    Returns:
-      The variables, and the names that were initialised afresh.
-
-    Raises:
-      CheckpointError: lists every name that is missing, unexpected or of another shape.
-    """
-    loaded, expected = flatten_dict(loaded, sep="/"), flatten_dict(expected, sep="/")
-    missing = [name for name in expected if name not in loaded]
-    fresh = []
-    if all(_is_backbone(name) for name in loaded):
-        if not allow_new_head:
-            raise CheckpointError(f"{source} holds only a backbone: to train from it, give --config.pretrained")
-        fresh = [name for name in missing if not _is_backbone(name)]
-    problems = [f"missing: {name}" for name in missing if name not in fresh]
-    problems += [f"unexpected: {name}" for name in loaded if name not in expected]
-    for name in expected.keys() & loaded.keys():
-        if loaded[name].shape != expected[name].shape:
-            if allow_new_head and "decoder/classifier/" in name:
-                fresh.append(name)
-            else:
-                problems.append(f"{name} is {loaded[name].shape} there and {expected[name].shape} in this model")
-    if problems:
-        shown = "\n  ".join(sorted(problems)[:5] + (["…"] if len(problems) > 5 else []))
-        raise CheckpointError(
-            f"{source} is of another model ({len(problems)} differences): give the config.model that it was trained "
-            f"with, or other weights\n  {shown}"
-        )
-    merged = {name: expected[name] if name in fresh else loaded[name] for name in expected}
-    return unflatten_dict(merged, sep="/"), sorted(fresh)
+    def _write_digests(self) -> None:
+        """Is called by Orbax, in one process, when all files are written and before they count as a checkpoint."""
+        final = self.directory / str(self._step_written)
+        kind = ocp.path.atomicity_defaults.get_default_temporary_path_class(final)
+        checkpoint_digests.write(kind.from_final(final).get())

@@ -16,6 +16,7 @@ from dlv3p_jax import files, sealing
 # These may change when a run is resumed, and all below them: they decide where and on what, how often and how it is
 # looked at, not what is trained.
 MAY_CHANGE = (
+    "allow_changed_data",
     "cache_pictures",
     "checkpoint_every_steps",
     "data_dir",
@@ -150,20 +151,28 @@ def read(path: epath.PathLike) -> ml_collections.ConfigDict:
     Raises:
       ConfigError: the file holds something else, or was damaged or changed.
     """
+    try:
+        return from_dict(sealing.unseal(json.loads(epath.Path(path).read_text(encoding="utf-8"))))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is no configuration that this program wrote ({error})") from error
+
+
+def from_dict(written: dict[str, Any]) -> ml_collections.ConfigDict:
+    """A configuration from what `to_dict` gave; keys that it lacks are as in `read`.
+
+    Raises:
+      ValueError, TypeError: it is something else.
+    """
 
     def restore(value):
         if isinstance(value, dict):
             return {key: restore(inner) for key, inner in value.items()}
         return tuple(map(restore, value)) if isinstance(value, list) else value
 
-    try:
-        written = restore(sealing.unseal(json.loads(epath.Path(path).read_text(encoding="utf-8"))))
-        if not isinstance(written, dict):
-            raise TypeError(f"it holds a {type(written).__name__}")
-        values = flatten_dict(common.get_config().to_dict(), sep=".") | flatten_dict(written, sep=".")
-        return ml_collections.ConfigDict(unflatten_dict(values, sep="."))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is no configuration that this program wrote ({error})") from error
+    if not isinstance(written, dict):
+        raise TypeError(f"it holds a {type(written).__name__}")
+    values = flatten_dict(common.get_config().to_dict(), sep=".") | flatten_dict(restore(written), sep=".")
+    return ml_collections.ConfigDict(unflatten_dict(values, sep="."))
 
 
 def check_model(config, trained, checkpoint: epath.PathLike) -> None:

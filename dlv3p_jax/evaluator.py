@@ -239,11 +239,12 @@ def evaluate_checkpoint(
     """
     config, dataset, mesh = prepare_run(config)
     path = checkpoints.find(workdir if checkpoint is None else checkpoint)
-    trained = checkpoints.find_config(path)
+    trained = checkpoints.read_config(path)
     if trained is not None:
-        configuration.check_model(config, configuration.read(trained), path)
+        configuration.check_model(config, trained, path)
     if workdir is None:
-        workdir = path if trained is None else trained.parent
+        config_path = checkpoints.find_config(path)
+        workdir = path if config_path is None else config_path.parent
     meta = checkpoints.read_meta(path)
     lines = checkpoints.other_classes(meta, dataset.class_names)
     if lines:

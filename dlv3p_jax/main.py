@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -15,6 +16,7 @@ from dlv3p_jax import (
     configuration,
     disk_errors,
     distributed,
+    download,
     memory,
     preemption,
     pretrained,
@@ -49,7 +51,7 @@ _HANG_TIMEOUT = flags.DEFINE_float(
 
 
 def main(argv: list[str]) -> None:
-    # Exit codes: 0 done, 1 an error, 75 preempted or hung: start me again (preemption.py), 130 Ctrl-C.
+    # Exit codes: 0 done, 1 an error, 75 preempted, hung, or a file system away: start me again, 130 Ctrl-C.
     try:
         with distributed.ending_together():
             _run(argv)
@@ -106,6 +108,8 @@ def _run(argv: list[str]) -> None:
             print(f"main: {error}", file=sys.stderr, flush=True)
         sys.exit(preemption.EXIT_CODE)
     except Exception as error:
+        if (message := _passing(error, workdir)) is not None:
+            _leave_for_now(message)
         message, known = _message(error, workdir), (train.TrainingError, evaluator.EvaluationError)
         if message is None and not isinstance(error, (ValueError, OSError, *known)):
             raise
@@ -126,6 +130,27 @@ def _message(error: Exception, workdir: str | None) -> str | None:
     files = (getattr(link, "filename", None) for link in disk_errors.chain(error))
     path = next(filter(None, files), workdir)
     return f"{path}: {reason}; what was saved before is whole, and the same command goes on"
+
+
+def _passing(error: Exception, workdir: str | None) -> str | None:
+    """What to say of a file system that is away just now, whoever ran into it; None if it is not that."""
+    words = disk_errors.passing(error)
+    if words is None or memory.exhausted(error) or disk_errors.reason(error):
+        return None
+    links = list(disk_errors.chain(error))
+    if any(isinstance(link, download.DownloadError) for link in links):  # the network is no file system
+        return None
+    path = next(filter(None, (getattr(link, "filename", None) for link in links)), workdir)
+    told = next((str(link) for link in links if isinstance(link, ValueError)), f"{path}: {words}")
+    return told if "the same command goes on" in told else f"{told}; the same command goes on when it is back"
+
+
+def _leave_for_now(message: str) -> NoReturn:
+    logging.debug("The traceback of the error below", exc_info=True)
+    print(f"main: {message}", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():  # an orderly end would wait for the others, who wait for us
+        os._exit(preemption.EXIT_CODE)
+    sys.exit(preemption.EXIT_CODE)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from absl import logging
 from clu import metric_writers, periodic_actions
@@ -82,35 +83,45 @@ def train_and_evaluate(
     run_evaluation = make_evaluator(config, dataset, mesh, model, workdir, between_batches=between_batches)
     workdir.mkdir(parents=True, exist_ok=True)
     meta = checkpoints.describe_classes(dataset.class_names, dataset.palette, dataset.ignore_label)
-    views = views_name(config)
+    meta["data"] = {"train": dataset.digest(config.train_split), "val": dataset.digest(config.eval_split)}
+    views, val = views_name(config), meta["data"]["val"]
     with contextlib.ExitStack() as stack:
         stack.enter_context(watchdog)
         stack.enter_context(workdir_lock.hold(workdir))
         saved = stack.enter_context(checkpoints.Checkpoints(workdir, config.keep_checkpoints, meta))
         writer = metric_writers.create_default_writer(str(workdir), just_logging=jax.process_index() > 0)
         stack.enter_context(metric_writers.ensure_flushes(writer))
+        begun_with = config_of_run(saved, workdir)
+        if begun_with is not None:
+            configuration.check_resume(begun_with, config, workdir)
         state = first_state(config, model, mesh, saved, workdir)
+        kept = config if begun_with is None or int(state.step) == 0 else _keep_pretrained(config, begun_with)
+        saved.meta["config"] = configuration.to_dict(kept)
         if jax.process_index() == 0:
-            configuration.write(config, workdir / "config.json")
+            configuration.write(kept, workdir / "config.json")
 
         finished = int(state.step) >= config.num_train_steps
         best_views = saved.best_metrics.get("views", views)
-        if best_views != views:
-            what = "it stays" if finished else "the comparison begins anew"
-            logging.info("The best checkpoint was found with %s, and this evaluates %s: %s", best_views, views, what)
+        if not saved.best_is_of(views, val):
+            then = best_views if best_views != views else "other pictures or labels"
+            now = views if best_views != views else f"{dataset.title} {config.eval_split} as it is now"
+            what = "it stays" if finished else "the comparison begins anew, and the best is evaluated so once more"
+            logging.info("The best checkpoint was found with %s, and this evaluates %s: %s", then, now, what)
 
         def evaluate(state: steps.TrainState) -> dict[str, Result]:
             watchdog.feed(slow=True)
             step = int(state.step)
             variants = {"": state.variables} | ({"ema": state.ema} if state.ema is not None else {})
             try:
+                if not finished and not saved.best_is_of(views, val):
+                    saved.measured_again(_evaluate_best(saved, mesh, run_evaluation), views, val)
                 results = {suffix: run_evaluation(variables, step, suffix) for suffix, variables in variants.items()}
             except Preempted:
                 _save_and_leave(state, saved)
             for suffix, result in results.items():
                 _write_evaluation(writer, step, f"eval_{suffix}" if suffix else "eval", result, dataset)
             mean_iou = results[max(results)].summary["mIoU"]  # the averaged model's, where there is one
-            if (best_views == views or not finished) and saved.save_best(state, mean_iou, views):
+            if saved.best_is_of(views, val) and saved.save_best(state, mean_iou, views, val):
                 logging.info("Best so far: step %d, mIoU %.4f", step, mean_iou)
             return results
 
@@ -137,29 +148,82 @@ def _write_evaluation(writer, step: int, prefix: str, result: Result, dataset: r
         writer.write_images(step, {f"{prefix}/picture_label_prediction": np.asarray(result.sheet)[None]})
 
 
+def config_of_run(saved: checkpoints.Checkpoints, workdir: epath.Path) -> ml_collections.ConfigDict | None:
+    """The configuration that the run in `workdir` was begun with; None if there is no checkpoint of one.
+
+    It is in config.json, and where that is gone, in the checkpoints.
+
+    Raises:
+      ConfigError: config.json holds something else.
+      CheckpointError: it is gone, and the checkpoints are of older versions, which did not hold it.
+      UnreadableError: a checkpoint cannot be read now.
+    """
+    if not saved.paths:
+        return None
+    path = workdir / "config.json"
+    if path.exists():
+        return configuration.read(path)
+    for checkpoint in saved.paths:
+        try:
+            meta = checkpoints.read_meta(checkpoint)
+        except checkpoints.UnreadableError:
+            raise
+        except checkpoints.CheckpointError:  # is told when the newest is restored
+            continue
+        if "config" in meta:
+            logging.warning("%s is gone; it is written anew, as %s says that the run was begun", path, checkpoint)
+            return configuration.from_dict(meta["config"])
+    raise checkpoints.CheckpointError(
+        f"{path} is gone, which says what {saved.paths[0]} was trained with: put it back to go on, or give another "
+        f"--workdir to begin a new run; --config.pretrained={workdir} starts from the weights of this one"
+    )
+
+
+def _keep_pretrained(config, begun_with) -> ml_collections.ConfigDict:
+    """`config` with what the run was begun from, which this command cannot change any more."""
+    kept = ml_collections.ConfigDict(config)
+    if config.pretrained not in (None, begun_with.pretrained):
+        logging.warning(
+            "config.pretrained=%s is not used, as the run goes on from a checkpoint; it was begun with %s",
+            *(config.pretrained, begun_with.pretrained),
+        )
+    kept.pretrained = begun_with.pretrained
+    return kept
+
+
+def _evaluate_best(saved: checkpoints.Checkpoints, mesh, run_evaluation) -> float:
+    """The mIoU of the best checkpoint as this run evaluates, which writes a report of it too."""
+    path = saved.best_path
+    variables, averaged = checkpoints.read_model(path)
+    step = checkpoints.read_meta(path)["step"]
+    result = run_evaluation(sharding.replicate(mesh, variables), step, "ema" if averaged else "")
+    logging.info("The best so far, %s, has a mIoU of %.4f so", path, result.summary["mIoU"])
+    return result.summary["mIoU"]
+
+
 def first_state(config, model, mesh, saved: checkpoints.Checkpoints, workdir: epath.Path) -> steps.TrainState:
     """The state that training goes on from: the newest checkpoint, `pretrained` weights, or a fresh model.
 
     Raises:
-      ConfigError, CheckpointError: `workdir` holds a run that cannot go on with this configuration and data set.
+      CheckpointError: `workdir` holds a run that cannot go on with this network and data set, or not now.
     """
     best = saved.best_path
-    if (saved.latest_step is not None or best is not None) and (workdir / "config.json").exists():
-        configuration.check_resume(configuration.read(workdir / "config.json"), config, workdir)
     if saved.latest_step is None and best is not None:
         if int(best.name) > config.checkpoint_every_steps:  # more than an evaluation before the first checkpoint
             raise checkpoints.CheckpointError(
                 f"{workdir} holds {best}, but no checkpoint in checkpoints/latest to go on from: give another "
                 "--workdir to begin a new run, or remove this folder"
             )
-        logging.info("The run was stopped before its first checkpoint and begins anew, so %s goes", best)
-        saved.drop_best()
+        logging.info(
+            "The run was stopped before its first checkpoint and begins anew; its first best replaces %s", best
+        )
+        saved.forget_best()
     variables = jax.jit(lambda: init_variables(config, model))()
     if config.pretrained is not None and saved.latest_step is None:
         variables = weights.load_pretrained(config.pretrained, model, variables)
     state = sharding.replicate(mesh, steps.create_train_state(config, model, variables))
     if saved.latest_step is not None:
-        state = saved.restore(state)
+        state = saved.restore(state, config.allow_changed_data)
         logging.info("Resumed from %s", saved.latest_path)
     return state
 

@@ -16,7 +16,17 @@ from absl import logging
 from etils import epath
 
 from configs import common
-from dlv3p_jax import checkpoints, configuration, paddle_weights, pdparams, pretrained, sharding, steps, viz
+from dlv3p_jax import (
+    checkpoint_files,
+    checkpoints,
+    configuration,
+    paddle_weights,
+    pdparams,
+    pretrained,
+    sharding,
+    steps,
+    viz,
+)
 from dlv3p_jax.data import cityscapes_labels, voc2012_labels
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.models import build_model
@@ -67,14 +77,18 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
     if epath.Path(checkpoint).is_file():
         return _load_paddle_model(config, checkpoint, changes)
     path = _find(checkpoint)
-    of_checkpoint = checkpoints.find_config(path)
-    trained = None if of_checkpoint is None else configuration.read(of_checkpoint)
+    trained = checkpoints.read_config(path)
     config = trained if config is None else config
     if config is None:
         raise ValueError(f"no config.json in {path} or above it: give --config=FILE, what it was trained with")
     config = config.copy_and_resolve_references()
     if config.num_classes is None and trained is not None:
         config.num_classes = trained.num_classes
+    if config.num_classes is None and "num_classes" not in (changes or {}):
+        raise ValueError(
+            f"no config.json in {path} or above it, which would say how many classes it has: put it there, or give "
+            "--config.num_classes=N"
+        )
     config.update_from_flattened_dict(changes or {})
     configuration.check(config)
     if trained is not None:
@@ -120,7 +134,7 @@ def _load_paddle_model(config, path: epath.PathLike, changes: Mapping[str, Any] 
         configuration.check(config)
     model = build_model(config)
     with _naming(path):
-        variables = paddle_weights.convert(state, model)
+        variables = _finite(paddle_weights.convert(state, model))
     return _trained_model(config, model, variables, {}, str(path))
 
 
@@ -184,6 +198,7 @@ def load_paddle(path: epath.PathLike, model: DeepLabV3Plus, allow_new_head: bool
     if paddle_weights.is_backbone(state):
         with _naming(path):
             variables, dropped = paddle_weights.convert_backbone(state, model)
+            _finite(variables)
         if dropped:
             logging.info("%s is a backbone with its classifier, which is left out: %s", path, ", ".join(dropped))
         return variables
@@ -191,7 +206,16 @@ def load_paddle(path: epath.PathLike, model: DeepLabV3Plus, allow_new_head: bool
     if allow_new_head and num_classes is not None:
         model = model.clone(num_classes=num_classes)
     with _naming(path):
-        return paddle_weights.convert(state, model)
+        return _finite(paddle_weights.convert(state, model))
+
+
+def _finite(variables: steps.Variables) -> steps.Variables:
+    """The same; raises ConversionError where a value is not finite."""
+    try:
+        checkpoint_files.check_finite(variables)
+    except ValueError as error:
+        raise paddle_weights.ConversionError(str(error)) from error
+    return variables
 
 
 @contextlib.contextmanager

@@ -176,6 +176,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._answer(status, b"refused")
             elif match := re.fullmatch(r"/storage/v1/b/([^/]+)", url.path):
                 self._json({"name": match[1], "location": "US"})
+            elif re.fullmatch(r"/storage/v1/b/[^/]+/storageLayout", url.path):
+                self._json({"kind": "storage#storageLayout", "hierarchicalNamespace": {"enabled": False}})
             elif match := re.fullmatch(r"/storage/v1/b/([^/]+)/o", url.path):
                 self._list(match[1], query)
             elif match := re.fullmatch(r"/storage/v1/b/([^/]+)/o/([^/]+)/rewriteTo/b/([^/]+)/o/([^/]+)", url.path):

@@ -1,15 +1,18 @@
 """Saving, finding, restoring and refusing checkpoints, with states small enough to write in milliseconds."""
 
+import errno
+import os
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from configs import common
 from dlv3p_jax import checkpoints, sharding, steps
-from dlv3p_jax.checkpoints import CheckpointError, Checkpoints
+from dlv3p_jax.checkpoints import CheckpointError, Checkpoints, SaveError
 from dlv3p_jax.models import build_model
 
 # Coroutines of Orbax that a damaged checkpoint ends, beside the error that it raises.
@@ -119,8 +122,61 @@ def test_what_was_measured_otherwise_is_not_compared_with(tmp_path):
         assert not saved.save_best(make_state(6), float("nan"), "flip")
         assert saved.save_best(make_state(6), 0.6, "flip") and not saved.save_best(make_state(8), 0.5, "flip")
     with Checkpoints(tmp_path) as saved:
-        assert saved.best_metrics == {"mIoU": 0.6, "views": "flip"}
+        assert saved.best_metrics["mIoU"] == 0.6 and saved.best_metrics["views"] == "flip"
     assert steps_in(tmp_path / "checkpoints" / "best") == [6]
+
+
+def test_scores_on_other_data_are_not_compared_but_those_measured_again_are(tmp_path):
+    then, now = {"sizes": "a", "content": "b"}, {"sizes": "a", "content": "c", "lengths": "d"}
+    with Checkpoints(tmp_path) as saved:
+        saved.save_best(make_state(4), 0.8, data=then)
+    with Checkpoints(tmp_path) as saved:
+        assert saved.best_is_of("plain", then) and saved.best_is_of("plain", {"sizes": "a"})
+        assert not saved.best_is_of("plain", now) and not saved.best_is_of("flip", then)
+        saved.measured_again(0.6, "plain", now)
+        assert not saved.save_best(make_state(6), 0.5, data=now)
+        assert saved.save_best(make_state(8), 0.7, data=now)
+    assert steps_in(tmp_path / "checkpoints" / "best") == [8]
+
+
+@pytest.mark.parametrize(("step", "views"), [(4, "plain"), (4, "flip"), (6, "flip"), (3, "plain")])
+def test_the_best_is_there_until_its_successor_is_whole(tmp_path, monkeypatch, step, views):
+    """A full disk, say: whatever takes the place of whatever, something whole is found, then and at the next start."""
+    with Checkpoints(tmp_path) as saved:
+        saved.save_best(make_state(4), 0.8)
+
+    def fail(self, *_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", fail)
+        with pytest.raises(SaveError, match="no space is left"), Checkpoints(tmp_path) as saved:
+            saved.save_best(make_state(step, seed=9), 0.9, views)
+    assert_equal_trees(checkpoints.read_variables(checkpoints.find(tmp_path)), make_state(4).variables)
+    with Checkpoints(tmp_path) as saved:
+        assert saved.best_path.name == "4" and saved.best_metrics["mIoU"] == 0.8
+        assert saved.save_best(make_state(step, seed=9), 0.9, views)
+    assert steps_in(tmp_path / "checkpoints" / "best") == [step]
+    variables = checkpoints.read_variables(checkpoints.find(tmp_path))
+    assert_equal_trees(variables, make_state(step, seed=9).variables)
+
+
+def test_of_two_bests_that_a_kill_left_the_new_one_stays(tmp_path):
+    """Between the moment when the new one is whole and that when the old one is gone."""
+    best, old = tmp_path / "checkpoints" / "best", tmp_path / "old"
+    for step, name in ((8, "8"), (6, "6.before")):  # of a later step, and of the same
+        with Checkpoints(tmp_path) as saved:
+            saved.save_best(make_state(step), 0.9, "flip")
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.copytree(best / str(step), old)
+        with Checkpoints(tmp_path) as saved:
+            saved.save_best(make_state(6, seed=step), 0.4)
+        assert steps_in(best) == [6]
+        shutil.copytree(old, best / name)
+        assert checkpoints.find(tmp_path) == best / "6"
+        with Checkpoints(tmp_path) as saved:
+            assert saved.best_path == best / "6" and saved.best_metrics["mIoU"] == 0.4
+        assert steps_in(best) == [6]
 
 
 def test_checkpoints_tell_what_their_classes_are(tmp_path):
@@ -154,6 +210,23 @@ def test_a_run_goes_on_only_with_classes_of_the_same_names(tmp_path):
     message = "latest/3 was trained with .*\n  class 1: 'b' then, 'c' now\n"
     with Checkpoints(tmp_path, meta=named[1]) as saved, pytest.raises(CheckpointError, match=message):
         saved.restore(make_state(0))
+
+
+def test_a_run_goes_on_only_with_the_training_data_that_it_was_begun_with(tmp_path):
+    data = [
+        {"data": {"train": digests}} for digests in ({"sizes": "a", "content": "b"}, {"sizes": "a", "content": "c"})
+    ]
+    save(tmp_path, make_state(2))  # as older versions did, without digests
+    with Checkpoints(tmp_path, meta=data[0]) as saved:
+        saved.restore(make_state(0))
+        saved.save(make_state(3))
+    with Checkpoints(tmp_path, meta=data[1]) as saved:
+        with pytest.raises(CheckpointError, match="latest/3 was trained on other .*content.*allow_changed_data=True"):
+            saved.restore(make_state(0))
+        saved.restore(make_state(0), allow_changed_data=True)
+    # Of what both say all is compared; where both know the contents, how they are cut into files does not matter.
+    assert checkpoints.other_digests({"sizes": "a", "lengths": "b"}, {"sizes": "c", "content": "d"}) == ["sizes"]
+    assert checkpoints.other_digests({"lengths": "a", "content": "d"}, {"lengths": "b", "content": "d"}) == []
 
 
 def test_donating_the_state_right_after_saving_changes_nothing_that_is_saved(tmp_path):

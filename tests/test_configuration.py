@@ -150,6 +150,7 @@ def test_what_is_trained_may_not_change_and_how_it_is_looked_at_may():
         "  num_train_steps: 80000 then, 90000 now",
     ]
     allowed = {
+        "allow_changed_data": True,
         "cache_pictures": True,
         "checkpoint_every_steps": 7,
         "data_dir": "/elsewhere",
