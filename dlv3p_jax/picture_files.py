@@ -8,8 +8,11 @@ import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
+from absl import logging
+
 from dlv3p_jax.data.folders import below
-from dlv3p_jax.data.pairs import EXTENSIONS
+from dlv3p_jax.data.opening import by_suffix
+from dlv3p_jax.data.pairs import EXTENSIONS, first_five
 from dlv3p_jax.data.pictures import Problem
 
 OUTPUTS = ("labels", "overlays", "probabilities", "results")  # what predict makes in its folder of outputs
@@ -38,30 +41,44 @@ def find_pictures(
 
     Returns:
         The pictures, each once, in the order of `paths`, and what is wrong with paths that are not there or hold no
-        picture, and with folders that cannot be read.
+        picture, and with folders that cannot be read. What is left out in folders and globs is logged.
     """
     folder = None if output is None else pathlib.Path(os.path.abspath(output))
     own = () if folder is None else tuple(folder / name for name in OUTPUTS)
     files: dict[pathlib.Path, None] = {}
     roots: list[pathlib.Path] = []
     problems: list[Problem] = []
+    left_out: dict[pathlib.Path, None] = {}
     for path in (os.path.abspath(os.path.expanduser(path)) for path in paths):
         is_there = os.path.exists(path)
-        found, is_output = [], False
+        found, is_output, others = [], False, []
         for match in map(pathlib.Path, [path] if is_there else _matches(path)):
             if match.is_dir():
                 is_output = match == folder or _is_in(match / "file", own)
-                pictures = [file for file in _pictures_below(match, problems) if not _is_in(file, own)]
+                below_it = [file for file in _files_below(match, problems) if not _is_in(file, own)]
+                pictures = [file for file in below_it if _is_picture(file)]
+                others += [file for file in below_it if not _is_picture(file)]
                 if pictures or not is_output:
                     roots.append(match)
                 found += pictures
             elif is_there or (_is_picture(match) and not _is_in(match, own)):
                 roots.append(match.parent)
                 found.append(match)
+            elif not _is_in(match, own):
+                others.append(match)
         if not found and not is_output:  # the shell puts the folder of outputs in place of a *, once it is there
             reason = "no pictures in this folder" if is_there else "no such file or folder"
+            if others:
+                where = "in this folder" if is_there else "among the files that it matches"
+                reason = f"no pictures of a kind that can be read {where}, which are {by_suffix(others)}"
             problems.append(Problem(path, f"{path}: {reason}"))
+        elif others:
+            left_out |= dict.fromkeys(others)
         files |= dict.fromkeys(found)
+    if left_out:
+        logging.warning(
+            "Left out as no pictures that can be read: %s (%s)", by_suffix(left_out), first_five(list(left_out))
+        )
     if not files:
         return [], problems or [Problem(str(output), f"{output}: no pictures beside those of this folder of outputs")]
     root = os.path.commonpath(roots)
@@ -73,8 +90,8 @@ def _is_in(path: pathlib.Path, folders: Sequence[pathlib.Path]) -> bool:
     return any(folder in path.parents for folder in folders)
 
 
-def _pictures_below(folder: pathlib.Path, problems: list[Problem]) -> list[pathlib.Path]:
-    """The pictures of a folder and its sub-folders; adds to `problems` the folders that cannot be read."""
+def _files_below(folder: pathlib.Path, problems: list[Problem]) -> list[pathlib.Path]:
+    """The files below a folder, but hidden ones; adds to `problems` the folders that cannot be read."""
 
     def note(error: OSError) -> None:
         problems.append(Problem(error.filename, f"{error.filename}: cannot be read ({error.strerror})"))
@@ -82,7 +99,7 @@ def _pictures_below(folder: pathlib.Path, problems: list[Problem]) -> list[pathl
     return sorted(
         path
         for path, is_folder in below(folder, note)
-        if not (is_folder or any(part.startswith(".") for part in path.relative_to(folder).parts)) and _is_picture(path)
+        if not (is_folder or any(part.startswith(".") for part in path.relative_to(folder).parts))
     )
 
 

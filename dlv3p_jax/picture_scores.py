@@ -17,6 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from dlv3p_jax import files, metrics, viz
+from dlv3p_jax.data.pictures import read_label, read_rgb
 
 KINDS = ("worst", "typical", "best")
 SHOWN = 3  # of each kind
@@ -123,9 +124,9 @@ def gather_ids(ours: dict[int, bytes], num_pictures: int) -> list[str]:
 
 def make_shown(kind: str, index: int, record: dict[str, bytes], prediction: np.ndarray, palette) -> Shown:
     """A picture to look at, from its record (`image` and `label` are files) and its prediction as collected."""
-    image = PIL.Image.open(io.BytesIO(record["image"])).convert("RGB")
+    image = PIL.Image.fromarray(read_rgb(record["image"]))
     image.thumbnail((SHOWN_WIDTH, image.height))
-    maps = _shrink(PIL.Image.open(io.BytesIO(record["label"]))), prediction
+    maps = _shrink(PIL.Image.fromarray(read_label(record["label"]))), prediction
     label_png, prediction_png = (_encode(viz.label_png(pixels, palette), "PNG") for pixels in maps)
     return Shown(kind, index, _encode(image, "JPEG", quality=85), label_png, prediction_png)
 

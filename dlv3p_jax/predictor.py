@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from dlv3p_jax import evaluate, memory, preprocess, sharding, steps
+from dlv3p_jax.data import opening
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Problem, read_rgb
 from dlv3p_jax.picture_files import Picture
@@ -191,7 +192,9 @@ def _free_memory(mesh: Mesh) -> float:
 def _read_size(picture: Picture) -> tuple[int, int] | Problem:
     """(height, width) as the picture is shown, from its header."""
     try:
-        with Image.open(picture.path) as opened:
+        opening.check_ordinary(picture.path)
+        with opening.of_any_size(), Image.open(picture.path) as opened:
+            opening.count_pictures(opened)  # and so goes to the page that is the picture
             width, height = opened.size
             # To look for it behind a PNG's pixels, Pillow would decode them.
             has_exif = opened.format != "PNG" or "exif" in opened.info
@@ -200,7 +203,9 @@ def _read_size(picture: Picture) -> tuple[int, int] | Problem:
             turned = has_exif and opened.getexif().get(_ORIENTATION, 1) in _TURNED
     except UnidentifiedImageError:
         return Problem(picture.name, f"{picture.path}: not a picture that Pillow can read")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DatasetError as error:
+        return Problem(picture.name, str(error))
+    except (OSError, SyntaxError, ValueError) as error:
         return Problem(picture.name, f"{picture.path}: cannot be read ({error})")
     return (width, height) if turned else (height, width)
 

@@ -107,3 +107,12 @@ def test_what_is_not_there_or_cannot_be_read_is_told_and_changes_no_name(folder,
     pictures, problems = find_pictures(["b"])
     assert [problem.message for problem in problems] == [f"{folder}/b/c: cannot be read (Permission denied)"]
     assert len(pictures) == 3
+
+
+def test_what_is_left_out_is_told_with_its_endings(folder, caplog):
+    for name in ("a/IMG_1.HEIC", "a/IMG_2.HEIC", "a/film.mp4", "b/.hidden.mp4"):
+        (folder / name).touch()
+    assert [path for _, path in find("a/*")] == ["a/1.jpg"]
+    assert "2 .heic, 1 .mp4" in caplog.text and "IMG_1.HEIC" in caplog.text and "hidden" not in caplog.text
+    pictures, problems = find_pictures(["a/*.HEIC"])
+    assert not pictures and "2 .heic" in problems[0].message and "no such file" not in problems[0].message

@@ -8,7 +8,7 @@ import pathlib
 
 from PIL import Image
 
-from dlv3p_jax.data import class_files, pairs, palettes, voc_layout
+from dlv3p_jax.data import class_files, opening, pairs, palettes, voc_layout
 from dlv3p_jax.data.builder import PictureBuilder
 from dlv3p_jax.data.class_files import Classes
 from dlv3p_jax.data.errors import DatasetError
@@ -86,7 +86,7 @@ def _check_indices(names: list[str], ignore_label: int, table: LabelMap | None) 
 def _are_colored(found: dict[str, list[Pair]]) -> bool:
     """Whether labels are colours, by the first that can be opened."""
     for pair in itertools.chain.from_iterable(found.values()):
-        with contextlib.suppress(Exception), Image.open(str(pair.label)) as label:
+        with contextlib.suppress(Exception), opening.of_any_size(), Image.open(str(pair.label)) as label:
             return label.mode in ("RGB", "RGBA", "P")
     return False
 

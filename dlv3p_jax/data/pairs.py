@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.file_names import explain, find_alike
 from dlv3p_jax.data.folders import below
+from dlv3p_jax.data.opening import by_suffix
 from dlv3p_jax.data.pictures import Pair, Problem
 
 SPLITS = ("train", "val", "test")
@@ -184,7 +185,7 @@ def _match_folders(source: pathlib.Path, split: str) -> tuple[list[Pair], list[P
     ):
         remarks.append(f"{split}: {hint}")
     if other:
-        remarks.append(f"{split}: {len(other)} files that are no pictures are left out ({first_five(other)})")
+        remarks.append(f"{split}: left out as no pictures: {by_suffix(other)} ({first_five(other)})")
     return pairs, problems, remarks
 
 

@@ -6,12 +6,12 @@ Nothing here imports TensorFlow: worker processes run it.
 import dataclasses
 import io
 import os
-import pathlib
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dlv3p_jax.data import opening
 from dlv3p_jax.data.errors import DatasetError, UnmappedColors
 from dlv3p_jax.data.label_map import LabelMap, count_colors, count_values, list_counts
 
@@ -155,7 +155,8 @@ def read_image(source: str | os.PathLike | bytes) -> tuple[bytes, tuple[int, int
 def read_rgb(source: str | os.PathLike | bytes) -> np.ndarray:
     """A picture file as uint8 [H, W, 3], shown as every viewer shows it; raises as `read_image`."""
     data, _, _ = read_image(source)
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    with opening.of_any_size():
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def read_label(
@@ -238,25 +239,23 @@ def _name(source: str | os.PathLike | bytes) -> str:
 def _open(source: str | os.PathLike | bytes) -> tuple[bytes, Image.Image]:
     """A file's bytes and its picture, decoded to the end."""
     name = _name(source)
-    try:
-        data = source if isinstance(source, bytes) else pathlib.Path(source).read_bytes()
-    except OSError as error:
-        raise DatasetError(f"{name}: cannot be read ({error.strerror})") from error
+    data = source if isinstance(source, bytes) else opening.read_bytes(source)
     if not data:
         raise DatasetError(f"{name}: the file is empty (0 bytes)")
     try:
-        picture = Image.open(io.BytesIO(data))
-        frames = getattr(picture, "n_frames", 1)
-        picture.load()
-        if picture.format == "PNG":
-            # load() forgives damage behind the last row; the decoder that reads the record later does not.
-            Image.open(io.BytesIO(data)).verify()
-            if _PNG_END not in data:
-                raise OSError("its end is missing")
+        with opening.of_any_size():
+            picture = Image.open(io.BytesIO(data))
+            frames = opening.count_pictures(picture)
+            picture.load()
+            if picture.format == "PNG":
+                # load() forgives damage behind the last row; the decoder that reads the record later does not.
+                Image.open(io.BytesIO(data)).verify()
+                if _PNG_END not in data:
+                    raise OSError("its end is missing")
     except UnidentifiedImageError as error:
         raise DatasetError(f"{name}: not a picture that Pillow can read") from error
     except (
-        *(OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError),
+        *(OSError, SyntaxError, ValueError, EOFError, IndexError),
         TypeError,  # of a TIFF whose tags have other types
     ) as error:
         raise DatasetError(f"{name}: damaged or truncated ({error})") from error
@@ -310,7 +309,7 @@ def _different_sizes(pair: Pair, size: tuple[int, int], label_size: tuple[int, i
     message = (
         f"{pair.image} is {width}x{height} (width x height) but its label {pair.label} is {label_width}x{label_height}"
     )
-    with Image.open(pair.image) as picture:
+    with opening.of_any_size(), Image.open(pair.image) as picture:
         if picture.size == (label_width, label_height):
             message += "; the label fits the picture without its EXIF orientation: remove that tag or turn the label"
     return message

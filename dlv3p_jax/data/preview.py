@@ -1,6 +1,5 @@
 """A picture of a data set: some of its pictures with their labels laid over, and what augmentation makes of them."""
 
-import io
 from collections.abc import Sequence
 
 import jax
@@ -11,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from dlv3p_jax import fonts, preprocess, viz
 from dlv3p_jax.data import augment
+from dlv3p_jax.data.pictures import read_rgb
 from dlv3p_jax.data.records import Dataset, read_label
 
 _COLUMNS = 5
@@ -40,7 +40,7 @@ def preview_sheet(dataset: Dataset, split: str, config, num_pictures: int = 10) 
     for index in indices:
         record = source[index]
         ids.append(record["id"].decode())
-        images.append(np.asarray(Image.open(io.BytesIO(record["image"])).convert("RGB")))
+        images.append(read_rgb(record["image"]))
         labels.append(read_label(record["label"]))
     crops, crop_labels = augment_pictures(images, labels, indices, config, dataset.ignore_label)
 
