@@ -143,7 +143,7 @@ def test_pixels_of_another_ignore_label_are_not_drawn_as_errors(tmp_path):
     label[10:30] = 9
     train_label = np.where(label == 9, 1, 0).astype(np.uint8)
     for split, values in {"train": train_label, "val": label}.items():
-        for kind, pixels in (("images", np.zeros((40, 56, 3), np.uint8)), ("labels", values)):
+        for kind, pixels in (("images", np.full((40, 56, 3), len(split), np.uint8)), ("labels", values)):
             (tmp_path / "source" / kind / split).mkdir(parents=True)
             Image.fromarray(pixels).save(tmp_path / "source" / kind / split / "0.png")
     (tmp_path / "source" / "classes.txt").write_text("floor\nwall\n")
