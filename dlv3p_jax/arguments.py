@@ -8,6 +8,7 @@ import collections
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterable, Iterator
 
 from absl import flags
@@ -108,6 +109,7 @@ def _plain(arguments: list[str], values: flags.FlagValues, defaults: dict[str, o
             if not value:
                 raise flags.Error(f"--{name} lacks its value: flags are written --name=value")
         value = _at_home(name, _unquoted(value))
+        _require_utf8(name, value)
         if can_be_none and value == "None":
             continue
         if name == "config":
@@ -129,6 +131,20 @@ def _at_home(name: str, value: str) -> str:
     if path == value and (value == "~" or value.startswith("~/")):
         raise flags.Error(f"--{name}={value}: where the home folder is, is not known (HOME is not set); give all of it")
     return path
+
+
+def _require_utf8(name: str, value: str) -> None:
+    """Raises flags.Error for a path with bytes that are no UTF-8: TensorFlow and Orbax take no other."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        mend = (
+            "rename it, or give another"
+            if encoding == "utf-8"
+            else f"here names are taken for {encoding}: set LC_ALL=C.UTF-8, or PYTHONUTF8=1"
+        )
+        raise flags.Error(f"--{name}={value}: its name is no UTF-8; {mend}") from None
 
 
 def _config_file(value: str) -> str:

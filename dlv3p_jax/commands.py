@@ -135,6 +135,8 @@ def run(main: Callable[[list[str]], None], command: str) -> None:
     """
 
     def answer(argv: list[str]) -> None:
+        if os.path.expanduser("~") == "~":  # as under a user id without a name: libraries would make a folder called ~
+            os.environ["HOME"] = "/nonexistent"  # which they know how to do without
         try:
             main(argv)
         except app.UsageError as error:  # which absl would answer with all of --help

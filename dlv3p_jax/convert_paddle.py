@@ -11,6 +11,7 @@ downloads a published one. DIR then holds a checkpoint with its config.json, for
 
 import hashlib
 import pathlib
+import shlex
 import sys
 
 import jax
@@ -80,7 +81,7 @@ def write_checkpoint(config, file: pathlib.Path, output: str) -> None:
     what = f"{config.model.backbone} DeepLabV3+, {config.num_classes} classes" if whole else config.model.backbone
     print(f"{what}: {count / 1e6:.1f} million numbers from {file}\ncheckpoint: {folder}", flush=True)
     if not whole:
-        print(f"a backbone alone: to train from it, give --config.pretrained={output}", flush=True)
+        print(f"a backbone alone: to train from it, give --config.pretrained={shlex.quote(output)}", flush=True)
 
 
 def write_pdparams(config, checkpoint: str, output: pathlib.Path) -> None:

@@ -6,6 +6,7 @@ left out. DIR then holds a checkpoint with its config.json, for --config.pretrai
 
 import hashlib
 import pathlib
+import shlex
 import sys
 
 import jax
@@ -44,9 +45,10 @@ def _convert(file: pathlib.Path, output: pathlib.Path) -> None:
     print(f"{backbone}: {count / 1e6:.1f} million numbers from {file}")
     if dropped:
         print(f"the classifier is left out: {', '.join(dropped)}")
+    keys = f"--config.pretrained={shlex.quote(str(output))} --config.model.backbone={backbone}"
     print(
         f"checkpoint: {output}\n"
-        f"a backbone alone: to train from it, give --config.pretrained={output} --config.model.backbone={backbone}\n"
+        f"a backbone alone: to train from it, give {keys}\n"
         "timm's weights are of pictures normalised by ImageNet's mean and standard deviation, this program's are "
         "x / 127.5 - 1: BatchNorm takes that out in training, but not with config.freeze_backbone",
         flush=True,

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import os
+import shlex
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -190,7 +191,7 @@ def read(workdir: epath.Path, step: int | None = None) -> list[Evaluation]:
     names = [(int(number), name) for number, _, name in names if number.isdigit() and name not in ("", "ema")]
     steps = sorted({number for number, _ in names})
     if not steps:
-        raise ReportError(f"{folder} holds no evaluations: {_HOW} --workdir={workdir}")
+        raise ReportError(f"{folder} holds no evaluations: {_HOW} --workdir={shlex.quote(str(workdir))}")
     if step is None:
         best = workdir / "checkpoints" / "best"
         kept = [int(path.name) for path in best.iterdir() if path.name.isdigit()] if best.is_dir() else []

@@ -212,3 +212,15 @@ def lock_if_possible(path: epath.PathLike, waiting: str) -> Iterator[bool]:
             logging.debug("%s: no lock (%s)", path, error.strerror)
             locked = False
         yield locked
+
+
+def cache_folder() -> pathlib.Path:
+    """Where what is fetched is kept: $DLV3P_CACHE, or ~/.cache/dlv3p_jax.
+
+    Raises:
+        OSError: where the home folder is, is not known.
+    """
+    try:
+        return pathlib.Path(os.environ.get("DLV3P_CACHE") or "~/.cache/dlv3p_jax").expanduser().absolute()
+    except RuntimeError as error:
+        raise OSError("HOME is not set: set DLV3P_CACHE to a folder, which gets what is fetched") from error

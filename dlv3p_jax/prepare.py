@@ -6,6 +6,7 @@
 import importlib
 import os
 import pathlib
+import shlex
 import sys
 import time
 
@@ -168,7 +169,7 @@ def _prepare(name: str, config: str) -> None:
     count = sum(map(dataset.num_pictures, dataset.splits))
     where = f"{data_dir.rstrip('/')}/{name} and {dataset.folder}" if remote else dataset.folder
     print(f"Wrote {where} in {seconds:.1f} s ({count / seconds:.0f} pictures/s). Train on it with")
-    print(f"  python -m dlv3p_jax.main --config={config} --config.data_dir={data_dir}")
+    print(f"  python -m dlv3p_jax.main --config={config} --config.data_dir={shlex.quote(data_dir)}")
 
 
 def _check_source(name: str) -> None:

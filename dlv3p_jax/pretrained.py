@@ -14,7 +14,7 @@ from configs import (
     voc_r50,
     voc_r101,
 )
-from dlv3p_jax import download
+from dlv3p_jax import download, files
 
 ROOT = "https://bj.bcebos.com/paddleseg/dygraph"  # PaddleSeg's server; files are ROOT/PATH
 
@@ -118,7 +118,7 @@ def fetch(name: str, cache_dir: str | os.PathLike | None = None, root: str | Non
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(f"{name!r} is no published model or backbone{hint}: there are {', '.join(names())}")
     path, backbone = (IMAGENET[name], name) if name in IMAGENET else (PUBLISHED[name].path, PUBLISHED[name].backbone)
-    cache = pathlib.Path(cache_dir or os.environ.get("DLV3P_CACHE") or "~/.cache/dlv3p_jax").expanduser()
+    cache = pathlib.Path(cache_dir).expanduser() if cache_dir else files.cache_folder()
     root = root or os.environ.get("DLV3P_ROOT") or ROOT
     about = _ABOUT_BYTES.get(backbone)
     bounds = {} if about is None else {"min_bytes": about // 2, "max_bytes": about * 2}

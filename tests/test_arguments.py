@@ -95,6 +95,7 @@ def test_order_and_words_beside_flags_are_kept(parse):
         (["--flagfile"], "--flagfile=: "),
         (["--flagfile=loop"], "--flagfile=loop: names itself"),
         (["--workdir"], "--workdir lacks its value"),
+        (["--workdir=caf\udce9"], "--workdir=caf\udce9: its name is no UTF-8; rename it"),
     ],
 )
 def test_wrong_flags_end_in_a_line(parse, tmp_path, words, message):

@@ -2,6 +2,7 @@
 
 import errno
 import pathlib
+import pwd
 import subprocess
 import sys
 
@@ -102,3 +103,16 @@ def test_a_lock_is_of_one_process_says_whose_and_ends_with_it(tmp_path):
         holder.wait()
         with files.lock(path):
             pass
+
+
+def test_a_cache_for_whom_nobody_knows_a_home_is_asked_for(monkeypatch):
+    def getpwuid(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", getpwuid)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("DLV3P_CACHE", raising=False)
+    with pytest.raises(OSError, match="DLV3P_CACHE"):
+        files.cache_folder()
+    monkeypatch.setenv("DLV3P_CACHE", "/cache")
+    assert files.cache_folder() == pathlib.Path("/cache")

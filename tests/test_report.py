@@ -406,12 +406,13 @@ def test_damaged_files_are_named(damage, message, tmp_path):
 def test_a_workdir_without_evaluations_is_told(tmp_path):
     with pytest.raises(ReportError, match="nowhere is no folder: give the --workdir of a run"):
         reporting.write_report(tmp_path / "nowhere")
+    (tmp_path / "my run").mkdir()
     for _ in range(2):  # without and with the folder
         with pytest.raises(
-            ReportError, match="eval holds no evaluations: evaluate with python -m dlv3p_jax.main --mode"
+            ReportError, match="eval holds no evaluations: evaluate with python -m dlv3p_jax.main --mode.*'.*/my run'"
         ):
-            reporting.write_report(tmp_path)
-        (tmp_path / "eval").mkdir(exist_ok=True)
+            reporting.write_report(tmp_path / "my run")
+        (tmp_path / "my run" / "eval").mkdir(exist_ok=True)
 
 
 def test_a_report_that_fails_at_the_end_of_a_run_is_a_warning(tmp_path, caplog, capsys):

@@ -4,6 +4,7 @@ import collections
 import functools
 import os
 import pathlib
+import shlex
 
 from dlv3p_jax.data import cityscapes_labels, downloads
 from dlv3p_jax.data.builder import PictureBuilder
@@ -123,7 +124,7 @@ def _find_folder(source: pathlib.Path, name: str) -> pathlib.Path:
     packed = source / f"{archive}.zip"
     hint = f" ({packed} is there, but not extracted)" if packed.is_file() else ""
     if source.name in ("leftImg8bit", "gtFine"):
-        hint += f" (perhaps --source={source.parent}?)"
+        hint += f" (perhaps --source={shlex.quote(str(source.parent))}?)"
     raise DatasetError(f"--source={source}: no folder {name}{hint}.\n{downloads.CITYSCAPES}")
 
 

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import pathlib
+import shlex
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -225,9 +226,9 @@ def open_dataset(dataset: str, data_dir: str | os.PathLike) -> Dataset:
 
 
 def prepare_command(dataset: str, data_dir: str | os.PathLike) -> str:
-    """The command that makes a data set."""
+    """The command that makes a data set, to be pasted into a shell."""
     source = "" if dataset == "toy_streets" else " --source=FOLDER"
-    return f"python -m dlv3p_jax.prepare --dataset={dataset}{source} --data_dir={data_dir}"
+    return f"python -m dlv3p_jax.prepare --dataset={dataset}{source} --data_dir={shlex.quote(os.fspath(data_dir))}"
 
 
 def _how_to_get(dataset: str) -> str:

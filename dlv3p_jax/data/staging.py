@@ -40,15 +40,10 @@ def is_remote(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
-def cache_folder() -> pathlib.Path:
-    """Where copies are kept."""
-    return pathlib.Path(os.environ.get("DLV3P_CACHE") or "~/.cache/dlv3p_jax").expanduser().absolute() / "data"
-
-
 def local_data_dir(data_dir: str) -> pathlib.Path:
     """The folder of this host that has the copies of what is below `data_dir`, a URL."""
     scheme, _, rest = data_dir.partition("://")
-    return cache_folder() / scheme / rest.strip("/")
+    return files.cache_folder() / "data" / scheme / rest.strip("/")
 
 
 def stage(dataset: str, data_dir: str) -> pathlib.Path | None:
@@ -277,7 +272,7 @@ def _writing(target: pathlib.Path) -> Iterator[None]:
     except Exception as error:
         raise DatasetError(
             f"{target} could not be written: {_one_line(error)}. What came whole stays: the same command goes on. "
-            f"Copies of data sets are in {cache_folder()}, which DLV3P_CACHE changes"
+            f"Copies of data sets are in {files.cache_folder() / 'data'}, which DLV3P_CACHE changes"
         ) from error
 
 

@@ -4,6 +4,7 @@ import concurrent.futures
 import io
 import json
 import pathlib
+import shlex
 import shutil
 
 import numpy as np
@@ -252,3 +253,8 @@ def test_toy_streets_holds_the_scenes_as_drawn(tmp_path, monkeypatch):
     record = dataset.source("val")[1]
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(record["image"]))), image)
     np.testing.assert_array_equal(records.read_label(record["label"]), label)
+
+
+def test_a_command_to_paste_names_a_folder_as_shells_take_it():
+    words = shlex.split(records.prepare_command("toy_streets", "it's my data"))
+    assert words[-1] == "--data_dir=it's my data"
