@@ -13,6 +13,7 @@ import time
 from absl import flags, logging
 
 from dlv3p_jax import commands
+from dlv3p_jax.data import file_names
 from dlv3p_jax.data.errors import DatasetError
 
 _DATASET = flags.DEFINE_string(
@@ -111,7 +112,7 @@ def main(argv: list[str]) -> None:
     try:
         _run(argv[1:])
     except (DatasetError, OSError) as error:
-        sys.exit(f"prepare: {error}")
+        sys.exit(f"prepare: {file_names.printable(str(error))}")
     except KeyboardInterrupt:
         print("\nprepare: interrupted, nothing was written", file=sys.stderr)
         sys.exit(130)
@@ -227,8 +228,6 @@ def _preview_config(path: str):
 
 
 def _warn(*warnings: str) -> None:
-    from dlv3p_jax.data import file_names
-
     for warning in warnings:
         print(f"warning: {file_names.printable(warning)}", file=sys.stderr)
 

@@ -281,6 +281,8 @@ def prepare_dataset(
         DatasetError: prepared already, being prepared by another process, what the builder finds wrong, a full disk.
     """
     root = pathlib.Path(data_dir).expanduser() / name
+    if printable(str(root)) != str(root):  # array_record takes no other paths
+        raise DatasetError(f"--data_dir={printable(str(data_dir))}: the name is not UTF-8; give another")
     final = root / records.VERSION
     staging = root / _STAGING
     if not overwrite:

@@ -95,6 +95,13 @@ def test_a_folder_and_lone_files_with_names_that_are_not_utf_8(source, tmp_path)
     assert len(made_by.problems) == 1
 
 
+def test_a_folder_of_data_sets_whose_name_is_not_utf_8_is_refused(source, tmp_path):
+    with pytest.raises(DatasetError, match=r"--data_dir=.*M\\xfcller: the name is not UTF-8"):
+        prepare_dataset(
+            "image_folder", lambda d: ImageFolder(d, source), tmp_path / os.fsdecode(b"M\xfcller"), overwrite=False
+        )
+
+
 def test_what_would_help_stands_beside_the_problems(source, tmp_path):
     for split in ("train", "val"):
         os.rename(source / f"labels/{split}/a.png", source / f"labels/{split}/a_segmentation.png")
