@@ -3,10 +3,12 @@
 import collections
 import dataclasses
 import fnmatch
+import functools
 import glob
+import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from absl import logging
 
@@ -16,6 +18,7 @@ from dlv3p_jax.data.pairs import EXTENSIONS, first_five
 from dlv3p_jax.data.pictures import Problem
 
 OUTPUTS = ("labels", "overlays", "probabilities", "results")  # what predict makes in its folder of outputs
+RECORD = "predict.jsonl"  # and what it keeps there of them, see `prediction_run`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +40,25 @@ def find_pictures(
     Args:
         paths: files, folders and globs, in which `**` matches folders of any depth. Hidden files in folders, and files
             in folders and globs that are no pictures by their extension, are not looked at.
-        output: where outputs go; what lies in its `OUTPUTS` is left out.
+        output: where outputs go; what lies in its `OUTPUTS` is left out, by whichever links it is reached. Where that
+            is more than the outputs of an earlier run, by its RECORD, a warning says so.
 
     Returns:
         The pictures, each once, in the order of `paths`, and what is wrong with paths that are not there or hold no
         picture, and with folders that cannot be read. What is left out in folders and globs is logged.
     """
-    folder = None if output is None else pathlib.Path(os.path.abspath(output))
+    folder = None if output is None else pathlib.Path(os.path.realpath(output))
     own = () if folder is None else tuple(folder / name for name in OUTPUTS)
+    outputs: set[pathlib.Path] = set()
+    real_folder = functools.cache(os.path.realpath)
+
+    def is_own(path: pathlib.Path) -> bool:
+        real = pathlib.Path(real_folder(path.parent), path.name)
+        is_in = any(parent in real.parents for parent in own)
+        if is_in and _is_picture(real):
+            outputs.add(real)
+        return is_in or (folder is not None and real == folder / RECORD)
+
     files: dict[pathlib.Path, None] = {}
     roots: list[pathlib.Path] = []
     problems: list[Problem] = []
@@ -54,17 +68,17 @@ def find_pictures(
         found, is_output, others = [], False, []
         for match in map(pathlib.Path, [path] if is_there else _matches(path)):
             if match.is_dir():
-                is_output = match == folder or _is_in(match / "file", own)
-                below_it = [file for file in _files_below(match, problems) if not _is_in(file, own)]
+                is_output = pathlib.Path(real_folder(match)) == folder or is_own(match / "file")
+                below_it = [file for file in _files_below(match, problems) if not is_own(file)]
                 pictures = [file for file in below_it if _is_picture(file)]
                 others += [file for file in below_it if not _is_picture(file)]
                 if pictures or not is_output:
                     roots.append(match)
                 found += pictures
-            elif is_there or (_is_picture(match) and not _is_in(match, own)):
+            elif is_there or (_is_picture(match) and not is_own(match)):
                 roots.append(match.parent)
                 found.append(match)
-            elif not _is_in(match, own):
+            elif not is_own(match):
                 others.append(match)
         if not found and not is_output:  # the shell puts the folder of outputs in place of a *, once it is there
             reason = "no pictures in this folder" if is_there else "no such file or folder"
@@ -75,6 +89,8 @@ def find_pictures(
         elif others:
             left_out |= dict.fromkeys(others)
         files |= dict.fromkeys(found)
+    if folder is not None:
+        _warn_of_others(folder, outputs)
     if left_out:
         logging.warning(
             "Left out as no pictures that can be read: %s (%s)", by_suffix(left_out), first_five(list(left_out))
@@ -86,8 +102,27 @@ def find_pictures(
     return [Picture(path, name) for path, name in zip(files, names, strict=True)], problems
 
 
-def _is_in(path: pathlib.Path, folders: Sequence[pathlib.Path]) -> bool:
-    return any(folder in path.parents for folder in folders)
+def _warn_of_others(output: pathlib.Path, left_out: Collection[pathlib.Path]) -> None:
+    """Says which of the pictures among the outputs are none that the folder's record knows."""
+    try:
+        lines = (output / RECORD).read_text(encoding="utf-8").splitlines()[1:] if left_out else []
+        names = {json.loads(line)["name"] for line in lines}
+    except (OSError, ValueError, LookupError, TypeError):
+        names = set()
+    names |= {pathlib.PurePath(name).stem for name in names}  # as VOC's server wants them
+    others = [path for path in sorted(left_out) if _output_name(path.relative_to(output)) not in names]
+    if others:
+        folders = ", ".join(sorted({str(output / path.relative_to(output).parts[0]) for path in others}))
+        logging.warning(
+            "%d pictures in %s, where outputs go, are left out, such as %s: give another --output to predict them",
+            *(len(others), folders, others[0]),
+        )
+
+
+def _output_name(path: pathlib.Path) -> str:
+    """The name of the picture that an output would be of, by its path below the folder of outputs."""
+    name = path.with_suffix("").relative_to(path.parts[0])
+    return name.name if path.parts[0] == "results" else name.as_posix()
 
 
 def _files_below(folder: pathlib.Path, problems: list[Problem]) -> list[pathlib.Path]:

@@ -23,9 +23,8 @@ from tqdm import tqdm
 
 from dlv3p_jax import configuration, evaluate, files, prediction_files, predictor, sealing, weights
 from dlv3p_jax.data.pictures import Problem
-from dlv3p_jax.picture_files import Picture
+from dlv3p_jax.picture_files import RECORD, Picture
 
-RECORD = "predict.jsonl"
 LOCK = ".lock"
 
 
@@ -73,8 +72,8 @@ def write_predictions(
         `pictures`.
 
     Raises:
-        ValueError: another process writes there; what is there was made otherwise, or of other pictures; the labels
-            asked for are of other classes; a view or the mesh cannot be used.
+        ValueError: another process writes there; what is there was made otherwise, of other pictures or by nothing
+            that is known; the labels asked for are of other classes; a view or the mesh cannot be used.
         OSError: something cannot be written.
     """
     num_classes = len(trained.class_names)
@@ -120,6 +119,13 @@ def _write_alone(
     num_classes = len(trained.class_names)
     before = {} if overwrite else read_record(output, how)
     now = {picture.name: _entry(picture) for picture in pictures}
+    if not (overwrite or (output / RECORD).exists()):
+        there = next((path for files_of in outputs.values() for path in files_of.paths() if path.exists()), None)
+        if there is not None:
+            raise ValueError(
+                f"{there} is there already, and without {output / RECORD} nothing says that predict wrote it: give "
+                "another --output, or --overwrite to write over it"
+            )
     for name, entry in now.items():
         if name in before and before[name].path != entry.path:
             raise ValueError(

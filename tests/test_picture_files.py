@@ -1,5 +1,6 @@
 """Which picture files are found, in which order, and what their outputs are called."""
 
+import json
 import os
 
 import pytest
@@ -72,6 +73,33 @@ def test_pictures_beside_the_outputs_are_found(folder):
     for paths, output in ((["out/photos"], "out"), (["out"], "out"), (["out/photos"], ".")):
         pictures, problems = find_pictures(paths, output)
         assert [os.path.relpath(picture.path) for picture in pictures] == ["out/photos/4.jpg"] and not problems
+
+
+def test_outputs_are_left_out_by_whichever_link_they_are_reached(folder):
+    (folder / "link").symlink_to("out")
+    (folder / "out" / "4.jpg").touch()
+    for path, output in (("out", "link"), ("link", "out"), ("link/*", "out"), ("out/**", "link")):
+        pictures, problems = find_pictures([path], output)
+        assert [picture.path.name for picture in pictures] == ["4.jpg"] and not problems, (path, output)
+        assert find_pictures([f"{path.partition('/')[0]}/labels"], output)[0] == []
+
+
+def test_pictures_of_others_that_are_left_out_are_named(folder, caplog):
+    record = folder / "out" / "predict.jsonl"
+    (folder / "out" / "4.jpg").touch()
+    find_pictures(["out"], "out")
+    assert f"1 pictures in {folder}/out/labels, where outputs go, are left out, such as {folder}/out/labels/1.png" in (
+        caplog.text
+    )
+    record.write_text("{}\n" + "".join(json.dumps({"name": name}) + "\n" for name in ("1", "a/b")))
+    (folder / "out" / "results").mkdir()
+    (folder / "out" / "results" / "b.png").touch()
+    caplog.clear()
+    find_pictures(["out"], "out")
+    assert not caplog.text
+    (folder / "out" / "results" / "mine.png").touch()
+    find_pictures(["out"], "out")
+    assert f"such as {folder}/out/results/mine.png" in caplog.text
 
 
 def test_brackets_in_a_name_are_no_glob(folder):

@@ -205,6 +205,14 @@ def test_a_second_command_in_one_folder_is_refused_while_the_first_lives(load, s
         assert [path.name for path in output.iterdir()] == [prediction_run.LOCK]
 
 
+def test_labels_that_predict_did_not_write_are_not_written_over(load, source, tmp_path):
+    (source / "labels").mkdir()
+    (source / "labels" / "2.png").write_text("by hand")
+    with pytest.raises(ValueError, match=f"{source}/labels/2.png is there already.*--overwrite"):
+        prediction_run.write_predictions(load(), find_pictures([source], source)[0], sharding.make_mesh(), source)
+    assert (source / "labels" / "2.png").read_text() == "by hand" and not (source / "overlays").exists()
+
+
 def test_labels_of_one_name_are_no_submission(source, tmp_path):
     (source / "a").mkdir()
     (source / "0.png").rename(source / "a" / "1.png")
