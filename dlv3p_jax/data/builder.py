@@ -59,6 +59,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         problems: Sequence[Problem] = (),
         remarks: Sequence[str] = (),
         apart: Sequence[tuple[str, str]] | None = None,
+        as_published: bool = False,
         label_map: LabelMap | None = None,
         workers: int = 1,
         skip_bad: bool = False,
@@ -72,6 +73,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             problems: what is known to be wrong already.
             remarks: what the user should hear about the items.
             apart: pairs of splits that should have no picture in common; None: all pairs.
+            as_published: a benchmark's own files, of which every one counts: a picture with two labels is no problem.
             label_map: what `read` applies; colours that it lacks are suggested beside those that it has.
             workers: number of processes; 1 runs everything in this one.
             skip_bad: leave out what has a problem and list it in skipped.txt, instead of failing.
@@ -98,7 +100,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             digests=dict.fromkeys(splits, ""),
         )
         self._palettes = Palettes()
-        self._repeats = Repeats(every_pair(splits) if apart is None else apart)
+        self._repeats = Repeats(every_pair(splits) if apart is None else apart, as_published)
         self._digests = {split: Digest() for split in splits}
         if self._problems and not skip_bad:  # before anything is read
             raise DatasetError(self.describe_problems() + _MEND)

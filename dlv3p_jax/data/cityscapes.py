@@ -76,6 +76,7 @@ class Cityscapes(PictureBuilder):
             synthetic=False,
             problems=problems,
             remarks=remarks,
+            as_published=True,
             workers=workers,
             skip_bad=skip_bad,
         )

@@ -13,11 +13,13 @@ class Repeats:
     A picture that was saved again, in another format, size or quality, is another one here.
     """
 
-    def __init__(self, apart: Iterable[tuple[str, str]]):
+    def __init__(self, apart: Iterable[tuple[str, str]], as_published: bool = False):
         """
         Args:
             apart: pairs of splits that should have no picture in common.
+            as_published: a picture with two labels is told, and no error.
         """
+        self._as_published, self._different = as_published, list[str]()
         self._apart = {frozenset(pair): pair for pair in apart}
         self._names: dict[bytes, dict[str, str]] = collections.defaultdict(dict)  # by picture and split
         self._labels: dict[bytes, tuple[bytes, str, str]] = {}  # by picture: its first label, and both files
@@ -37,10 +39,10 @@ class Repeats:
         if has_label:
             first, first_image, first_label = self._labels.setdefault(key, (label, *files))
             if first != label:
-                raise DatasetError(
-                    f"{files[0]} is the same picture as {first_image}, but their labels {files[1]} and {first_label} "
-                    "differ: keep the right one"
-                )
+                same = f"{files[0]} is the same picture as {first_image}, but their labels {files[1]} and {first_label}"
+                if not self._as_published:
+                    raise DatasetError(f"{same} differ: keep the right one")
+                self._different.append(f"{same} differ; both are kept, as published")
         self._counts[split] += 1
         names = self._names[key]
         if split in names:
@@ -66,6 +68,9 @@ class Repeats:
                 f"{share} pictures of {other} are in {one} too, byte for byte ({_first(found)}), so {other} does not "
                 "measure what was learnt"
             )
+        remarks += self._different[:3]
+        if len(self._different) > 3:
+            remarks.append(f"… and {len(self._different) - 3} more pictures with two labels")
         return remarks
 
 

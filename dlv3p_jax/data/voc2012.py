@@ -61,6 +61,7 @@ class Voc2012(PictureBuilder):
             problems=problems,
             remarks=remarks,
             apart=[("train", "val"), ("trainaug", "val")],
+            as_published=True,
             workers=workers,
             skip_bad=skip_bad,
         )

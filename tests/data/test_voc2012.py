@@ -143,6 +143,16 @@ def test_the_folder_or_what_holds_it(voc, tmp_path, folder):
     check_split(prepare(tmp_path / folder, tmp_path / "data")[0], "train", TRAIN)
 
 
+def test_a_published_picture_with_two_labels_is_told_and_kept(augmented, tmp_path):
+    images = augmented / "JPEGImages"
+    (images / f"{VAL[0]}.jpg").write_bytes((images / f"{TRAIN[0]}.jpg").read_bytes())
+    dataset, made_by = prepare(augmented, tmp_path / "data")
+    assert dataset.num_pictures("val") == 1
+    told = [remark for remark in made_by.remarks if VAL[0] in remark]
+    assert any("all 1 pictures of val are in train too" in remark for remark in told)
+    assert any("differ; both are kept" in remark for remark in told)
+
+
 def test_how_many_pictures_there_should_be(augmented, tmp_path):  # T10
     _, made_by = prepare(augmented, tmp_path / "data")
     assert made_by.remarks == [
