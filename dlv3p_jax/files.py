@@ -10,6 +10,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from typing import IO
 
 from absl import logging
 from etils import epath
@@ -173,7 +174,7 @@ def lock(path: epath.PathLike, wait: bool = False) -> Iterator[None]:
         NoLocks: the file system has none.
         OSError: the file cannot be opened or written.
     """
-    with open(path, "a+", encoding="utf-8", errors="replace") as file:
+    with _open_lock(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
@@ -183,10 +184,21 @@ def lock(path: epath.PathLike, wait: bool = False) -> Iterator[None]:
             if error.errno in _NO_LOCKS:
                 raise NoLocks(error.errno, error.strerror, str(path)) from error
             raise
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
+        if file.writable():
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+            file.flush()
         yield
+
+
+def _open_lock(path: epath.PathLike) -> IO[str]:
+    """The file of a lock; to be read alone where it is another user's."""
+    try:
+        return open(path, "a+", encoding="utf-8", errors="replace")
+    except PermissionError:
+        if os.path.exists(path):
+            return open(path, encoding="utf-8", errors="replace")
+        raise
 
 
 @contextlib.contextmanager

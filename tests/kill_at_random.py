@@ -143,7 +143,7 @@ def outcome(workdir: pathlib.Path) -> dict[str, np.ndarray]:
                 values[f"checkpoint {name} {path.name} {item}{jax.tree_util.keystr(key)}"] = leaf
     for file in (workdir / "eval").glob("*.json"):
         for key, value in json.loads(file.read_text()).items():
-            if key not in ("seconds", "checkpoint"):
+            if key not in ("seconds", "checkpoint", "date", "seal"):
                 values[f"report {file.name} {key}"] = np.array(json.dumps(value))
     for file in sorted(workdir.glob("events.out.tfevents.*")):
         try:

@@ -127,7 +127,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_what_one_proces
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 3  # process 0, at each start
     reports = [json.loads((workdir / "eval" / f"{STEPS}.json").read_text()) for workdir in (one, tmp_path)]
     for report in reports:
-        del report["seconds"], report["checkpoint"], report["date"], report["git_revision"]
+        del report["seconds"], report["checkpoint"], report["date"], report["git_revision"], report["seal"]
     assert reports[0] == reports[1]
     pictures = [
         picture_scores.read(workdir / "eval" / f"{STEPS}.plain-padded-40x56.npz") for workdir in (one, tmp_path)

@@ -116,3 +116,21 @@ def test_a_cache_for_whom_nobody_knows_a_home_is_asked_for(monkeypatch):
         files.cache_folder()
     monkeypatch.setenv("DLV3P_CACHE", "/cache")
     assert files.cache_folder() == pathlib.Path("/cache")
+
+
+def test_the_lock_of_another_user_can_be_held_too(tmp_path, monkeypatch):
+    path = tmp_path / ".lock"
+    path.write_text("process 1 on host\n")
+
+    def refuse(file, mode="r", **options):
+        if mode != "r":
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return open(file, mode, **options)
+
+    monkeypatch.setattr(files, "open", refuse, raising=False)
+    with files.lock(path):
+        with pytest.raises(files.Locked, match="process 1 on host"), files.lock(path):
+            pass
+    path.unlink()
+    with pytest.raises(PermissionError), files.lock(path):
+        pass

@@ -96,7 +96,7 @@ def assert_same_end(workdir, expected):
     reports = [{file.name: json.loads(file.read_text()) for file in (path / "eval").glob("*.json")}
                for path in (workdir, expected)]  # fmt: skip
     for report in (*reports[0].values(), *reports[1].values()):
-        del report["seconds"], report["checkpoint"], report["date"], report["git_revision"]
+        del report["seconds"], report["checkpoint"], report["date"], report["git_revision"], report["seal"]
     assert reports[0] == reports[1]
 
 
