@@ -128,9 +128,8 @@ def test_the_lock_of_another_user_can_be_held_too(tmp_path, monkeypatch):
         return open(file, mode, **options)
 
     monkeypatch.setattr(files, "open", refuse, raising=False)
-    with files.lock(path):
-        with pytest.raises(files.Locked, match="process 1 on host"), files.lock(path):
-            pass
+    with files.lock(path), pytest.raises(files.Locked, match="process 1 on host"), files.lock(path):
+        pass
     path.unlink()
     with pytest.raises(PermissionError), files.lock(path):
         pass
