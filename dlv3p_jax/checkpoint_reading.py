@@ -45,8 +45,12 @@ def write_variables(folder: epath.PathLike, variables: steps.Variables, config, 
       meta: JSON values on where they come from; the step 0 is added.
 
     Raises:
-      CheckpointError: `folder` holds something.
+      CheckpointError: `folder` holds something, or a value is not finite.
     """
+    try:
+        checkpoint_files.check_finite(variables)
+    except ValueError as error:
+        raise CheckpointError(f"these weights are not used: {error}") from error
     folder = absolute(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty: give another folder, or remove it first")

@@ -38,6 +38,7 @@ def configure_logging() -> None:
     """Shows the run's own log, and keeps out of it what libraries say about every save and data set."""
     logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
     logging.get_absl_handler().addFilter(_is_ours)
+    sys.unraisablehook = _say_unraisable
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow only decodes here; with it, it says so at length
 
@@ -95,10 +96,16 @@ def _why_not_written(url: str) -> str | None:
     return None
 
 
+def _say_unraisable(unraisable) -> None:
+    """As Python does, but for what TensorStore meets as it ends the writes of a failed save, which is told anyway."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def _is_ours(record) -> bool:
     if "_CHECKPOINT_METADATA" in record.getMessage():  # Orbax misses a file beside items that are read one by one
         return False
-    if record.exc_info and any(name in record.pathname for name in ("orbax", "asynclib")):
+    if record.exc_info and any(name in record.pathname for name in ("orbax", "asynclib", "asyncio")):
         return False  # the traceback of an error in a background thread, which comes to us as well
     return record.levelno > stdlib_logging.INFO or not any(
         name in record.pathname for name in ("orbax", "tensorflow_", "tensorflow/python", "xla_bridge")

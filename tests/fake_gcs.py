@@ -54,6 +54,10 @@ class _Server:
             self.generations[bucket, name] = time.time_ns() // 1000
             return self.describe(bucket, name)
 
+    def remove(self, name: str, bucket: str = "bucket") -> None:
+        with self.lock:
+            del self.objects[bucket, name], self.generations[bucket, name]
+
     def take_requests(self) -> list[tuple[str, str]]:
         with self.lock:
             requests, self.requests = self.requests, []
@@ -88,7 +92,7 @@ _Manager.register("Server", _Server)
 class FakeGcs:
     """A server while it is entered; `environment` is for its clients.
 
-    `names()`, `get(name)` and `put(name, bytes)` are about objects, of gs://bucket if no other is given;
+    `names()`, `get(name)`, `put(name, bytes)`, `remove(name)` are about objects, of gs://bucket if no other is given;
     `take_requests()` gives every (method, path) since the last time; `answer([(pattern, status, seconds), …])` has it
     wait, and answer with a status that is not None, where the pattern is in "METHOD path", unquoted.
     """
@@ -100,7 +104,7 @@ class FakeGcs:
     def __enter__(self):
         self._manager.start()
         server = self._manager.Server(str(self._folder))
-        self.names, self.get, self.put = server.names, server.get, server.put
+        self.names, self.get, self.put, self.remove = server.names, server.get, server.put, server.remove
         self.take_requests, self.answer = server.take_requests, server.answer
         address = f"http://127.0.0.1:{server.port()}"
         self.environment = {

@@ -11,8 +11,9 @@ import time
 import fake_gcs
 import pytest
 import tiny
+from test_checkpoints import assert_equal_trees, make_state
 
-from dlv3p_jax import commands, evaluator, train
+from dlv3p_jax import checkpoints, commands, evaluator, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MAIN = """
@@ -96,6 +97,34 @@ def test_a_run_in_a_bucket_is_killed_in_a_save_goes_on_and_is_evaluated(gcs, sta
     evaluator.evaluate_checkpoint(tiny.make_config(data_dir, **{"eval.flip": True}), "gs://bucket/run")
     report = json.loads(gcs.get("run/eval/6.json"))
     assert report["flip"] is True and report["checkpoint"] == "gs://bucket/run/checkpoints/best/6"
+
+
+def test_what_is_whole_in_a_bucket_stays_and_what_is_damaged_is_set_aside(gcs, tmp_path, monkeypatch, caplog):
+    """Step 6 was copied without its mark, 4 has a turned bit, of 8 a killed run wrote a part; as a run opens them."""
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        for step in (2, 4, 6):
+            saved.save(make_state(step))
+        saved.save_best(make_state(4), 0.5)
+    gcs.upload_folder(tmp_path, "opened")
+    latest = "opened/checkpoints/latest"
+    gcs.remove(f"{latest}/6/commit_success.txt")
+    name = next(name for name in gcs.names() if name.startswith(f"{latest}/4/variables/d/"))
+    gcs.put(name, bytes([gcs.get(name)[0] ^ 1]) + gcs.get(name)[1:])
+    gcs.put(f"{latest}/8/variables/_METADATA", gcs.get(f"{latest}/6/variables/_METADATA"))
+    objects = [name for name in gcs.names() if name.startswith(f"{latest}/6/")]
+    for name, value in gcs.environment.items():
+        monkeypatch.setenv(name, value)
+    with checkpoints.Checkpoints("gs://bucket/opened") as saved:
+        assert f"gs://bucket/{latest}/6 is whole, but its commit_success.txt is missing" in caplog.text
+        assert_equal_trees(saved.restore(make_state(0)), make_state(2))
+        assert f"gs://bucket/{latest}/4 is damaged (variables: variables/d/" in caplog.text
+        assert saved.save_best(make_state(4, seed=5), 0.6)  # the same step: one is set aside, the other takes its place
+    assert [name for name in gcs.names() if name.startswith(f"{latest}/6/")] == objects and len(objects) > 10
+    folders = {name.split("/")[3] for name in gcs.names() if name.startswith(latest)}
+    assert folders == {"2", "4.damaged", "6"}
+    variables = checkpoints.read_variables(checkpoints.find("gs://bucket/opened"))
+    assert_equal_trees(variables, make_state(4, seed=5).variables)
+    assert {name.split("/")[3] for name in gcs.names() if name.startswith("opened/checkpoints/best/")} == {"4"}
 
 
 @pytest.mark.parametrize(

@@ -40,3 +40,41 @@ def test_deterministic_sets_xla_flags_before_the_devices_are_there(tmp_path):
     flags = "--xla_gpu_deterministic_ops=false --xla_gpu_deterministic_ops=true"  # the last one counts
     assert process.stdout == f"flags: {flags}\n"
     assert "Deterministic: XLA_FLAGS has --xla_gpu_deterministic_ops=true" in process.stderr
+
+
+def test_what_a_failed_save_leaves_behind_is_not_shown():
+    """TensorStore tells a loop that was closed, as Orbax's is after an error, that a write has ended."""
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            """
+import asyncio
+import tensorstore
+from dlv3p_jax import commands
+
+commands.configure_logging()
+promise, future = tensorstore.Promise.new()
+loop = asyncio.new_event_loop()
+
+async def wait():
+    await future
+
+task = loop.create_task(wait())
+loop.run_until_complete(asyncio.sleep(0))
+loop.close()
+promise.set_result(1)
+
+class Other:
+    def __del__(self):
+        raise RuntimeError("of another kind")
+
+Other()
+""",
+        ],
+        cwd=pathlib.Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "Event loop is closed" not in found.stderr and "of another kind" in found.stderr

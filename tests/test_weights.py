@@ -106,3 +106,33 @@ def test_classes_are_named_by_the_checkpoint_or_the_data_set_or_numbered(data_di
     assert classes_of(tmp_path / "d", config)[0][:3] == ("background", "aeroplane", "bicycle")
     names, palette = classes_of(tmp_path / "e", make_config(num_classes=5))
     assert names[4] == "class 4" and np.array_equal(palette, viz.palette(5))
+
+
+def test_a_checkpoint_copied_without_its_config_says_itself_what_it_is_or_what_is_missing(tmp_path):
+    """Those of older versions do not hold their configuration."""
+    config = make_config(num_classes=3)
+    for name, meta in (("new", {"config": configuration.to_dict(config)}), ("old", None)):
+        save_checkpoint(tmp_path / name, config, meta)
+        (tmp_path / name / "checkpoints" / "best").rename(tmp_path / f"{name}_best")
+    trained = weights.load_checkpoint(None, tmp_path / "new_best")
+    assert trained.config.model.aspp_channels == 32 and len(trained.class_names) == 3
+    with pytest.raises(ValueError, match="model.aspp_channels: 32 then, 64 now"):
+        weights.load_checkpoint(None, tmp_path / "new_best", {"model.aspp_channels": 64})
+    with pytest.raises(ValueError, match="no config.json in .*old_best/0 or above it: give --config=FILE"):
+        weights.load_checkpoint(None, tmp_path / "old_best")
+    config.num_classes = None
+    with pytest.raises(ValueError, match="no config.json in .*old_best/0 or above it.*--config.num_classes=N"):
+        weights.load_checkpoint(config, tmp_path / "old_best")
+    with pytest.raises(checkpoints.CheckpointError, match="old_best/0 is of another model"):
+        weights.load_checkpoint(config, tmp_path / "old_best", {"num_classes": 3, "model.aspp_channels": 64})
+
+
+def test_weights_of_a_pdparams_file_that_are_not_finite_are_refused(tmp_path):
+    config, path = make_config(), tmp_path / "model.pdparams"
+    variables = draw_variables(config)
+    variables["params"]["decoder"]["classifier"]["bias"][2] = np.inf
+    write_pdparams(path, config, variables)
+    with pytest.raises(ValueError, match="model.pdparams: params/decoder/classifier/bias holds 1 values"):
+        weights.load_checkpoint(config, path)
+    with pytest.raises(ValueError, match="model.pdparams: params/decoder/classifier/bias holds 1 values"):
+        weights.load_pretrained(str(path), build_model(config), draw_variables(config))
