@@ -19,7 +19,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from dlv3p_jax import local_paths
+from dlv3p_jax import disk_errors, local_paths
 from dlv3p_jax.data import downloads, staging
 from dlv3p_jax.data.errors import DatasetError as DatasetError
 from dlv3p_jax.data.pictures import read_label as read_label
@@ -175,8 +175,11 @@ class _Source(Sequence[dict[str, bytes]]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         try:
-            record = self._records[index]
+            record = disk_errors.patiently(lambda: self._records[index])
         except Exception as error:  # they raise whatever their parsers do
+            if words := disk_errors.passing(error):
+                where = f"record {index} of {self._split} in {self._dataset.folder}"
+                raise DatasetError(f"{where} cannot be read now: {words}") from error
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise self._dataset.damaged(self._split, index, reason) from error
         if not record["id"] or not record["image"] or record["label"] is None:  # of a file that lost its end
@@ -210,6 +213,8 @@ def open_dataset(dataset: str, data_dir: str | os.PathLike) -> Dataset:
         metadata = dict(builder.info.metadata or {})
         files = [path for split in builder.info.splits.values() for path in split.filepaths]
     except Exception as error:  # TFDS raises whatever its parsers do
+        if words := disk_errors.passing(error):
+            raise DatasetError(f"{folder} cannot be read now: {words}") from error
         raise damaged(str(error) or type(error).__name__) from error
     lacking = [key for key in METADATA if key not in metadata]
     if lacking:

@@ -12,6 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from dlv3p_jax import disk_errors
 from dlv3p_jax.data import builder, records, street_scenes, toy_streets
 from dlv3p_jax.data.pictures import Example, encode_example
 
@@ -206,6 +207,29 @@ def test_a_truncated_records_file_is_refused(copy):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(records.DatasetError, match="damaged"):
         records.open_dataset("small", copy.parent.parent).source("val")
+
+
+def test_records_that_cannot_be_read_now_are_tried_again_and_not_called_damaged(prepared, monkeypatch):
+    """As array_record says it of a file system that is away: the system's words in an error of its own."""
+    source = records.open_dataset("small", prepared).source("train")
+    error, whole = RuntimeError("UNKNOWN: /x-00000-of-00001: Input/output error"), source[0]
+    left, read = [], type(source._records).__getitem__
+
+    def away(self, index):
+        if left:
+            raise left.pop()
+        return read(self, index)
+
+    monkeypatch.setattr(type(source._records), "__getitem__", away)
+    monkeypatch.setattr(disk_errors, "WAITS", (0, 0))
+    left[:] = [error] * 2
+    assert source[0] == whole
+    left[:] = [error] * 3
+    with pytest.raises(records.DatasetError, match="record 0 of train in .* cannot be read now: Input/output error"):
+        source[0]
+    monkeypatch.setattr(records.tfds, "builder_from_directory", lambda folder: (_ for _ in ()).throw(OSError(5, "x")))
+    with pytest.raises(records.DatasetError, match="cannot be read now: Input/output error"):
+        records.open_dataset("small", prepared)
 
 
 def test_the_newest_version_is_opened(copy):
