@@ -12,7 +12,7 @@ import time
 
 from absl import flags, logging
 
-from dlv3p_jax import commands
+from dlv3p_jax import commands, files
 from dlv3p_jax.data import file_names
 from dlv3p_jax.data.errors import DatasetError
 
@@ -210,7 +210,8 @@ def _look_at_prepared(name: str, config: str) -> None:
         split = settings.train_split if settings.train_split in dataset.splits else dataset.splits[0]
         sheet = preview.preview_sheet(dataset, split, settings)
         try:
-            sheet.save(_PREVIEW.value, "PNG")
+            with files.replacing(_PREVIEW.value) as unfinished:
+                sheet.save(unfinished, "PNG")
         except OSError as error:
             raise DatasetError(f"--preview={_PREVIEW.value}: cannot be written ({error.strerror})") from error
         print(f"Wrote {_PREVIEW.value}")
