@@ -65,13 +65,14 @@ def passing(error: BaseException) -> str | None:
     the errors of TensorStore and TensorFlow do. What was being read is not damaged then, and what was being written can
     be written later.
     """
-    for link in chain(error):
-        name = type(link).__name__
+    links = list(chain(error))
+    for link in links:
         if getattr(link, "errno", None) in _PASSING:
             return os.strerror(link.errno)  # type: ignore[attr-defined]
-        if name in _DEVICE_CLASSES:
-            continue
-        text = str(link)
+    if any(type(link).__name__ in _DEVICE_CLASSES for link in links):  # whose words others quote
+        return None
+    for link in links:
+        name, text = type(link).__name__, str(link)
         for words in _PASSING_WORDS:
             if words in text:
                 return words

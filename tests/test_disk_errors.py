@@ -11,12 +11,12 @@ import tensorstore as ts
 from dlv3p_jax import disk_errors, files
 
 
-def raised_from(inner):
+def raised_from(inner, text="flush failed"):
     try:
         try:
             raise inner
         except type(inner) as error:
-            raise RuntimeError("flush failed") from error
+            raise RuntimeError(text) from error
     except RuntimeError as error:
         return error
 
@@ -38,7 +38,8 @@ def test_what_passes_by_itself_is_told_by_errno_and_by_quoted_words(number):
 def test_states_of_buckets_pass_and_those_of_devices_do_not():
     assert disk_errors.passing(ValueError("UNAVAILABLE: Error reading gs://bucket/a")) == "UNAVAILABLE"
     assert disk_errors.passing(tf.errors.UnavailableError(None, None, "curl")) == "UnavailableError"
-    assert disk_errors.passing(jax.errors.JaxRuntimeError("UNAVAILABLE: the coordinator is gone")) is None
+    gone = jax.errors.JaxRuntimeError("UNAVAILABLE: the coordinator is gone: Connection refused")
+    assert disk_errors.passing(gone) is disk_errors.passing(raised_from(gone, str(gone))) is None
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.ENAMETOOLONG, errno.ENOSPC, errno.EROFS])
