@@ -1,4 +1,9 @@
-"""`cityscapes_r101` with crops of 769x769 and aligned corners: published with a mIoU of 81.53 %."""
+"""`cityscapes_r101` with crops of 769x769 and aligned corners.
+
+    python -m dlv3p_jax.main --config=configs/cityscapes_r101_769.py
+
+The published mIoU is 81.53 %, 81.88 % with flip, 82.12 % with flip and scales (`eval.average="legacy"`).
+"""
 
 from configs import cityscapes_r101
 

@@ -1,4 +1,9 @@
-"""Cityscapes on ResNet-50-vd, crops of 1024x512 (width x height): published with a mIoU of 80.36 %."""
+"""Cityscapes on ResNet-50-vd, crops of 1024x512 (width x height).
+
+    python -m dlv3p_jax.main --config=configs/cityscapes_r50.py
+
+The published mIoU is 80.36 %, 80.57 % with flip, 80.81 % with flip and scales (`eval.average="legacy"`).
+"""
 
 from configs import common
 

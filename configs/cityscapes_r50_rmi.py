@@ -1,4 +1,9 @@
-"""`cityscapes_r50` with half of the loss RMI (Zhao et al. 2019): published with a mIoU of 81.18 %."""
+"""`cityscapes_r50` with half of the loss RMI (Zhao et al. 2019).
+
+    python -m dlv3p_jax.main --config=configs/cityscapes_r50_rmi.py
+
+The published mIoU is 81.18 %, 81.42 % with flip, 81.48 % with flip and scales (`eval.average="legacy"`).
+"""
 
 from configs import cityscapes_r50
 

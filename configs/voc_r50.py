@@ -1,4 +1,9 @@
-"""Pascal VOC 2012 + Aug on ResNet-50-vd, crops of 512x512: published with a mIoU of 80.66 %."""
+"""Pascal VOC 2012 + Aug on ResNet-50-vd, crops of 512x512.
+
+    python -m dlv3p_jax.main --config=configs/voc_r50.py
+
+The published mIoU is 80.66 %, 81.33 % with flip, 81.49 % with flip and scales (`eval.average="legacy"`).
+"""
 
 from configs import common
 
