@@ -1,6 +1,6 @@
 """Your own pictures, prepared with --dataset=image_folder; the number of classes comes from the prepared data.
 
-    python -m dlv3p_jax.main --config=configs/image_folder.py
+python -m dlv3p_jax.main --config=configs/image_folder.py
 """
 
 from configs import common
