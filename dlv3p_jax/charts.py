@@ -17,6 +17,7 @@ _DASHES = ("-", "--", ":", "-.")  # so that lines in one place are all seen
 _INK = "#010203"  # stands for the page's colour until the SVG is written
 _STYLE: Any = {
     "svg.fonttype": "none",
+    "svg.hashsalt": "dlv3p_jax",  # the same ids, and so the same page, of the same numbers
     "font.size": 9,
     "text.parse_math": False,  # a class may be called $
     "figure.facecolor": "none",

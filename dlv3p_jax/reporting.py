@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,6 +44,7 @@ def write_report(workdir: epath.PathLike, output: epath.PathLike | None = None, 
     main = found[0]
     damage: list[str] = []
     report, scalars = main.report, events.read_scalars(workdir, damage.append)
+    damage += _cut_short(workdir, scalars, main.step)
     for line in damage:
         logging.warning("%s", line)
     page.write(
@@ -205,6 +207,19 @@ def _facts(found: Sequence[Evaluation], scalars: Mapping[str, Sequence[events.Po
     return facts + [
         ("version", ", ".join(filter(None, (f"dlv3p_jax {report['version'] or _UNKNOWN}", versions)))),
         ("git revision", report.get("git_revision") or "unknown"),
+    ]
+
+
+def _cut_short(workdir: epath.Path, scalars: Mapping[str, Sequence[events.Point]], evaluated: int) -> list[str]:
+    """A line where event files end more than an interval of logging before the step that was evaluated."""
+    steps = sorted({point.step for points in scalars.values() for point in points})
+    interval = max((after - before for before, after in itertools.pairwise(steps)), default=0)
+    last = steps[-1] if steps else 0
+    if last + interval >= evaluated or not any(workdir.glob("events.out.tfevents.*")):
+        return []
+    return [
+        f"what {workdir} has logged ends at step {last}, before step {evaluated}, which was evaluated: an event file "
+        "is cut short or gone, or not written yet"
     ]
 
 

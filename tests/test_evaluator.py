@@ -53,6 +53,7 @@ def change_metadata(data_dir, target, change):
     metadata = json.loads(file.read_text())
     change(metadata)
     file.write_text(json.dumps(metadata))
+    records.write_digests(file.parent)
     return target
 
 

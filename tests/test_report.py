@@ -237,6 +237,15 @@ def test_a_damaged_event_file_is_named_in_the_log_and_on_the_page(run, tmp_path,
     assert [point.step for point in events.read_scalars(epath.Path(tmp_path))["train/loss"]] == [10, 20]
 
 
+@pytest.mark.parametrize(("step", "said"), [(38, False), (60, True)])
+def test_curves_that_end_long_before_the_evaluation_are_told(run, tmp_path, caplog, step, said):
+    """A file that is cut short at a record's end looks whole by itself."""
+    write_evaluation(tmp_path, "plain", step, 0.4)
+    write_events(tmp_path / "events.out.tfevents.1.host.1.0.v2", (10, 20, 30), 1)
+    for text in (reporting.write_report(tmp_path).read_text(), caplog.text):
+        assert (f"ends at step 30, before step {step}" in text) == said
+
+
 def test_curves_of_a_file_that_ends_in_the_middle(run, tmp_path):
     (source, _) = sorted(run.glob("events*"))
     data = source.read_bytes()

@@ -150,6 +150,7 @@ def prepared_anew(data_dir, folder, split):
     metadata = json.loads(file.read_text())
     digests = records.open_dataset("image_folder", data_dir).metadata.get("digests", {"train": "0", "val": "0"})
     file.write_text(json.dumps(metadata | {"digests": digests | {split: "f" * 64}}))
+    records.write_digests(file.parent)
     return folder
 
 
@@ -234,6 +235,7 @@ def test_data_whose_classes_have_other_names_is_refused(data_dir, tmp_path, scor
     (file,) = other.glob("image_folder/*/metadata.json")
     metadata = json.loads(file.read_text())
     file.write_text(json.dumps(metadata | {"class_names": ["floor", "dog", "mouse"]}))
+    records.write_digests(file.parent)
     with pytest.raises(CheckpointError, match="latest/4 was trained with other classes") as caught:
         train.train_and_evaluate(tiny.make_config(other), workdir)
     assert str(caught.value).splitlines()[1:-1] == [

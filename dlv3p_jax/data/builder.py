@@ -299,6 +299,7 @@ def prepare_dataset(
             try:
                 with contextlib.redirect_stdout(io.StringIO()):  # TFDS's remarks on downloads
                     builder.download_and_prepare()
+                records.write_digests(pathlib.Path(builder.data_dir))
             except (OSError, RuntimeError) as error:  # a full disk is either
                 raise DatasetError(f"the records could not be written: {error}") from error
             written = records.open_dataset(name, staging)

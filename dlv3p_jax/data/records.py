@@ -3,6 +3,8 @@
 A record holds `id`, `image` and `label` (files as bytes); position i of a split is the i-th picture that was listed.
 In a split without labels, such as the test pictures of a benchmark, every `label` is empty (0 bytes).
 metadata.json beside the records holds, under the names of `METADATA`, what training needs to know before it reads any.
+metadata.sha256 has the digests of this and the other JSON files, as `sha256sum -c` reads them, by which a change is
+noticed; records have checksums of their own.
 """
 
 import bisect
@@ -19,7 +21,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from dlv3p_jax import disk_errors, local_paths
+from dlv3p_jax import disk_errors, files, local_paths
 from dlv3p_jax.data import downloads, staging
 from dlv3p_jax.data.errors import DatasetError as DatasetError
 from dlv3p_jax.data.pictures import read_label as read_label
@@ -39,6 +41,8 @@ METADATA = {
 OPTIONAL_METADATA = {  # what data sets that were prepared by older revisions lack
     "digests": "{split: what `digests.Digest` makes of its records, in order}",
 }
+
+_DIGESTS = "metadata.sha256"
 
 local_paths.mend()
 
@@ -164,9 +168,20 @@ class _Source(Sequence[dict[str, bytes]]):
     """A split's records; what array_record, protobuf and TFDS say to one that is damaged becomes a DatasetError."""
 
     def __init__(self, dataset: Dataset, split: str):
-        decoders = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
-        self._records = dataset.builder.as_data_source(split, decoders=decoders)
         self._dataset, self._split = dataset, split
+        self._records = self._open()
+
+    def _open(self):
+        decoders = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
+        return self._dataset.builder.as_data_source(self._split, decoders=decoders)
+
+    def _read(self, index: int) -> dict[str, bytes]:
+        try:
+            return self._records[index]
+        except Exception as error:
+            if disk_errors.passing(error) is not None:
+                self._records = self._open()  # a reader that has failed fails ever after
+            raise
 
     def __len__(self) -> int:
         return len(self._records)
@@ -175,7 +190,7 @@ class _Source(Sequence[dict[str, bytes]]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         try:
-            record = disk_errors.patiently(lambda: self._records[index])
+            record = disk_errors.patiently(lambda: self._read(index))
         except Exception as error:  # they raise whatever their parsers do
             if words := disk_errors.passing(error):
                 where = f"record {index} of {self._split} in {self._dataset.folder}"
@@ -209,18 +224,24 @@ def open_dataset(dataset: str, data_dir: str | os.PathLike) -> Dataset:
         return DatasetError(f"{what}; {_mend(dataset, folder, origin)}")
 
     try:
-        builder = tfds.builder_from_directory(folder)
+        changed = disk_errors.patiently(lambda: _changed(folder))
+        builder = disk_errors.patiently(lambda: tfds.builder_from_directory(folder))
         metadata = dict(builder.info.metadata or {})
-        files = [path for split in builder.info.splits.values() for path in split.filepaths]
+        paths = [path for split in builder.info.splits.values() for path in split.filepaths]
     except Exception as error:  # TFDS raises whatever its parsers do
         if words := disk_errors.passing(error):
             raise DatasetError(f"{folder} cannot be read now: {words}") from error
         raise damaged(str(error) or type(error).__name__) from error
+    if changed:
+        raise damaged(
+            f"{', '.join(changed)}: not as prepare wrote it; where it was changed on purpose, remove "
+            f"{folder / _DIGESTS}"
+        )
     lacking = [key for key in METADATA if key not in metadata]
     if lacking:
         raise damaged(f"its metadata lacks {', '.join(lacking)}")
-    missing = [path for path in files if not os.path.isfile(path)]
-    if missing or not files:
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing or not paths:
         raise damaged(f"{missing[0].name if missing else 'its records'} missing")
     opened = Dataset(dataset, folder, metadata, builder, origin)
     for split in opened.splits:
@@ -228,6 +249,29 @@ def open_dataset(dataset: str, data_dir: str | os.PathLike) -> Dataset:
         if stored != listed:
             raise damaged(f"{split}: {stored} records, {listed} in metadata.json")
     return opened
+
+
+def write_digests(folder: pathlib.Path) -> None:
+    """Writes down the digests of a data set's JSON files, once all is written."""
+    lines = [f"{digest}  {name}\n" for name, digest in _digests(folder).items()]
+    with files.replacing(folder / _DIGESTS) as path:
+        path.write_text("".join(lines), encoding="utf-8")
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+    paths = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(".")]  # those are staging's
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def _changed(folder: pathlib.Path) -> list[str]:
+    """The JSON files of a data set that are not as `write_digests` saw them; none where an older program wrote it."""
+    try:
+        text = (folder / _DIGESTS).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    now = _digests(folder)
+    then = dict(line.split("  ", 1)[::-1] for line in text.splitlines() if "  " in line)
+    return sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
 
 
 def prepare_command(dataset: str, data_dir: str | os.PathLike) -> str:

@@ -6,6 +6,7 @@ import json
 import pathlib
 import shlex
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -132,6 +133,7 @@ def test_a_digest_tells_a_split_from_another_of_its_name(prepared, copy, change,
     change(*contents)
     for file, content in zip(files, contents, strict=True):
         file.write_text(json.dumps(content))
+    records.write_digests(copy)
     before, after = (records.open_dataset("small", folder) for folder in (prepared, copy.parents[1]))
     assert {name for name, _ in before.digest("train").items() ^ after.digest("train").items()} == differ
     assert before.digest("train").keys() >= {"sizes", "class_pixels", "lengths"}
@@ -183,6 +185,7 @@ def test_an_unknown_split_is_refused(prepared):
 def test_what_older_revisions_wrote_can_be_read(copy, tmp_path):
     metadata = json.loads((copy / "metadata.json").read_text())
     (copy / "metadata.json").write_text(json.dumps({key: metadata[key] for key in records.METADATA}))
+    (copy / "metadata.sha256").unlink()
     assert "digests" not in records.open_dataset("small", tmp_path / "data").metadata
 
 
@@ -198,6 +201,7 @@ def test_a_data_set_of_another_program_is_refused(copy):
     metadata = json.loads((copy / "metadata.json").read_text())
     del metadata["class_names"]
     (copy / "metadata.json").write_text(json.dumps(metadata))
+    (copy / "metadata.sha256").unlink()
     with pytest.raises(records.DatasetError, match="not of this program .*class_names"):
         records.open_dataset("small", copy.parent.parent)
 
@@ -230,6 +234,64 @@ def test_records_that_cannot_be_read_now_are_tried_again_and_not_called_damaged(
     monkeypatch.setattr(records.tfds, "builder_from_directory", lambda folder: (_ for _ in ()).throw(OSError(5, "x")))
     with pytest.raises(records.DatasetError, match="cannot be read now: Input/output error"):
         records.open_dataset("small", prepared)
+
+
+def flip_a_colour(text):
+    return text.replace(b"[255, 0, 0]", b"[251, 0, 0]")
+
+
+def flip_a_name(text):
+    return text.replace(b'"b"', b'"c"')
+
+
+def exchange_lengths(text):
+    return text.replace(b'"1"\n', b'"2"\n').replace(b'"2",', b'"1",', 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("metadata.json", flip_a_colour),
+        ("metadata.json", flip_a_name),
+        ("dataset_info.json", exchange_lengths),
+        ("metadata.sha256", lambda text: text[:-10]),
+        ("metadata.sha256", lambda text: b""),
+    ],
+)
+def test_descriptions_that_changed_since_they_were_written_are_refused(copy, name, damage):
+    before = (copy / name).read_bytes()
+    (copy / name).write_bytes(damage(before))
+    assert (copy / name).read_bytes() != before
+    with pytest.raises(records.DatasetError, match=r"\.json: .*remove .*metadata\.sha256"):
+        records.open_dataset("small", copy.parent.parent)
+    (copy / "metadata.sha256").unlink()  # as the message says
+    if name == "metadata.json":
+        records.open_dataset("small", copy.parent.parent)
+
+
+def test_the_digests_of_descriptions_are_those_of_sha256sum(copy):
+    assert len((copy / "metadata.sha256").read_text().splitlines()) == 3
+    subprocess.run(["sha256sum", "--check", "--strict", "metadata.sha256"], cwd=copy, check=True)
+
+
+class Failed:
+    """A reader of array_record that has failed, which fails ever after."""
+
+    def __init__(self, records):
+        self.records = records
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        raise ValueError("Reading at byte 0 failed: Input/output error")
+
+
+def test_files_whose_reader_has_failed_are_opened_again(prepared, monkeypatch):
+    monkeypatch.setattr(disk_errors, "WAITS", (0,))
+    source = records.open_dataset("small", prepared).source("train")
+    source._records = Failed(source._records)
+    assert source[3]["id"] == b"train/3"
 
 
 def test_the_newest_version_is_opened(copy):

@@ -1,5 +1,6 @@
 """Data sets in a bucket: TensorFlow's own client talks to a server in this process (`fake_gcs`)."""
 
+import hashlib
 import json
 import logging
 import pathlib
@@ -100,16 +101,23 @@ def test_a_killed_copy_goes_on(gcs, target):
     assert visible(target.parent) == ["1.0.0"]
 
 
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
 def test_what_changed_in_the_bucket_is_copied_again_and_nothing_else(gcs, target):
     records.open_dataset("image_folder", URL)
     downloads(gcs)
     name = "data/image_folder/1.0.0/metadata.json"
-    changed = json.loads(gcs.get(name)) | {"description": "of another day"}
+    before = gcs.get(name)
+    changed = json.loads(before) | {"description": "of another day"}
     time.sleep(1.1)  # dates are in seconds
     gcs.put(name, json.dumps(changed).encode())
+    digests = gcs.get(f"{name[:-4]}sha256").decode().replace(*(sha256(data) for data in (before, gcs.get(name))))
+    gcs.put(f"{name[:-4]}sha256", digests.encode())
     gcs.put("data/image_folder/1.0.0/skipped.txt", b"one\n")
     assert records.open_dataset("image_folder", URL).metadata["description"] == "of another day"
-    assert downloads(gcs) == ["metadata.json", "skipped.txt"]
+    assert downloads(gcs) == ["metadata.json", "metadata.sha256", "skipped.txt"]
     (target / "skipped.txt").write_text("")  # cut short here
     records.open_dataset("image_folder", URL)
     assert downloads(gcs) == ["skipped.txt"]
@@ -174,7 +182,7 @@ def test_a_data_set_is_prepared_into_a_bucket(gcs, tmp_path, monkeypatch):
     assert "--config.data_dir=gs://bucket/other" in done.stdout
     assert "Copied" in done.stderr
     files = [name for name in gcs.names() if name.startswith("other/image_folder/1.0.0/") and not name.endswith("/")]
-    assert len(files) == 5
+    assert len(files) == 6
     gcs.take_requests()
     assert records.open_dataset("image_folder", "gs://bucket/other").num_pictures("train") == 2
     assert downloads(gcs) == []  # it was made here
