@@ -51,13 +51,13 @@ def main(argv: list[str]) -> None:
     if values.use_data and values.kind != "input":
         raise app.UsageError("--use_data goes with --kind=input; the others measure made batches")
     if values.json is not None:
-        commands.check_folder("benchmark", "json", pathlib.Path(values.json).expanduser().parent)
+        commands.check_folder("benchmark", "json", pathlib.Path(values.json).parent)
     commands.configure_logging()
     stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)  # it tells of every change of its cache
     try:
         report = _measure(values)
         if values.json is not None:
-            path = pathlib.Path(values.json).expanduser()
+            path = pathlib.Path(values.json)
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(path) as unfinished:
                 unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -52,10 +52,10 @@ def main(argv: list[str]) -> None:
     commands.configure_logging()
     try:
         if values.reverse:
-            write_pdparams(values.config, values.checkpoint, pathlib.Path(values.output).expanduser())
+            write_pdparams(values.config, values.checkpoint, pathlib.Path(values.output))
         else:
             config = values.config or pretrained.config_of(values.weights)
-            file = pretrained.fetch(values.weights) if values.weights else pathlib.Path(values.pdparams).expanduser()
+            file = pretrained.fetch(values.weights) if values.weights else pathlib.Path(values.pdparams)
             write_checkpoint(config, file, values.output)
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)

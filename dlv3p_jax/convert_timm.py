@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     weights, output = commands.required(_WEIGHTS), commands.required(_OUTPUT)
     commands.configure_logging()
     try:
-        _convert(pathlib.Path(weights).expanduser(), pathlib.Path(output).expanduser())
+        _convert(pathlib.Path(weights), pathlib.Path(output))
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
         sys.exit(f"convert_timm: {error}")

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     if "://" in folder:
         raise app.UsageError(f"--output={folder}: give a folder on this machine")
     commands.configure_logging()
-    output = pathlib.Path(folder).expanduser()
+    output = pathlib.Path(folder)
     commands.check_folder("export", "output", output)
     try:
         for name in names:

@@ -42,14 +42,14 @@ def main(argv: list[str]) -> None:
     if values.compare_meshes and values.all_views:
         raise app.UsageError("--compare_meshes compiles training steps only: leave --all_views")
     if values.json is not None:
-        commands.check_folder("plan", "json", pathlib.Path(values.json).expanduser().parent)
+        commands.check_folder("plan", "json", pathlib.Path(values.json).parent)
     commands.configure_logging()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the compiler ends with us
     try:
         piece = slices.find(values.topology)
         text, report, fits = _plan(values, piece)
         if values.json is not None:
-            path = pathlib.Path(values.json).expanduser()
+            path = pathlib.Path(values.json)
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(path) as unfinished:
                 unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

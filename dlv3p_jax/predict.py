@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     if "://" in _OUTPUT.value:
         raise app.UsageError(f"--output={_OUTPUT.value}: give a folder on this machine")
     commands.configure_logging()
-    output = pathlib.Path(_OUTPUT.value).expanduser()
+    output = pathlib.Path(_OUTPUT.value)
     commands.check_folder("predict", "output", output)
     try:
         changes = _changes()

@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"--scales={','.join(values.scales)}: give numbers, with commas and no blanks") from None
         output = epath.Path(values.output or os.path.join("workdir", "reproduce", name))
         records.open_dataset(config.dataset, config.data_dir)  # before anything large is downloaded
-        file = pathlib.Path(values.weights).expanduser() if values.weights else pretrained.fetch(name)
+        file = pathlib.Path(values.weights) if values.weights else pretrained.fetch(name)
         report = reproduce(name, pretrained.PUBLISHED[name], config, file, scales, output)
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
