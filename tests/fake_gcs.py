@@ -268,6 +268,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(200, b"", {"Location": location})
         else:
             name, received = self.gcs.uploads[query["upload_id"]]
+            if "Content-Range" not in self.headers:  # all of it at once
+                self._json(self.gcs.put(name, body, bucket))
+                return
             begin, end, total = re.fullmatch(
                 r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", self.headers["Content-Range"]
             ).groups()

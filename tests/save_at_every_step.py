@@ -65,6 +65,7 @@ def run(workdir, data_dir, processes, environment=None, timeout=300, **settings)
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
     }
+    variables["no_grpc_proxy"] = "localhost"  # the processes meet without the proxy that leads to the bucket
     variables |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(processes)}
     started, outputs = [], []
     try:
