@@ -5,6 +5,7 @@ shell took away or that it left (it takes none away in a file). `None` is no val
 """
 
 import collections
+import contextlib
 import os
 import pathlib
 import re
@@ -40,6 +41,8 @@ def parse(argv: list[str], values: flags.FlagValues, defaults: dict[str, object]
     Raises:
       flags.Error, ValueError, and whatever a file of configs/ raises when it is run: a flag is wrong.
     """
+    with contextlib.suppress(FileNotFoundError):
+        _require_utf8("the current folder", os.getcwd())
     plain = [argv[0], *_plain(list(_expand(argv[1:])), values, defaults)]
     of_config = [match[1] for arg in plain if (match := re.match(r"--(?:no)?(config(?:\.[\w.]+)?)(?:=|$)", arg))]
     if twice := [key for key, count in collections.Counter(of_config).items() if count > 1]:
@@ -109,7 +112,7 @@ def _plain(arguments: list[str], values: flags.FlagValues, defaults: dict[str, o
             if not value:
                 raise flags.Error(f"--{name} lacks its value: flags are written --name=value")
         value = _at_home(name, _unquoted(value))
-        _require_utf8(name, value)
+        _require_utf8(f"--{name}={value}", value)
         if can_be_none and value == "None":
             continue
         if name == "config":
@@ -133,8 +136,8 @@ def _at_home(name: str, value: str) -> str:
     return path
 
 
-def _require_utf8(name: str, value: str) -> None:
-    """Raises flags.Error for a path with bytes that are no UTF-8: TensorFlow and Orbax take no other."""
+def _require_utf8(what: str, value: str) -> None:
+    """Raises flags.Error, which begins with `what`, for a path with bytes that are no UTF-8: TensorFlow and Orbax take no other."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -144,7 +147,7 @@ def _require_utf8(name: str, value: str) -> None:
             if encoding == "utf-8"
             else f"here names are taken for {encoding}: set LC_ALL=C.UTF-8, or PYTHONUTF8=1"
         )
-        raise flags.Error(f"--{name}={value}: its name is no UTF-8; {mend}") from None
+        raise flags.Error(f"{what}: its name is no UTF-8; {mend}") from None
 
 
 def _config_file(value: str) -> str:

@@ -128,3 +128,10 @@ def test_configs_are_found_outside_the_checkout(monkeypatch, parse, tmp_path):
     )
     parser(["command", "--config=configs/voc_r50.py"])  # what is here comes first
     assert flags.FLAGS.config.data_dir == "own"
+
+
+def test_a_current_folder_that_is_no_utf_8_is_told(parse, monkeypatch, tmp_path):
+    (tmp_path / "caf\udce9").mkdir()
+    monkeypatch.chdir(tmp_path / "caf\udce9")
+    with pytest.raises(SystemExit, match="the current folder: its name is no UTF-8; rename it"):
+        parse("--workdir=run")
