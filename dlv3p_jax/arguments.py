@@ -137,7 +137,7 @@ def _at_home(name: str, value: str) -> str:
 
 
 def _require_utf8(what: str, value: str) -> None:
-    """Raises flags.Error, which begins with `what`, for a path with bytes that are no UTF-8: TensorFlow and Orbax take no other."""
+    """Raises flags.Error, which begins with `what`, for a path that is no UTF-8: TensorFlow and Orbax take no other."""
     try:
         value.encode()
     except UnicodeEncodeError:
