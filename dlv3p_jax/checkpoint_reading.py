@@ -133,9 +133,17 @@ def read_meta(checkpoint: epath.PathLike) -> dict[str, Any]:
         return {key: meta[key] for key in meta.keys() - checkpoint_digests.META.keys()} | {"step": int(meta["step"])}
 
 
-def describe_classes(class_names: Sequence[str], palette, ignore_label: int) -> dict[str, Any]:
-    """JSON values for a checkpoint's `meta`: names and colours (`[C, 3]`, 0 to 255) of its classes."""
-    return {
+def describe_classes(
+    class_names: Sequence[str], palette, ignore_label: int, picture_range: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """JSON values for a checkpoint's `meta`: what pictures and labels it was trained on.
+
+    Args:
+        class_names, palette: names and colours (`[C, 3]`, 0 to 255) of its classes.
+        ignore_label: of pixels that counted nowhere.
+        picture_range: the values that became 0 and 255 in pictures of more than 8 bits, where somebody said.
+    """
+    return ({} if picture_range is None else {"picture_range": list(map(float, picture_range))}) | {
         "class_names": list(class_names),
         "palette": np.asarray(palette).tolist(),
         "ignore_label": int(ignore_label),

@@ -63,8 +63,8 @@ class Picture:
     url: str
 
 
-def read_picture(name: str, data: bytes, max_pixels: int) -> Picture:
-    """The picture in the bytes of a file, upright and without its alpha.
+def read_picture(name: str, data: bytes, max_pixels: int, picture_range: tuple[float, float] | None = None) -> Picture:
+    """The picture in the bytes of a file, upright and without its alpha; its range is that of `pictures.read_image`.
 
     Raises:
         ValueError: it is none, it is damaged, or it has more than `max_pixels` pixels, which are not decoded then.
@@ -73,7 +73,7 @@ def read_picture(name: str, data: bytes, max_pixels: int) -> Picture:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
             width, height = opened.size
         if fits := width * height <= max_pixels:
-            data, _, _ = read_image(data)
+            data = read_image(data, picture_range).data
     except UnidentifiedImageError:
         raise ValueError(f"{name} is no picture of these formats: {', '.join(_FORMATS)}") from None
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
@@ -147,7 +147,7 @@ class _Visit:
 
     def __init__(self, segmenter: "Segmenter", predict, max_pixels: int, max_bytes: int):
         self._classes, self._palette, self._predict = segmenter.classes, segmenter.palette, predict
-        self._max_pixels = max_pixels
+        self._max_pixels, self._picture_range = max_pixels, segmenter.picture_range
         self._forget()
         ui.context.client.on_delete(self._forget)
 
@@ -216,7 +216,9 @@ class _Visit:
         self._upload = upload = object()
         data = await event.file.read()
         try:
-            picture = await asyncio.to_thread(read_picture, event.file.name, data, self._max_pixels)
+            picture = await asyncio.to_thread(
+                read_picture, event.file.name, data, self._max_pixels, self._picture_range
+            )
         except ValueError as error:
             if self._upload is upload:
                 self._refuse(str(error))

@@ -17,7 +17,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from dlv3p_jax import files, metrics, viz
-from dlv3p_jax.data.pictures import read_label, read_rgb
+from dlv3p_jax.data.labels import read_label
+from dlv3p_jax.data.pictures import read_rgb
 
 KINDS = ("worst", "typical", "best")
 SHOWN = 3  # of each kind

@@ -5,6 +5,7 @@ gets PNGs whose pixels are class indices, shown in the classes' colours, DIR/ove
 over. A run that was killed goes on with the same command.
 """
 
+import dataclasses
 import os
 import pathlib
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from dlv3p_jax import arguments, commands, disk_errors, picture_files, pretrained
+from dlv3p_jax.data import ranges
 from dlv3p_jax.data.pictures import Problem
 
 _CONFIG = arguments.DEFINE_config(
@@ -43,6 +45,12 @@ _PAD_TO = flags.DEFINE_list(
 )
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Pictures of one size at a time; config.eval.batch_size by default.", lower_bound=1
+)
+_PICTURE_RANGE = flags.DEFINE_list(
+    "picture_range",
+    None,
+    "LOW,HIGH, such as 0,4095: the values that become black and white in pictures of more than 8 bits; by default "
+    "those that the checkpoint was trained with, or all that the files have room for.",
 )
 _PROBABILITIES = flags.DEFINE_bool(
     "probabilities", False, "Write DIR/probabilities/NAME.npy too: float16 [height, width, classes]."
@@ -116,7 +124,10 @@ def _predict(changes: dict[str, Any], pictures: list[picture_files.Picture], out
     """Predicts and writes everything that can be, says where, and returns what could not."""
     from dlv3p_jax import prediction_files, prediction_run, sharding, weights  # JAX: wrong flags do not wait for it
 
+    picture_range = ranges.parse(_PICTURE_RANGE.value)
     trained = weights.load_checkpoint(_CONFIG.value, _CHECKPOINT.value, changes)
+    if picture_range is not None:
+        trained = dataclasses.replace(trained, picture_range=picture_range)
     if "eval_size" in changes:
         logging.info(
             "Pictures smaller than %dx%d (height x width) are padded to it, which changes their labels somewhat",

@@ -141,7 +141,8 @@ def _write_alone(
     write_record(output, how, [*others, *done.values()])
     probabilities = any(files_of.probabilities is not None for files_of in outputs.values())
     predictions = predictor.predict_pictures(
-        *(trained.config, trained.model, trained.variables, pictures, mesh), set(done), probabilities
+        *(trained.config, trained.model, trained.variables, pictures, mesh),
+        *(set(done), probabilities, trained.picture_range),
     )
     problems = {}
     with (
@@ -203,6 +204,8 @@ def _describe(trained: weights.TrainedModel, label_ids: bool) -> dict[str, Any]:
         "label_ids": label_ids,
         "class_names": trained.class_names,
     }
+    if trained.picture_range is not None:
+        values["picture_range"] = trained.picture_range
     return json.loads(json.dumps(values))
 
 

@@ -5,6 +5,7 @@ import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +14,22 @@ import psutil
 from absl import logging
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from dlv3p_jax import evaluate, memory, preprocess, sharding, steps
-from dlv3p_jax.data import opening
+from dlv3p_jax.data import decoding, ranges
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.data.pictures import Problem, read_rgb
+from dlv3p_jax.data.pictures import Problem, Stored, read_image
 from dlv3p_jax.picture_files import Picture
 
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
-_TIFF_SIZE = (TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH)
 _READERS = 4  # threads that decode
 
-_Row = tuple[Picture, np.ndarray]  # of a batch
+
+class _Row(NamedTuple):
+    """Of a batch: a picture, its pixels, and what its file was."""
+
+    picture: Picture
+    image: np.ndarray
+    stored: Stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +75,7 @@ def predict_pictures(
     mesh: Mesh,
     done: Collection[str] = (),
     probabilities: bool = False,
+    picture_range: ranges.Range | None = None,
 ) -> Iterator[Prediction | Problem]:
     """Predicts all pictures, size by size; what is smaller than `config.eval_size` is padded to it, as in evaluation.
 
@@ -81,6 +86,7 @@ def predict_pictures(
         done: names of pictures to leave out. Their places in the batches stay empty, so that the others come out to the
             same bits as if all were predicted: batches of another size are other programs, which round otherwise.
         probabilities: whether to give these too.
+        picture_range: the values that become 0 and 255 in pictures of more than 8 bits; see `pictures.read_image`.
 
     Yields:
         A prediction for each picture, or why it cannot be read or predicted, in no particular order.
@@ -108,7 +114,7 @@ def predict_pictures(
         f"; {len(done)} are there already" if done else "",
     )
     variables = jax.device_put(variables, sharding.replicated(mesh))
-    pending = None
+    pending, said = None, _Said()
     with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
         for size, group in groups.items():
             if not left[size]:
@@ -119,17 +125,40 @@ def predict_pictures(
             except MemoryError as error:
                 yield from (Problem(picture.name, f"{picture.path}: {error}") for picture in left[size])
                 continue
-            read = functools.partial(_read, padded_size=size, eval_size=config.eval_size)
+            read = functools.partial(_read, padded_size=size, eval_size=config.eval_size, picture_range=picture_range)
             for batch in _batches(group, config.eval.batch_size, done):
                 results = list(readers.map(read, batch))
                 yield from (result for result in results if isinstance(result, Problem))
                 rows = [None if isinstance(result, Problem) else result for result in results]
+                said.add(rows)
                 outputs = program(variables, *_stack(rows, size, num_rows, mesh))
                 if pending is not None:  # one behind, so that the devices compute while the host decodes
                     yield from _cut(*pending)
                 pending = (rows, *outputs)
     if pending is not None:
         yield from _cut(*pending)
+    said.end()
+
+
+class _Said:
+    """Logs what is made of pictures that are no 8-bit RGB or grey, a line for each kind of them."""
+
+    def __init__(self) -> None:
+        self._kinds: set[tuple[str, str]] = set()
+        self._ranges = ranges.Seen()
+
+    def add(self, rows: Sequence[_Row | None]) -> None:
+        for picture, _, stored in filter(None, rows):
+            kind = stored.kind, stored.became
+            if stored.kind and kind not in self._kinds:
+                self._kinds.add(kind)
+                logging.info("%s: %s read as %s; so are others of its kind", picture.path, *kind)
+            if stored.values and stored.taken_for:
+                self._ranges.add(str(picture.path), stored.values, stored.taken_for)
+
+    def end(self) -> None:
+        if complaint := self._ranges.complaint():
+            logging.warning("%s", complaint)
 
 
 def padded(size: tuple[int, int], eval_size: tuple[int, int] | None) -> tuple[int, int]:
@@ -192,36 +221,27 @@ def _free_memory(mesh: Mesh) -> float:
 def _read_size(picture: Picture) -> tuple[int, int] | Problem:
     """(height, width) as the picture is shown, from its header."""
     try:
-        opening.check_ordinary(picture.path)
-        with opening.of_any_size(), Image.open(picture.path) as opened:
-            opening.count_pictures(opened)  # and so goes to the page that is the picture
-            width, height = opened.size
-            # To look for it behind a PNG's pixels, Pillow would decode them.
-            has_exif = opened.format != "PNG" or "exif" in opened.info
-            if isinstance(opened, TiffImagePlugin.TiffImageFile):  # whose size some versions of Pillow turn already
-                width, height = (opened.tag_v2[tag] for tag in _TIFF_SIZE)
-            turned = has_exif and opened.getexif().get(_ORIENTATION, 1) in _TURNED
-    except UnidentifiedImageError:
-        return Problem(picture.name, f"{picture.path}: not a picture that Pillow can read")
+        return decoding.read_size(picture.path)
     except DatasetError as error:
         return Problem(picture.name, str(error))
-    except (OSError, SyntaxError, ValueError) as error:
-        return Problem(picture.name, f"{picture.path}: cannot be read ({error})")
-    return (width, height) if turned else (height, width)
 
 
 def _read(
-    picture: Picture | None, padded_size: tuple[int, int], eval_size: tuple[int, int] | None
+    picture: Picture | None,
+    padded_size: tuple[int, int],
+    eval_size: tuple[int, int] | None,
+    picture_range: ranges.Range | None,
 ) -> _Row | Problem | None:
     if picture is None:
         return None
     try:
-        image = read_rgb(picture.path)
+        stored = read_image(picture.path, picture_range)
+        image = stored.pixels()
     except DatasetError as error:
         return Problem(picture.name, str(error))
     if padded(image.shape[:2], eval_size) != padded_size:
         return Problem(picture.name, f"{picture.path}: its size is not what its header says; save it again")
-    return picture, image
+    return _Row(picture, image, dataclasses.replace(stored, data=b""))
 
 
 def _stack(
@@ -232,7 +252,7 @@ def _stack(
     sizes = np.zeros((num_rows, 2), np.int32)
     for index, row in enumerate(rows):
         if row is not None:
-            _, image = row
+            image = row.image
             height, width = sizes[index] = image.shape[:2]
             stacked[index, :height, :width] = image
     batch = sharding.put_batch(mesh, {"image": stacked, "size": sizes})
@@ -245,7 +265,7 @@ def _cut(rows: Sequence[_Row | None], labels: jax.Array, probabilities: jax.Arra
     all_probabilities = None if probabilities is None else np.asarray(probabilities)
     for index, row in enumerate(rows):
         if row is not None:
-            picture, image = row
+            picture, image, _ = row
             inside = (index, slice(image.shape[0]), slice(image.shape[1]))
             values = None if all_probabilities is None else all_probabilities[inside]
             yield Prediction(picture, image, all_labels[inside], values)

@@ -40,9 +40,16 @@ _LABEL_MAP = flags.DEFINE_string(
     "label_map",
     None,
     'image_folder: label values or colours to class indices, "0:0,255:1", "128-64-128:0", "#804080:0" or "255:ignore", '
-    "or a file of such pairs.",
+    'or a file of such pairs. "-1:ignore" and "nan:ignore" are for what is no class, "other:ignore" for all that is '
+    "not listed, such as smoothed edges.",
 )
 _IGNORE_LABEL = flags.DEFINE_integer("ignore_label", 255, "image_folder: the label of pixels that count nowhere.")
+_PICTURE_RANGE = flags.DEFINE_list(
+    "picture_range",
+    None,
+    "image_folder: LOW,HIGH, such as 0,4095: the values that become black and white in pictures of more than 8 bits; "
+    "by default all that their files have room for.",
+)
 _WORKERS = flags.DEFINE_integer(
     "workers", os.cpu_count() or 1, "Number of processes that read pictures.", lower_bound=1
 )
@@ -65,6 +72,7 @@ def _toy_streets(data_dir, skip_bad):
 
 
 def _image_folder(data_dir, skip_bad):
+    from dlv3p_jax.data import ranges
     from dlv3p_jax.data.image_folder import ImageFolder
 
     return ImageFolder(
@@ -73,6 +81,7 @@ def _image_folder(data_dir, skip_bad):
         class_names=_CLASS_NAMES.value,
         label_map=_LABEL_MAP.value,
         ignore_label=_IGNORE_LABEL.value,
+        picture_range=ranges.parse(_PICTURE_RANGE.value),
         workers=_WORKERS.value,
         skip_bad=skip_bad,
     )
@@ -92,13 +101,13 @@ def _voc2012(data_dir, skip_bad):
     )
 
 
-_OF_A_SOURCE = (_SOURCE, _CLASS_NAMES, _LABEL_MAP, _IGNORE_LABEL, _SBD, _SKIP_BAD)
+_OF_A_SOURCE = (_SOURCE, _CLASS_NAMES, _LABEL_MAP, _IGNORE_LABEL, _PICTURE_RANGE, _SBD, _SKIP_BAD)
 # name: (the builder, the names of those of these flags that it knows, the configuration to train it with)
 BUILDERS = {
     "toy_streets": (_toy_streets, (), "configs/quickstart.py"),
     "image_folder": (
         _image_folder,
-        ("source", "class_names", "label_map", "ignore_label", "skip_bad"),
+        ("source", "class_names", "label_map", "ignore_label", "picture_range", "skip_bad"),
         "configs/image_folder.py",
     ),
     "cityscapes": (_cityscapes, ("source", "skip_bad"), "configs/cityscapes_r50.py"),

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from absl import logging
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from dlv3p_jax import predictor, pretrained, sharding, viz, weights
-from dlv3p_jax.data.pictures import read_rgb
+from dlv3p_jax.data import decoding, ranges
+from dlv3p_jax.data.pictures import read_image, to_eight_bits
 
 Picture = np.ndarray | Image.Image | str | os.PathLike[str]
 
@@ -45,7 +47,8 @@ class Segmenter:
         segmenter.classes[labels[0, 0]]
 
     A picture is a path, a PIL image or a uint8 array `[H, W, 3]` (RGB). Paths and PIL images may be of any kind that
-    `prepare` takes, and are turned as their EXIF orientation says. Labels are those of `python -m dlv3p_jax.predict`.
+    `prepare` takes, and are turned as their EXIF orientation says; alpha is dropped, and more than 8 bits are read by
+    `picture_range`. Labels are those of `python -m dlv3p_jax.predict`.
 
     The first picture of each size is slow, for a program is compiled for it, and kept as long as the segmenter;
     `warm_up` does so beforehand. All methods may be called from several threads at once. A process that is
@@ -56,12 +59,15 @@ class Segmenter:
         palette: uint8 `[C, 3]`, their colours.
         config: the configuration, as a FrozenConfigDict.
         source: where the weights are from.
+        picture_range: the values that become 0 and 255 in pictures of more than 8 bits, as in the data that the model
+            was trained on; None: all that a file has room for.
     """
 
     classes: tuple[str, ...]
     palette: NDArray[np.uint8]
     config: ml_collections.FrozenConfigDict
     source: str
+    picture_range: tuple[float, float] | None
 
     def __init__(self, trained: weights.TrainedModel, device: jax.Device | None = None):
         """Takes what `weights.load_checkpoint` gave; `device` is the first one by default.
@@ -72,7 +78,7 @@ class Segmenter:
         """
         sharding.check_process()
         self.classes, self.palette, self.source = trained.class_names, trained.palette, trained.source
-        self.config = trained.config
+        self.config, self.picture_range = trained.config, trained.picture_range
         self._mesh = sharding.make_mesh(1, 1, [device or jax.local_devices()[0]])
         everywhere = sharding.replicated(self._mesh)
         self._variables = jax.device_put(trained.variables, everywhere)
@@ -140,11 +146,11 @@ class Segmenter:
         Raises:
             ValueError: it is no picture, or cannot be read; the message names it.
         """
-        return self._predict("labels", as_array(image)).astype(np.int32)
+        return self._predict("labels", as_array(image, self.picture_range)).astype(np.int32)
 
     def probabilities(self, image: Picture) -> NDArray[np.float32]:
         """The probability of each class at each pixel, float32 `[H, W, C]`, of sum 1; raises as a call does."""
-        return self._predict("probabilities", as_array(image))
+        return self._predict("probabilities", as_array(image, self.picture_range))
 
     def overlay(self, image: Picture, alpha: float = 0.5) -> NDArray[np.uint8]:
         """The picture with the classes' colours laid over, uint8 `[H, W, 3]`.
@@ -156,7 +162,7 @@ class Segmenter:
         Raises:
             ValueError: as a call does; `alpha` is another.
         """
-        array = as_array(image)
+        array = as_array(image, self.picture_range)
         return viz.overlay(array, self._predict("labels", array), self.palette, alpha)
 
     def warm_up(self, size: tuple[int, int]) -> None:
@@ -175,28 +181,56 @@ class Segmenter:
         return np.asarray(labels if probabilities is None else probabilities)[0, :height, :width]
 
 
-def as_array(image: Picture) -> NDArray[np.uint8]:
+def as_array(image: Picture, picture_range: tuple[float, float] | None = None) -> NDArray[np.uint8]:
     """A picture as uint8 `[H, W, 3]`, RGB, turned as its EXIF orientation says.
+
+    Args:
+        image: a path, a PIL image or an array.
+        picture_range: the values that become 0 and 255 in files and PIL images of more than 8 bits.
 
     Raises:
         ValueError: it is no picture, or cannot be read; the message names it.
     """
     if isinstance(image, (str, os.PathLike)):
-        return read_rgb(image)
+        stored = read_image(image, picture_range)
+        _warn_of_dark(str(image), stored.values, stored.taken_for)
+        return stored.pixels()
     if isinstance(image, Image.Image):
-        if image.mode.startswith(("F", "I")):
-            raise ValueError(f"a PIL image of mode {image.mode} has no known range: convert it to 8 bits first")
-        try:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError) as error:  # it is decoded only here
-            name = getattr(image, "filename", "") or "the PIL image"
-            raise ValueError(f"{name}: damaged or truncated ({error})") from error
+        name = getattr(image, "filename", "") or "the PIL image"
+        with decoding.naming(name):  # it is decoded only here
+            if picture_range is not None and isinstance(image, ImageFile.ImageFile) and image.mode in ("RGB", "RGBA"):
+                _refuse_lost_bits(name, image)
+            upright = ImageOps.exif_transpose(image)
+            if not upright.mode.startswith(("F", "I")):
+                return np.asarray(upright.convert("RGB"))
+            values = np.asarray(upright)
+        if picture_range is None and not upright.mode.startswith("I;16"):
+            raise ValueError(f"{name}: a PIL image of mode {image.mode} has no known range: convert it to 8 bits first")
+        if picture_range is None:
+            _warn_of_dark(name, (float(values.min()), float(values.max())), (0, 65535))
+        grey = to_eight_bits(name, values, picture_range or (0, 65535))
+        return np.stack([grey] * 3, axis=-1)
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ValueError(
             f"an array of {array.dtype} {list(array.shape)} is no picture: give uint8 [height, width, 3], RGB, 0..255"
         )
     return array
+
+
+def _refuse_lost_bits(name: str, image: ImageFile.ImageFile) -> None:
+    """Raises DatasetError where the file has 16 bits a colour, of which a PIL image keeps 8."""
+    if any("16" in str(tile.args) for tile in image.tile):
+        raise decoding.DatasetError(f"{name}: a PIL image keeps 8 of its 16 bits a colour: give its path")
+
+
+def _warn_of_dark(name: str, values: ranges.Range | None, taken_for: ranges.Range | None) -> None:
+    if values is None or taken_for is None:
+        return
+    seen = ranges.Seen()
+    seen.add(name, values, taken_for)
+    if complaint := seen.complaint():
+        logging.log_first_n(logging.WARNING, "%s", 1, complaint)
 
 
 def _changes(views: Views) -> dict[str, Any]:

@@ -82,7 +82,9 @@ def train_and_evaluate(
 
     run_evaluation = make_evaluator(config, dataset, mesh, model, workdir, between_batches=between_batches)
     workdir.mkdir(parents=True, exist_ok=True)
-    meta = checkpoints.describe_classes(dataset.class_names, dataset.palette, dataset.ignore_label)
+    meta = checkpoints.describe_classes(
+        dataset.class_names, dataset.palette, dataset.ignore_label, dataset.picture_range
+    )
     meta["data"] = {"train": dataset.digest(config.train_split), "val": dataset.digest(config.eval_split)}
     views, val = views_name(config), meta["data"]["val"]
     with contextlib.ExitStack() as stack:

@@ -27,7 +27,7 @@ from dlv3p_jax import (
     steps,
     viz,
 )
-from dlv3p_jax.data import cityscapes_labels, voc2012_labels
+from dlv3p_jax.data import cityscapes_labels, ranges, voc2012_labels
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.models import build_model
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
@@ -44,6 +44,8 @@ class TrainedModel:
         class_names: C names.
         palette: uint8 `[C, 3]`, the classes' colours.
         source: where the weights are from, such as "workdir/mine/checkpoints/best/4000, step 4000 (ema)".
+        picture_range: the values that became 0 and 255 in the pictures of more than 8 bits that it was trained on,
+            where `prepare` was told; such pictures are read by it too.
     """
 
     config: ml_collections.FrozenConfigDict
@@ -52,6 +54,7 @@ class TrainedModel:
     class_names: tuple[str, ...]
     palette: np.ndarray
     source: str
+    picture_range: ranges.Range | None = None
 
 
 def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, Any] | None = None) -> TrainedModel:
@@ -141,7 +144,12 @@ def _load_paddle_model(config, path: epath.PathLike, changes: Mapping[str, Any] 
 def _trained_model(config, model, variables, meta: Mapping[str, Any], source: str) -> TrainedModel:
     logging.info("Loaded %s", source)
     names, palette = _classes_of(config, meta)
-    return TrainedModel(ml_collections.FrozenConfigDict(config), model, variables, tuple(names), palette, source)
+    picture_range = None
+    if "picture_range" in meta:
+        low, high = picture_range = tuple(meta["picture_range"])
+        logging.info("Pictures of more than 8 bits are read as those of its data were: %g..%g as 0..255", low, high)
+    frozen = ml_collections.FrozenConfigDict(config)
+    return TrainedModel(frozen, model, variables, tuple(names), palette, source, picture_range)
 
 
 def _classes_of(config, meta: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:

@@ -70,7 +70,7 @@ def encode(image, kind="PNG", **options) -> bytes:
 class Bands:
     """Stands for a Segmenter: three classes by brightness, the other way round with flip; notes its calls."""
 
-    classes, palette, source = NAMES, PALETTE, "workdir/bands, step 3"
+    classes, palette, source, picture_range = NAMES, PALETTE, "workdir/bands, step 3", None
     may_answer = threading.Event()
     may_answer.set()
     alive = weakref.WeakSet()
@@ -418,6 +418,9 @@ def test_pictures_are_upright_and_the_page_shows_what_is_predicted():
         np.testing.assert_array_equal(np.asarray(in_page.convert("RGB")), expected)
         with pytest.raises(ValueError, match="5,400 pixels, and 5,399 are"):
             demo_page.read_picture("street", data, max_pixels=60 * 90 - 1)
+    data = encode(image[..., 0].astype(np.uint16) * 10)
+    picture = demo_page.read_picture("street", data, 60 * 90, picture_range=(0, 2550))
+    np.testing.assert_array_equal(picture.image, np.dstack([image[..., 0]] * 3))
 
 
 @pytest.mark.parametrize(

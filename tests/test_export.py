@@ -120,11 +120,13 @@ def test_onnx_of_any_size(network, sizes, tmp_path):
 
 
 def test_the_description_says_what_a_user_needs(trained, tmp_path):
+    trained = dataclasses.replace(trained, picture_range=(0, 4095))
     comparison = write.export(trained, "onnx", tmp_path / "onnx", SIZE)
     description = json.loads((tmp_path / "onnx" / "model.json").read_text())
     assert description["input"]["shape"] == ["batch", *SIZE, 3]
     assert description["outputs"]["logits"]["shape"] == ["batch", *SIZE, 4]
     assert description["classes"] == ["floor", "wall", "lamp", "cat"]
+    assert description["picture_range"] == [0, 4095]
     assert description["palette"] == trained.palette.tolist()
     assert description["model"]["align_corners"] is False and description["checkpoint"] == "drawn"
     assert description["comparison"]["equal_labels"] == comparison.equal_labels > 0.999

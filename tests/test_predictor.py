@@ -34,12 +34,12 @@ def pictures(tmp_path_factory):
     return find_pictures([folder])[0]
 
 
-def predict(network, pictures, mesh=None, done=(), probabilities=False, **changes) -> dict:
+def predict(network, pictures, mesh=None, done=(), probabilities=False, picture_range=None, **changes) -> dict:
     """Results by the names of pictures."""
     model, variables = network
     config = tiny.make_config("nowhere", num_classes=3, **changes)
     config, mesh = ml_collections.FrozenConfigDict(config), mesh or sharding.make_mesh(1, 1)
-    results = predictor.predict_pictures(config, model, variables, pictures, mesh, done, probabilities)
+    results = predictor.predict_pictures(config, model, variables, pictures, mesh, done, probabilities, picture_range)
     return {result.id if isinstance(result, Problem) else result.picture.name: result for result in results}
 
 
@@ -127,3 +127,22 @@ def test_turned_pictures_have_the_size_that_they_are_shown_with(network, tmp_pat
     Image.fromarray(draw_picture(np.random.default_rng(0), 20, 24)).save(tmp_path / f"0.{suffix}", exif=exif)
     result = predict(network, find_pictures([tmp_path])[0])["0"]
     assert isinstance(result, predictor.Prediction) and result.label.shape == (24, 20)
+
+
+def test_what_is_dropped_of_pictures_is_said_and_a_range_is_kept(network, tmp_path, caplog):
+    picture = draw_picture(np.random.default_rng(0), 20, 24)
+    Image.fromarray(picture).convert("RGBA").save(tmp_path / "0.png")
+    Image.fromarray(picture[..., 0].astype(np.uint16) * 16).save(tmp_path / "1.png")
+    Image.fromarray(picture[..., 0]).save(tmp_path / "2.png")
+    files = find_pictures([tmp_path])[0]
+    with caplog.at_level(logging.INFO):
+        results = predict(network, files)
+        assert "0.png: PNG with alpha read as RGB, alpha dropped" in caplog.text
+        assert "1.png: 16-bit PNG read as 8-bit RGB" in caplog.text
+        assert "--picture_range=0,4095" in caplog.text  # for 12-bit values are nearly black
+        caplog.clear()
+        ranged = predict(network, files, picture_range=(0, 4080))
+        assert "--picture_range" not in caplog.text
+    assert results["1"].image.max() <= 4080 >> 8
+    np.testing.assert_array_equal(ranged["1"].image, ranged["2"].image)
+    np.testing.assert_array_equal(ranged["1"].label, results["2"].label)

@@ -224,16 +224,18 @@ def test_without_its_config_a_run_goes_on_with_what_it_was_begun_with_or_not_at_
 def test_data_whose_classes_have_other_names_is_refused(data_dir, tmp_path, scores):
     scores |= {2: 0.1, 4: None}
     workdir, other = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(data_dir, other)
+    (file,) = other.glob("image_folder/*/metadata.json")
+    metadata = json.loads(file.read_text()) | {"picture_range": [0, 4095]}
+    file.write_text(json.dumps(metadata))
     with pytest.raises(Killed):
-        train.train_and_evaluate(tiny.make_config(data_dir), workdir)
-    dataset = records.open_dataset("image_folder", data_dir)
+        train.train_and_evaluate(tiny.make_config(other), workdir)
+    dataset = records.open_dataset("image_folder", other)
     meta = checkpoints.read_meta(workdir / "checkpoints" / "latest" / "4")
     assert meta["step"] == 4 and meta["config"]["seed"] == 0
     assert meta["class_names"] == ["floor", "wall", "lamp"] and meta["palette"] == dataset.palette
     assert meta["data"] == {split: dataset.digest(split) for split in ("train", "val")}
-    shutil.copytree(data_dir, other)
-    (file,) = other.glob("image_folder/*/metadata.json")
-    metadata = json.loads(file.read_text())
+    assert meta["picture_range"] == [0, 4095]
     file.write_text(json.dumps(metadata | {"class_names": ["floor", "dog", "mouse"]}))
     records.write_digests(file.parent)
     with pytest.raises(CheckpointError, match="latest/4 was trained with other classes") as caught:

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from drawn import draw_picture, draw_variables, make_config, save_checkpoint
 from PIL import Image
+from raw_pictures import png
 
 import dlv3p_jax
 from dlv3p_jax import Segmenter, checkpoints, evaluate, pretrained, viz
 from dlv3p_jax.models import build_model
+from dlv3p_jax.segmenter import as_array
 
 SIZE = (40, 56)
 
@@ -123,11 +125,37 @@ def test_nothing_is_compiled_after_warm_up(segmenter, caplog):
         (np.zeros((0, 4, 3), np.uint8), "is no picture"),
         ("nowhere.png", "nowhere.png: cannot be read"),
         (Image.new("I", (4, 4)), "mode I has no known range"),
+        (Image.new("F", (4, 4)), "mode F has no known range"),
     ],
 )
 def test_what_is_no_picture_is_told(segmenter, picture, message):
     with pytest.raises(ValueError, match=message):
         segmenter(picture)
+
+
+def test_a_path_and_a_pil_image_of_16_bits_are_one_picture(image, tmp_path, monkeypatch):
+    """The range of the data that the checkpoint was trained on goes with it."""
+    grey = image[..., 0].astype(np.uint16)
+    meta = checkpoints.describe_classes([f"thing {index}" for index in range(19)], viz.palette(19), 255, (0, 2550))
+    save_checkpoint(tmp_path / "ranged", make_config(), meta)
+    ranged = Segmenter.from_checkpoint(tmp_path / "ranged")
+    assert ranged.with_views(flip=True).picture_range == (0, 2550)
+    for values, picture_range in ((grey * 257, None), (grey * 10, ranged.picture_range)):
+        Image.fromarray(values).save(tmp_path / "16.png")
+        Image.fromarray(values).save(tmp_path / "16.tif")
+        pictures = [tmp_path / "16.png", tmp_path / "16.tif", Image.open(tmp_path / "16.png"), Image.fromarray(values)]
+        for picture in pictures:
+            np.testing.assert_array_equal(as_array(picture, picture_range), np.stack([grey] * 3, -1))
+    floats = Image.fromarray(values.astype(np.float32))
+    np.testing.assert_array_equal(as_array(floats, (0, 2550)), np.stack([grey] * 3, -1))
+    rows = [row.astype(">u2").tobytes() for row in image.astype(np.uint16) * 10]
+    (tmp_path / "colors.png").write_bytes(png(16, 2, rows, image.shape[1]))
+    np.testing.assert_array_equal(as_array(tmp_path / "colors.png", (0, 2550)), image)
+    with pytest.raises(ValueError, match=r"colors\.png.*path"):
+        as_array(Image.open(tmp_path / "colors.png"), (0, 2550))
+    monkeypatch.setattr(ranged, "_predict", lambda kind, seen: seen)
+    for method in (ranged, ranged.probabilities):
+        np.testing.assert_array_equal(method(tmp_path / "16.png"), np.stack([grey] * 3, -1))
 
 
 def test_a_truncated_pil_image_and_a_wrong_alpha_are_told(segmenter, image, tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from dlv3p_jax.data import records
+from dlv3p_jax.data import ranges, records
 from dlv3p_jax.data.digests import Digest, digest_contents
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.file_names import leave_out_no_text, printable
@@ -61,6 +61,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         apart: Sequence[tuple[str, str]] | None = None,
         as_published: bool = False,
         label_map: LabelMap | None = None,
+        picture_range: ranges.Range | None = None,
         workers: int = 1,
         skip_bad: bool = False,
     ):
@@ -75,6 +76,8 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             apart: pairs of splits that should have no picture in common; None: all pairs.
             as_published: a benchmark's own files, of which every one counts: a picture with two labels is no problem.
             label_map: what `read` applies; colours that it lacks are suggested beside those that it has.
+            picture_range: the values that `read` makes 0 and 255 of, in pictures of more than 8 bits; None: it goes by
+                their files.
             workers: number of processes; 1 runs everything in this one.
             skip_bad: leave out what has a problem and list it in skipped.txt, instead of failing.
 
@@ -99,7 +102,10 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             notes=collections.Counter(),
             digests=dict.fromkeys(splits, ""),
         )
+        if picture_range is not None:
+            self._metadata["picture_range"] = list(picture_range)
         self._palettes = Palettes()
+        self._ranges = ranges.Seen()
         self._repeats = Repeats(every_pair(splits) if apart is None else apart, as_published)
         self._digests = {split: Digest() for split in splits}
         if self._problems and not skip_bad:  # before anything is read
@@ -152,6 +158,8 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         """Holds a picture against those before it."""
         files = (item.image, item.label or "") if isinstance(item, Pair) else (example.id, example.id)
         self._palettes.add(files[1], example.colors)
+        if example.values and example.taken_for:
+            self._ranges.add(files[0], example.values, example.taken_for)
         try:
             self._repeats.add(split, example.id, contents, files, has_label=bool(example.label))
         except DatasetError as error:
@@ -224,8 +232,13 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         return "\n".join(lines)
 
     def refuse_contradictions(self) -> None:
-        """Raises DatasetError where palettes say that the values of labels are no classes, when all has been read."""
+        """Raises DatasetError on what the files say together, when all has been read.
+
+        Palettes say that the values of labels are no classes, or pictures of 16 bits hold 12 and would become black.
+        """
         self._palettes.refuse_contradictions()
+        if complaint := self._ranges.complaint():
+            raise DatasetError(complaint)
 
     def refuse_useless_data(self) -> None:
         """Raises DatasetError on what only shows when everything has been read: a split or the labels are empty."""

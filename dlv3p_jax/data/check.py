@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 from dlv3p_jax.data.digests import Digest, digest_contents
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.data.pictures import Problem, read_image, read_label
+from dlv3p_jax.data.labels import read_label
+from dlv3p_jax.data.pictures import Problem, read_image
 from dlv3p_jax.data.records import Dataset
 from dlv3p_jax.data.workers import ordered_map
 
@@ -76,7 +77,7 @@ def _check_record(
     split, record_id, image, label = item
     counts = np.zeros(256, np.int64)
     try:
-        _, size, _ = read_image(image)
+        size = read_image(image).size
         if has_label:
             values = read_label(label)
             if values.shape != size:

@@ -9,7 +9,7 @@ import numpy as np
 
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.label_map import count_values, list_counts
-from dlv3p_jax.data.pictures import read_label
+from dlv3p_jax.data.labels import read_label
 
 IGNORED = 255
 
@@ -98,7 +98,7 @@ def read_train_ids(path: str) -> np.ndarray:
     """The train ids, uint8 [H, W], of a *_labelIds.png; what a *_labelTrainIds.png holds, as it is.
 
     Raises:
-        DatasetError: see `pictures.read_label` and `to_train_ids`.
+        DatasetError: see `labels.decode` and `to_train_ids`.
     """
     values = read_label(path, advice=ADVICE)
     if path.endswith("_labelTrainIds.png"):

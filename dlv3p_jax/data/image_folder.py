@@ -8,7 +8,7 @@ import pathlib
 
 from PIL import Image
 
-from dlv3p_jax.data import class_files, opening, pairs, palettes, voc_layout
+from dlv3p_jax.data import class_files, opening, pairs, palettes, ranges, voc_layout
 from dlv3p_jax.data.builder import PictureBuilder
 from dlv3p_jax.data.class_files import Classes
 from dlv3p_jax.data.errors import DatasetError
@@ -27,6 +27,7 @@ class ImageFolder(PictureBuilder):
         class_names: str | os.PathLike | None = None,
         label_map: str | None = None,
         ignore_label: int = 255,
+        picture_range: ranges.Range | None = None,
         workers: int = 1,
         skip_bad: bool = False,
     ):
@@ -38,7 +39,7 @@ class ImageFolder(PictureBuilder):
             label_map: a file or text that `label_map.parse` reads; None: what the file of classes says of values and
                 colours.
             ignore_label: the value, 0..255, of pixels that count nowhere.
-            workers, skip_bad: see `PictureBuilder`.
+            picture_range, workers, skip_bad: see `PictureBuilder`.
 
         Raises:
             DatasetError: the folder, the lists, the names or the map cannot be used.
@@ -57,7 +58,13 @@ class ImageFolder(PictureBuilder):
         super().__init__(
             data_dir,
             found,
-            functools.partial(read_pair, num_classes=len(names), ignore_label=ignore_label, label_map=table),
+            functools.partial(
+                read_pair,
+                num_classes=len(names),
+                ignore_label=ignore_label,
+                label_map=table,
+                picture_range=picture_range,
+            ),
             class_names=names,
             palette=_palette(classes, table),
             ignore_label=ignore_label,
@@ -66,6 +73,7 @@ class ImageFolder(PictureBuilder):
             problems=problems,
             remarks=[*classes.remarks, *remarks],
             label_map=table,
+            picture_range=picture_range,
             workers=workers,
             skip_bad=skip_bad,
         )

@@ -5,15 +5,19 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from dlv3p_jax.data.errors import DatasetError, UnmappedColors
 
 _COLOR = re.compile(r"(\d{1,3})-(\d{1,3})-(\d{1,3})|#([0-9a-fA-F]{6})")
+_NUMBER = re.compile(r"-?[0-9]{1,10}")
 _SUGGESTED = 40
+_MANY = 8  # colours beyond the classes: some of them are smoothed edges
 _HELP = (
-    'write pairs like "0:0,255:1", "128-64-128:0", "#804080:0" or "255:ignore", or the name of a file that holds them'
+    'write pairs like "0:0,255:1", "128-64-128:0", "#804080:0", "-1:ignore", "nan:ignore" or "other:ignore", or the '
+    "name of a file that holds them"
 )
 
 
@@ -24,17 +28,25 @@ class LabelMap:
     Attributes:
         values: (value, index) pairs for labels of one channel, `ignore` already resolved.
         colors: ((red, green, blue), index) pairs for colour labels.
+        nan: the index of pixels that are no number; None: there should be none.
+        other: the index of all values and colours that are not listed; None: there should be none.
     """
 
     values: tuple[tuple[int, int], ...] = ()
     colors: tuple[tuple[tuple[int, int, int], int], ...] = ()
+    nan: int | None = None
+    other: int | None = None
 
     def targets(self) -> set[int]:
         """The indices that the map writes."""
-        return {index for _, index in (*self.values, *self.colors)}
+        named = {index for index in (self.nan, self.other) if index is not None}
+        return {index for _, index in (*self.values, *self.colors)} | named
 
-    def apply(self, label: np.ndarray) -> np.ndarray:
-        """Maps integers [H, W], or colours uint8 [H, W, 3], to uint8 [H, W] indices.
+    def apply(self, label: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Maps numbers [H, W], or colours uint8 [H, W, 3], to uint8 [H, W] indices.
+
+        Returns:
+            The indices, and whether `other` stands for some.
 
         Raises:
             DatasetError: values that the map does not list; it names them and their pixel counts.
@@ -42,24 +54,30 @@ class LabelMap:
         """
         if label.ndim == 3:
             codes = _pack(label)
-            keys, indices = zip(*((_pack(np.array(color)), index) for color, index in self.colors), strict=True)
+            listed = [(int(_pack(np.array(color))), index) for color, index in self.colors]
         else:
-            codes = label.astype(np.int64)
-            keys, indices = zip(*self.values, strict=True)
-        order = np.argsort(keys)
-        keys, indices = np.asarray(keys, np.int64)[order], np.asarray(indices, np.uint8)[order]
+            codes = label if label.dtype.kind == "f" else label.astype(np.int64)
+            listed = list(self.values)
+        keys, indices = (np.array(column) for column in zip(*sorted(listed), strict=True))
         positions = np.minimum(np.searchsorted(keys, codes), len(keys) - 1)
-        unknown = codes[keys[positions] != codes]
-        if unknown.size:
-            found = [(show_value(code, label.ndim == 3), count) for code, count in count_values(unknown)]
-            message = (
-                f"{list_counts(found)} not in the label map; map every value that occurs, "
-                f'for example "{found[0][0]}:ignore"'
-            )
-            if label.ndim == 3:
-                raise UnmappedColors(message, count_colors(label))
-            raise DatasetError(message)
-        return indices[positions]
+        mapped, unknown = indices[positions].astype(np.uint8), keys[positions] != codes
+        if self.nan is not None and codes.dtype.kind == "f":
+            mapped[np.isnan(codes)] = self.nan
+            unknown &= ~np.isnan(codes)
+        if not unknown.any():
+            return mapped, False
+        if self.other is not None:
+            mapped[unknown] = self.other
+            return mapped, True
+        found = count_values(codes[unknown])
+        message = (
+            f"{describe_values(found, label.ndim == 3)} not in the label map; map every value that occurs, "
+            f'for example "{show_value(found[0][0], label.ndim == 3)}:ignore", or "other:ignore" for all that are not '
+            "listed, such as smoothed edges"
+        )
+        if label.ndim == 3:
+            raise UnmappedColors(message, count_colors(label))
+        raise DatasetError(message)
 
 
 def parse(text: str, ignore_label: int) -> LabelMap:
@@ -76,6 +94,7 @@ def parse(text: str, ignore_label: int) -> LabelMap:
             raise DatasetError(f"--label_map={text}: neither pairs nor a readable file ({error}); {_HELP}") from error
     values: dict[int, int] = {}
     colors: dict[tuple[int, int, int], int] = {}
+    words: dict[str, int] = {}
     for entry in re.split(r"[,;\s]+", entries.strip()):
         key, _, target = entry.partition(":")
         if target == "ignore":
@@ -92,21 +111,25 @@ def parse(text: str, ignore_label: int) -> LabelMap:
             if max(red, green, blue) > 255:
                 raise DatasetError(f'--label_map: a channel above 255 in "{entry}"')
             known = colors.setdefault((red, green, blue), index)
-        elif key.isdecimal() and int(key) <= 65535:
+        elif _NUMBER.fullmatch(key) and -(2**31) <= int(key) < 2**32:
             known = values.setdefault(int(key), index)
+        elif key in ("nan", "other"):
+            known = words.setdefault(key, index)
         else:
             raise DatasetError(f'--label_map: cannot read "{entry}"; {_HELP}')
         if known != index:
             raise DatasetError(f'--label_map: "{entry}" contradicts an earlier pair')
-    return LabelMap(tuple(values.items()), tuple(colors.items()))
+    if not values and not colors:
+        raise DatasetError(f"--label_map={text}: it lists no value and no colour beside these words; {_HELP}")
+    return LabelMap(tuple(values.items()), tuple(colors.items()), words.get("nan"), words.get("other"))
 
 
-def count_values(values: np.ndarray) -> list[tuple[int, int]]:
-    """(value, number of times) of an integer array, ascending."""
+def count_values(values: np.ndarray) -> list[tuple[Any, int]]:
+    """(value, number of times) of an array of numbers, ascending; NaN is the last."""
     if values.dtype == np.uint8:  # far quicker than sorting
         counts = np.bincount(values.ravel(), minlength=256)
         return [(int(value), int(counts[value])) for value in np.flatnonzero(counts)]
-    return [(int(value), int(count)) for value, count in zip(*np.unique(values, return_counts=True), strict=True)]
+    return [(value.item(), int(count)) for value, count in zip(*np.unique(values, return_counts=True), strict=True)]
 
 
 def count_colors(label: np.ndarray, most: int = 64) -> tuple[tuple[tuple[int, int, int], int], ...]:
@@ -123,7 +146,8 @@ def suggest(label_map: LabelMap | None, counts: Mapping[tuple[int, int, int], in
     pairs += [(color, "?") for color in unknown[:_SUGGESTED]]
     more = f" and {len(unknown) - _SUGGESTED} more colours" if len(unknown) > _SUGGESTED else ""
     text = ",".join(f"{red}-{green}-{blue}:{index}" for (red, green, blue), index in pairs)
-    return f'--label_map "{text}"{more}, with the index of its class, or the word ignore, in the place of each ?'
+    edges = "; other:ignore stands for all that are not listed, such as smoothed edges" if len(unknown) > _MANY else ""
+    return f'--label_map "{text}"{more}, with the index of its class, or the word ignore, in the place of each ?{edges}'
 
 
 def list_counts(found: list[tuple[str, int]], most: int = 10) -> str:
@@ -133,9 +157,16 @@ def list_counts(found: list[tuple[str, int]], most: int = 10) -> str:
     return f"value{'s' if len(found) > 1 else ''} {shown}{more}"
 
 
-def show_value(code: int, is_color: bool) -> str:
+def describe_values(found: list[tuple[Any, int]], are_colors: bool = False) -> str:
+    """What `count_values` gives, in words; of colours, of their 24-bit integers."""
+    return list_counts([(show_value(value, are_colors), count) for value, count in found])
+
+
+def show_value(code: Any, is_color: bool) -> str:
     """A value as `--label_map` writes it."""
-    return f"{code >> 16}-{code >> 8 & 255}-{code & 255}" if is_color else str(code)
+    if is_color:
+        return f"{code >> 16}-{code >> 8 & 255}-{code & 255}"
+    return f"{code:.9g}" if isinstance(code, float) else str(code)
 
 
 def _pack(rgb: np.ndarray) -> np.ndarray:

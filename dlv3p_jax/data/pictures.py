@@ -9,15 +9,17 @@ import os
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from dlv3p_jax.data import opening
+from dlv3p_jax.data import labels, opening, ranges, stored
+from dlv3p_jax.data.decoding import QUARTER_TURNS, Opened, open_picture
 from dlv3p_jax.data.errors import DatasetError, UnmappedColors
-from dlv3p_jax.data.label_map import LabelMap, count_colors, count_values, list_counts
+from dlv3p_jax.data.label_map import LabelMap, count_values, list_counts
 
-LOSSLESS = ("PNG", "BMP", "DIB", "TIFF", "GIF", "PPM", "TGA")  # formats that keep a label's values
-_PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
-_ORIENTATION = 0x0112  # the EXIF tag
+UNTOLD_TURN = (
+    "EXIF turns the picture, and the size of its label does not tell whether it was turned too: taken as drawn on the "
+    "picture as it is shown"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Example:
         ignored_pixels: how many pixels hold the ignore label.
         notes: what was changed on the way, such as "CMYK JPEG stored as RGB PNG".
         colors: (value, class index, (red, green, blue)) of the values that a palette label holds.
+        values, taken_for: of pictures of more than 8 bits, as in `Stored`.
     """
 
     id: str
@@ -52,6 +55,8 @@ class Example:
     ignored_pixels: int
     notes: tuple[str, ...] = ()
     colors: tuple[tuple[int, int, tuple[int, int, int]], ...] = ()
+    values: ranges.Range | None = None
+    taken_for: ranges.Range | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +76,7 @@ def read_pair(
     *,
     read_values: Callable[[str], np.ndarray] | None = None,
     advice: str | None = None,
+    picture_range: ranges.Range | None = None,
 ) -> Example | Problem:
     """Reads and checks both files of a pair, decoding them fully.
 
@@ -78,25 +84,32 @@ def read_pair(
         pair: the paths.
         num_classes, ignore_label: what the label may hold.
         label_map: turns values or colours into indices.
-        read_values: reads the indices of a label file, in place of `read_label` and the map.
+        read_values: reads the indices of a label file, in place of `labels.decode` and the map.
         advice: what to do about values outside the classes, where a label map is no way out.
+        picture_range: see `read_image`.
     """
     try:
-        image, size, notes = read_image(pair.image)
+        image = read_image(pair.image, picture_range)
         if pair.label is None:
-            return Example(pair.id, image, b"", size, np.zeros(num_classes, np.int64), 0, notes)
-        label, label_note, colors = (
-            (read_values(pair.label), None, ()) if read_values else _read_label(pair.label, label_map, advice)
-        )
-        if label.shape != size:
-            raise DatasetError(_different_sizes(pair, size, label.shape))
-        found = count_values(label)
+            nothing = np.zeros(num_classes, np.int64)
+            return Example(
+                *(pair.id, image.data, b"", image.size, nothing, 0, image.notes, ()),
+                *(image.values, image.taken_for),
+            )
+        label = labels.Label(read_values(pair.label)) if read_values else labels.decode(pair.label, label_map, advice)
+        if label.values.shape != image.size:
+            raise DatasetError(_different_sizes(pair, image, label))
+        found = count_values(label.values)
         wrong = [(value, count) for value, count in found if value >= num_classes and value != ignore_label]
         if wrong:
             raise DatasetError(f"{pair.label}: {_outside(wrong, found, pair.label, num_classes, ignore_label, advice)}")
-        notes = (*notes, *filter(None, [label_note]))
-        example = encode_example(pair.id, image, label.astype(np.uint8), num_classes, ignore_label, notes)
-        return dataclasses.replace(example, colors=colors)
+        notes = (*image.notes, *label.notes)
+        height, width = image.size
+        tells = image.orientation in QUARTER_TURNS and height != width
+        if image.orientation != 1 and label.orientation == 1 and not tells:
+            notes += (UNTOLD_TURN,)
+        example = encode_example(pair.id, image.data, label.values.astype(np.uint8), num_classes, ignore_label, notes)
+        return dataclasses.replace(example, colors=label.colors, values=image.values, taken_for=image.taken_for)
     except UnmappedColors as error:
         return Problem(pair.id, str(error), error.colors)
     except DatasetError as error:
@@ -124,178 +137,114 @@ def encode_example(
     )
 
 
-def read_image(source: str | os.PathLike | bytes) -> tuple[bytes, tuple[int, int], tuple[str, ...]]:
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A picture file as records hold it.
+
+    Attributes:
+        data: a file of 8-bit RGB or grey, JPEG or PNG.
+        size: (height, width) as it is shown.
+        kind: what the file was if it is not the same any more, such as "TIFF with 4 bands of 16 bits"; "" if it is.
+        became: what was made of it then, such as "RGB, alpha dropped".
+        orientation: what the file's EXIF says, 1 to 8.
+        values: the smallest and the largest value of a picture of more than 8 bits.
+        taken_for: the values of such a picture that became 0 and 255, where the file alone says so.
+    """
+
+    data: bytes
+    size: tuple[int, int]
+    kind: str = ""
+    became: str = ""
+    orientation: int = 1
+    values: ranges.Range | None = None
+    taken_for: ranges.Range | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done, in words: empty, or one sentence."""
+        return (f"{self.kind} stored as {self.became}",) if self.kind else ()
+
+    def pixels(self) -> np.ndarray:
+        """RGB, uint8 [H, W, 3]."""
+        with opening.of_any_size():
+            return np.asarray(Image.open(io.BytesIO(self.data)).convert("RGB"))
+
+
+def read_image(source: str | os.PathLike | bytes, picture_range: ranges.Range | None = None) -> Stored:
     """A picture file, given by its path or its bytes, as bytes of 8-bit RGB or grey JPEG or PNG.
 
     Such files come back byte for byte. Everything else (CMYK, palette, alpha, 16 bits, 1 bit, other formats, pictures
     that their EXIF orientation turns) becomes an RGB PNG, shown as every viewer shows it, without its alpha.
 
-    Returns:
-        The bytes, (height, width), and what was done, in words: empty, or one sentence.
+    Args:
+        source: the file.
+        picture_range: the values that become 0 and 255 in pictures of more than 8 bits; None: all that the file has
+            room for.
 
     Raises:
         DatasetError: the file cannot be read or decoded to its end, or has no 8-bit RGB reading.
     """
-    data, picture = _open(source)
-    kind = _unusual(data, picture)
+    opened = open_picture(source)
+    picture = opened.picture
+    kind, dropped = _unusual(opened)
     if kind is None:
-        return data, (picture.height, picture.width), ()
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):
-        values = np.asarray(picture).astype(np.uint16)
-        picture = Image.fromarray((values >> 8).astype(np.uint8))
-    elif picture.mode in ("I", "F"):
-        raise DatasetError(
-            f"{_name(source)}: {picture.mode} pixels of 32 bits have no known range; save it with 8 or 16 bits"
-        )
-    picture = picture.convert("RGB")
-    return _encode_png(picture), (picture.height, picture.width), (f"{kind} stored as RGB PNG",)
-
-
-def read_rgb(source: str | os.PathLike | bytes) -> np.ndarray:
-    """A picture file as uint8 [H, W, 3], shown as every viewer shows it; raises as `read_image`."""
-    data, _, _ = read_image(source)
-    with opening.of_any_size():
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-def read_label(
-    source: str | os.PathLike | bytes, label_map: LabelMap | None = None, advice: str | None = None
-) -> np.ndarray:
-    """The integers that a label file holds.
-
-    Grey pictures of 1 to 16 bits give their stored values; three equal channels are one. A palette picture gives its
-    indices; its colours only if the map lists nothing but colours. Other colours need a map.
-
-    Args:
-        source: a path, or the bytes of a file.
-        label_map: turns values or colours into indices.
-        advice: what to do about colours, where a label map is no way out.
-
-    Returns:
-        [H, W], uint8 or uint16; uint8 where a map was given.
-
-    Raises:
-        DatasetError: a lossy format, colours without a map, values that the map lacks, or an unreadable file.
-    """
-    return _read_label(source, label_map, advice)[0]
-
-
-def _read_label(
-    source: str | os.PathLike | bytes, label_map: LabelMap | None, advice: str | None
-) -> tuple[np.ndarray, str | None, tuple[tuple[int, int, tuple[int, int, int]], ...]]:
-    """What `read_label` returns, a remark for the summary, and the `colors` of an `Example`."""
-    name = "label" if isinstance(source, bytes) else str(source)
-    data, picture = _open(source)
-    if picture.format not in LOSSLESS or picture.info.get("compression") == "jpeg":
-        raise DatasetError(
-            f"{name}: labels are not kept as {picture.format}, for lossy compression changes class indices; save them "
-            "as PNG, from their source"
-        )
-    by_color = label_map is not None and label_map.colors and not label_map.values
-    note, palette = None, {}
-    if picture.mode == "P":
-        label = np.asarray(picture.convert("RGB") if by_color else picture)
-        palette = {} if by_color else _palette_of(picture, label)
-    elif picture.mode in ("1", "L") or picture.mode.startswith("I"):
-        label = _stored_values(name, data, picture)
-    elif picture.mode in ("RGB", "RGBA"):
-        label = np.asarray(picture)[..., :3]
-        if label_map is not None and label_map.colors:
-            pass
-        elif (label == label[..., :1]).all():
-            label, note = label[..., 0], "label of three equal channels, read as one"
-        else:
-            shape = "x".join(map(str, np.asarray(picture).shape))
-            mend = f"save one channel of class indices, {advice or 'or list every colour with --label_map'}"
-            message = f"{name}: a colour picture of shape {shape} is no label; {mend}"
-            raise DatasetError(message) if advice else UnmappedColors(message, count_colors(label))
+        return Stored(opened.data, (picture.height, picture.width))
+    wide, values, taken_for = stored.wide_values(opened, exactly=picture_range is not None), None, None
+    if wide is None:
+        pixels, became = np.asarray(picture.convert("RGB")), "RGB"
     else:
-        raise DatasetError(f"{name}: labels have one channel of class indices, not Pillow's mode {picture.mode}")
-    if label_map is None:
-        return label, note, tuple((value, value, color) for value, color in palette.items())
-    if label.ndim == 2 and not label_map.values:
-        raise DatasetError(f"{name}: the label map lists colours only, but this label has one channel")
-    try:
-        indices = label_map.apply(label)
-    except UnmappedColors as error:
-        raise UnmappedColors(f"{name}: {error}", error.colors) from error
-    except DatasetError as error:
-        raise DatasetError(f"{name}: {error}") from error
-    classes = label_map.apply(np.array([list(palette)], label.dtype))[0].tolist() if palette else []
-    return indices, note, tuple((value, index, palette[value]) for value, index in zip(palette, classes, strict=True))
+        taken_for = stored.full_range(opened) if picture_range is None else None
+        pixels, became = to_eight_bits(opened.name, wide, picture_range or taken_for), "8-bit RGB"
+        finite = wide[np.isfinite(wide)]
+        values = (float(finite.min()), float(finite.max())) if finite.size else None
+        dropped += f", {ranges.show(picture_range)} as 0..255" if picture_range else ""
+    image = Image.fromarray(np.ascontiguousarray(opened.upright(pixels))).convert("RGB")
+    size = (image.height, image.width)
+    return Stored(_encode_png(image), size, kind, became + dropped, opened.orientation, values, taken_for)
 
 
-def _palette_of(picture: Image.Image, values: np.ndarray) -> dict[int, tuple[int, int, int]]:
-    """The colours of the values that a palette picture holds, where its palette has them."""
-    palette = np.reshape(picture.getpalette("RGB") or [], (-1, 3)).tolist()
-    return {value: tuple(palette[value]) for value, _ in count_values(values) if value < len(palette)}
+def read_rgb(source: str | os.PathLike | bytes, picture_range: ranges.Range | None = None) -> np.ndarray:
+    """A picture file as uint8 [H, W, 3], shown as every viewer shows it; arguments and errors as of `read_image`."""
+    return read_image(source, picture_range).pixels()
 
 
-def _name(source: str | os.PathLike | bytes) -> str:
-    return "picture" if isinstance(source, bytes) else str(source)
+def to_eight_bits(name: str, values: np.ndarray, picture_range: ranges.Range | None) -> np.ndarray:
+    """Values of more than 8 bits as uint8, by a range; raises DatasetError where it is not known."""
+    if picture_range is None:
+        raise DatasetError(
+            f"{name}: values of 32 bits have no known range; say which become black and white with "
+            "--picture_range=LOW,HIGH, or save it with 8 or 16 bits"
+        )
+    low, high = picture_range
+    if low == 0 and high == 65535 and values.dtype.kind == "u":
+        return (values >> 8).astype(np.uint8)  # as Pillow turns 16-bit colours into 8 bits
+    return ranges.stretch(values, picture_range)
 
 
-def _open(source: str | os.PathLike | bytes) -> tuple[bytes, Image.Image]:
-    """A file's bytes and its picture, decoded to the end."""
-    name = _name(source)
-    data = source if isinstance(source, bytes) else opening.read_bytes(source)
-    if not data:
-        raise DatasetError(f"{name}: the file is empty (0 bytes)")
-    try:
-        with opening.of_any_size():
-            picture = Image.open(io.BytesIO(data))
-            frames = opening.count_pictures(picture)
-            picture.load()
-            if picture.format == "PNG":
-                # load() forgives damage behind the last row; the decoder that reads the record later does not.
-                Image.open(io.BytesIO(data)).verify()
-                if _PNG_END not in data:
-                    raise OSError("its end is missing")
-    except UnidentifiedImageError as error:
-        raise DatasetError(f"{name}: not a picture that Pillow can read") from error
-    except (
-        *(OSError, SyntaxError, ValueError, EOFError, IndexError),
-        TypeError,  # of a TIFF whose tags have other types
-    ) as error:
-        raise DatasetError(f"{name}: damaged or truncated ({error})") from error
-    if frames > 1 and picture.format != "MPO":  # a phone's JPEG, whose other frames are previews
-        raise DatasetError(f"{name}: holds {frames} pictures; save one")
-    return data, picture
+def _unusual(opened: Opened) -> tuple[str | None, str]:
+    """Names what keeps a picture from being stored as it came, and what is dropped then.
 
-
-def _png_header(data: bytes) -> tuple[int, int]:
-    """(bits a channel, colour type) of a PNG file."""
-    return data[24], data[25]
-
-
-def _unusual(data: bytes, picture: Image.Image) -> str | None:
-    """Names what keeps a picture from being stored as it came; None for plain 8-bit RGB or grey JPEG and PNG."""
-    if picture.getexif().get(_ORIENTATION, 1) != 1:
-        return f"{picture.format} with an EXIF orientation"
+    (None, "") for plain 8-bit RGB or grey JPEG and PNG.
+    """
+    picture = opened.picture
+    bits, bands = stored.bits_of(opened), stored.num_bands(opened)
+    if picture.has_transparency_data:
+        dropped = ", alpha dropped"
+    else:
+        dropped = " of the first three" if bands > 3 and picture.mode != "CMYK" else ""
+    if opened.orientation != 1:
+        return f"{picture.format} with an EXIF orientation", dropped
     if picture.format in ("JPEG", "MPO"):
-        return None if picture.mode in ("RGB", "L") else f"{picture.mode} JPEG"
+        return (None, "") if picture.mode in ("RGB", "L") else (f"{picture.mode} JPEG", dropped)
     if picture.format == "PNG":
-        bits, color_type = _png_header(data)
-        if "transparency" in picture.info or color_type in (4, 6):
-            return "PNG with alpha"
-        if color_type == 3:
-            return "palette PNG"
-        return None if bits == 8 else f"{bits}-bit PNG"
-    return f"{picture.format} file"
-
-
-def _stored_values(name: str, data: bytes, picture: Image.Image) -> np.ndarray:
-    """The integers of a one-channel picture as the file holds them."""
-    values = np.asarray(picture)
-    if picture.format == "PNG" and picture.mode == "L":
-        # Pillow stretches 2 and 4 bits of grey to 0..255.
-        values = values // {2: 85, 4: 17, 8: 1}[_png_header(data)[0]]
-    elif picture.mode == "1":
-        values = values.astype(np.uint8)
-    if values.min() < 0 or values.max() > 65535:
-        raise DatasetError(f"{name}: values {values.min()}..{values.max()} do not fit 16 bits")
-    return values if values.dtype == np.uint8 else values.astype(np.uint16)
+        if picture.has_transparency_data:
+            return f"{'' if bits == 8 else f'{bits}-bit '}PNG with alpha", dropped
+        if picture.mode == "P":
+            return "palette PNG", dropped
+        return (None, "") if bits == 8 else (f"{bits}-bit PNG", dropped)
+    if bits > 8 or bands > 3 and picture.mode != "CMYK":
+        return f"{picture.format} with {bands} band{'s' if bands > 1 else ''} of {bits} bits", dropped
+    return f"{picture.format} file", dropped
 
 
 def _encode_png(picture: Image.Image) -> bytes:
@@ -304,13 +253,15 @@ def _encode_png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _different_sizes(pair: Pair, size: tuple[int, int], label_size: tuple[int, int]) -> str:
-    (height, width), (label_height, label_width) = size, label_size
+def _different_sizes(pair: Pair, image: Stored, label: labels.Label) -> str:
+    (height, width), (label_height, label_width) = image.size, label.values.shape
     message = (
         f"{pair.image} is {width}x{height} (width x height) but its label {pair.label} is {label_width}x{label_height}"
     )
-    with opening.of_any_size(), Image.open(pair.image) as picture:
-        if picture.size == (label_width, label_height):
+    if (label_height, label_width) == (width, height):
+        if label.orientation in QUARTER_TURNS:
+            message += "; the label fits without its own EXIF orientation, by which it was turned: remove that tag"
+        elif image.orientation in QUARTER_TURNS:
             message += "; the label fits the picture without its EXIF orientation: remove that tag or turn the label"
     return message
 
@@ -336,6 +287,10 @@ def _outside(
         message += '; for a mask of 0 and 255 give --label_map "0:0,255:1"'
     elif ("labelIds" in name or num_classes == 19) and max(values) <= 33:
         message += "; values of 0..33 look like Cityscapes labelIds, which must be turned into trainIds"
+    elif len(values) > 2 * num_classes + 8:
+        message += (
+            "; so many values may be smoothed edges: list those that are meant with --label_map, and other:ignore"
+        )
     elif max(values) == num_classes:
         message += "; is a class (background?) missing in the class names, or do the indices begin at 1?"
     else:

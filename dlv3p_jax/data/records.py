@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 from dlv3p_jax import disk_errors, files, local_paths
 from dlv3p_jax.data import downloads, staging
 from dlv3p_jax.data.errors import DatasetError as DatasetError
-from dlv3p_jax.data.pictures import read_label as read_label
+from dlv3p_jax.data.labels import read_label as read_label
 
 VERSION = "1.0.0"  # of this layout; data sets of another version are prepared anew
 METADATA = {
@@ -40,6 +40,7 @@ METADATA = {
 }
 OPTIONAL_METADATA = {  # what data sets that were prepared by older revisions lack
     "digests": "{split: what `digests.Digest` makes of its records, in order}",
+    "picture_range": "[low, high] that became 0 and 255 in pictures of more than 8 bits, where `prepare` was told",
 }
 
 _DIGESTS = "metadata.sha256"
@@ -79,6 +80,12 @@ class Dataset:
     @property
     def class_names(self) -> list[str]:
         return self.metadata["class_names"]
+
+    @property
+    def picture_range(self) -> tuple[float, float] | None:
+        """The values that became 0 and 255 in pictures of more than 8 bits; None: nobody said."""
+        low_high = self.metadata.get("picture_range")
+        return None if low_high is None else (low_high[0], low_high[1])
 
     @property
     def palette(self) -> list[list[int]]:

@@ -9,8 +9,8 @@ import numpy as np
 import scipy.io
 
 from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.labels import read_label
 from dlv3p_jax.data.pairs import read_lines
-from dlv3p_jax.data.pictures import read_label
 
 ADVICE = "Pascal VOC has 0..20 and 255, in palette or grey PNG: take the label files as distributed"
 
@@ -38,7 +38,7 @@ def read_values(path: str) -> np.ndarray:
     """What a label file of VOC (PNG) or SBD (.mat) holds, integers [H, W].
 
     Raises:
-        DatasetError: see `read_segmentation` and `pictures.read_label`.
+        DatasetError: see `read_segmentation` and `labels.decode`.
     """
     return read_segmentation(path) if path.endswith(".mat") else read_label(path, advice=ADVICE)
 

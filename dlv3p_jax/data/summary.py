@@ -2,6 +2,7 @@
 
 import collections
 
+from dlv3p_jax.data.pictures import UNTOLD_TURN
 from dlv3p_jax.data.records import Dataset
 
 _DOMINANT = 0.95  # a class above this share of the pixels drowns the others
@@ -37,6 +38,12 @@ def table(dataset: Dataset) -> str:
 def warnings(dataset: Dataset) -> list[str]:
     """What is unlikely to be meant: classes that never occur in a split, one class nearly everywhere."""
     found = []
+    if untold := dataset.metadata["notes"].get(UNTOLD_TURN):
+        found.append(
+            f"EXIF turns {untold} pictures whose labels would fit turned or not: they are taken as drawn on the "
+            "picture as it is shown. Look at them with --preview; if they lie otherwise, remove the EXIF "
+            "orientation of the pictures"
+        )
     for split in filter(dataset.has_labels, dataset.splits):
         pixels = dataset.metadata["class_pixels"][split]
         absent = [f"{index} ({dataset.class_names[index]})" for index, count in enumerate(pixels) if not count]

@@ -114,6 +114,8 @@ def _describe(trained: TrainedModel, name: str, size, size_from: str, comparison
         "platforms": ["any"] if name == "onnx" else list(programs.PLATFORMS),
         "checkpoint": trained.source,
         "input": {"name": "image", "dtype": "uint8", "shape": ["batch", height, width, 3], "colors": "RGB"},
+        # The values that became 0 and 255 in pictures of more than 8 bits, in the data that it was trained on.
+        "picture_range": trained.picture_range,
         "size_from": size_from if size else "any size",
         "outputs": {
             "labels": {"dtype": "uint8", "shape": ["batch", height, width]},

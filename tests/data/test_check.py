@@ -32,7 +32,7 @@ def test_good_records_pass(tmp_path, workers):
     ("change", "message"),
     [
         ({"image": good("").image[:-20]}, "train: y: picture: damaged or truncated"),
-        ({"label": b""}, r"train: y: picture: the file is empty \(0 bytes\)"),
+        ({"label": b""}, r"train: y: label: the file is empty \(0 bytes\)"),
         ({"label": encode_example("", IMAGE[:3], LABEL[:3], 2, 255).label}, r"y: the picture is \(4, 6\) .* \(3, 6\)"),
         ({"size": (6, 4)}, r"train: a picture is \(4, 6\) \(height, width\), but \(6, 4\) in the metadata"),
         ({"label": encode_example("", IMAGE, LABEL * 0 + 7, 2, 255).label}, "label 0 is on 12 pixels, on 24 in the"),

@@ -101,8 +101,8 @@ def test_conversions_are_counted_in_the_summary(source, tmp_path):
     picture.convert("L").save(source / "images/train/b.jpg")  # L39
     dataset, _ = prepare(source, tmp_path / "data")
     assert dataset.num_pictures("train") == 3
-    assert dataset.metadata["notes"] == {"CMYK JPEG stored as RGB PNG": 1}
-    assert "1 of 4: CMYK JPEG stored as RGB PNG" in summary.table(dataset)
+    assert dataset.metadata["notes"] == {"CMYK JPEG stored as RGB": 1}
+    assert "1 of 4: CMYK JPEG stored as RGB" in summary.table(dataset)
     assert dataset.source("train")[1]["image"] == (source / "images/train/b.jpg").read_bytes()
 
 
@@ -349,3 +349,43 @@ def test_real_pictures_survive(shared, tmp_path):
     assert dataset.metadata["class_pixels"]["train"] == counts[:11].tolist()
     assert dataset.metadata["ignored_pixels"]["train"] == counts[11]
     assert dataset.sizes("val") == [(360, 480)] * 2
+
+
+def write_16_bits(source: pathlib.Path, highest: int) -> None:
+    """Pictures of so many bits in place of those that are there."""
+    for path in (source / "images").glob("**/*.jpg"):
+        path.unlink()
+        values = np.linspace(300, highest, 8).astype(np.uint16).reshape(2, 4)
+        Image.fromarray(values).save(path.with_suffix(".png"))
+
+
+def test_pictures_of_12_bits_in_files_of_16_need_a_range(source, tmp_path):
+    write_16_bits(source, 3000)
+    with pytest.raises(DatasetError, match=r"300\.\.3000 .*\.png.*--picture_range=0,4095"):
+        prepare(source, tmp_path / "data")
+    assert nothing_written(tmp_path / "data")
+    with pytest.raises(DatasetError, match=r"--picture_range=0,4095"):
+        survey = ImageFolder(tmp_path / "data", source, skip_bad=True)
+        survey.survey(source)
+        survey.refuse_contradictions()
+    dataset, _ = prepare(source, tmp_path / "data", picture_range=(0, 4095))
+    assert dataset.picture_range == (0, 4095)
+    stored = np.asarray(Image.open(io.BytesIO(dataset.source("train")[0]["image"])))
+    np.testing.assert_array_equal(stored[..., 1].ravel(), np.rint(np.linspace(300, 3000, 8).astype(int) / 4095 * 255))
+    assert "16-bit PNG stored as 8-bit RGB, 0..4095 as 0..255" in summary.table(dataset)
+
+
+def test_pictures_of_16_bits_need_no_range(source, tmp_path):
+    write_16_bits(source, 40_000)
+    dataset, _ = prepare(source, tmp_path / "data")
+    assert dataset.picture_range is None
+
+
+def test_turned_pictures_whose_labels_would_fit_both_ways_are_warned_of(source, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3  # half a turn
+    with Image.open(source / "images/train/a.jpg") as picture:
+        picture.save(source / "images/train/a.jpg", exif=exif)
+    dataset, _ = prepare(source, tmp_path / "data")
+    (warning,) = [text for text in summary.warnings(dataset) if "EXIF" in text]
+    assert " 1 picture" in warning and "--preview" in warning

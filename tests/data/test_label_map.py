@@ -15,6 +15,12 @@ def test_every_way_to_write_a_pair(tmp_path):
     assert parse(str(file), ignore_label=250) == expected
 
 
+def test_negative_values_and_words_for_what_is_no_number():
+    expected = LabelMap(((-1, 250), (70000, 1)), (), nan=250, other=3)
+    assert parse("-1:ignore,70000:1,nan:ignore,other:3", ignore_label=250) == expected
+    assert expected.targets() == {250, 1, 3}
+
+
 def test_many_pairs_are_longer_than_a_name_of_a_file(tmp_path):
     colors = [(index, 100, 200) for index in range(21)]
     text = ",".join(f"{red}-{green}-{blue}:{index}" for index, (red, green, blue) in enumerate(colors))
@@ -30,7 +36,10 @@ def test_many_pairs_are_longer_than_a_name_of_a_file(tmp_path):
         ("0:0,x:1", '"x:1"'),
         ("0:0,1", '"1"'),
         ("0:256", '"0:256"'),
-        ("70000:0", '"70000:0"'),
+        ("4294967296:0", '"4294967296:0"'),
+        ("1.5:0", '"1.5:0"'),
+        ("nan:0,other:1", "lists no value"),
+        ("0:0,other:1,other:2", "contradicts"),
         ("300-0-0:1", "above 255"),
         ("0:0,0:1", "contradicts"),
         (":", '":"'),
@@ -47,7 +56,8 @@ def test_apply_equals_a_lookup_per_pixel():
     keys = rng.permutation(65536)[:40]
     table = LabelMap(tuple((int(key), index % 7) for index, key in enumerate(keys)))
     label = rng.choice(keys, (9, 13)).astype(np.uint16)
-    found = table.apply(label)
+    found, used_other = table.apply(label)
+    assert not used_other
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, np.vectorize(dict(table.values).get)(label))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlv3p_jax.data import opening, pictures
+from dlv3p_jax.data import labels, opening, pictures
 from dlv3p_jax.data.errors import DatasetError
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
@@ -36,7 +36,7 @@ def test_smaller_copies_and_masks_in_a_tiff_are_no_pictures(first):
 
 def test_a_label_with_overviews_is_read(tmp_path):
     label = np.arange(96, dtype=np.uint8).reshape(8, 12)
-    np.testing.assert_array_equal(pictures.read_label(tiff((label, 0), (label[::2, ::2], 1))), label)
+    np.testing.assert_array_equal(labels.read_label(tiff((label, 0), (label[::2, ::2], 1))), label)
 
 
 def test_a_picture_larger_than_pillow_takes_from_strangers_is_read(tmp_path, monkeypatch):
@@ -55,7 +55,7 @@ def test_pipes_sockets_and_devices_are_named_and_not_waited_for(tmp_path):
         listening.bind(str(tmp_path / "socket.png"))
     os.symlink("/dev/zero", tmp_path / "device.png")
     for name in ("pipe", "socket", "device"):
-        for read in (pictures.read_rgb, pictures.read_label):
+        for read in (pictures.read_rgb, labels.read_label):
             with pytest.raises(DatasetError, match=rf"{name}.png: is a .*{name}"):
                 read(tmp_path / f"{name}.png")
 

@@ -2,16 +2,16 @@
 
 import io
 import re
-import struct
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
+from raw_pictures import pack, png, tiff
 
 from dlv3p_jax.data.errors import DatasetError, UnmappedColors
 from dlv3p_jax.data.label_map import parse
-from dlv3p_jax.data.pictures import Example, Pair, Problem, read_image, read_label, read_pair
+from dlv3p_jax.data.labels import read_label
+from dlv3p_jax.data.pictures import Example, Pair, Problem, read_image, read_pair
 
 BLOCKS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 RGB = np.kron(BLOCKS, np.ones((4, 4, 1), np.uint8))  # 20x28
@@ -22,17 +22,6 @@ def encode(picture, file_format: str, **options) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, file_format, **options)
     return buffer.getvalue()
-
-
-def png(bits: int, color_type: int, rows: list[bytes], width: int) -> bytes:
-    """A PNG file of the kinds that Pillow does not write."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, len(rows), bits, color_type, 0, 0, 0)
-    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def turned() -> Image.Exif:
@@ -63,10 +52,11 @@ def test_plain_files_are_kept_and_both_decoders_agree_on_them(tmp_path, kind):
     import tensorflow as tf
 
     (tmp_path / "a").write_bytes(KEPT[kind])
-    data, size, notes = read_image(tmp_path / "a")
+    image = read_image(tmp_path / "a")
+    data = image.data
     assert data == KEPT[kind]
-    assert size == RGB.shape[:2]
-    assert notes == ()
+    assert image.size == RGB.shape[:2]
+    assert image.notes == ()
     decode = tf.io.decode_png if "PNG" in kind else lambda d, c: tf.io.decode_jpeg(d, c, dct_method="INTEGER_ACCURATE")
     np.testing.assert_array_equal(decode(data, 3).numpy(), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
@@ -78,20 +68,50 @@ CONVERTED = {
         encode(Image.fromarray(RGB).convert("CMYK"), "JPEG", quality=100, subsampling=0),
         RGB,
         8,
-        "CMYK JPEG",
+        "CMYK JPEG stored as RGB",
     ),
-    "alpha": (encode(Image.fromarray(RGB).convert("RGBA"), "PNG"), RGB, 0, "PNG with alpha"),
-    "transparent color": (encode(RGB, "PNG", transparency=(0, 0, 0)), RGB, 0, "PNG with alpha"),
-    "grey and alpha": (encode(GREY.convert("LA"), "PNG"), np.stack([GREY] * 3, -1), 0, "PNG with alpha"),
-    "palette": (encode(Image.fromarray(RGB).quantize(64), "PNG"), RGB, 0, "palette PNG"),
-    "16-bit RGB": (png(16, 2, [r.astype(">u2").tobytes() for r in SIXTEEN], 28), RGB, 0, "16-bit PNG"),
-    "16-bit grey": (encode(SIXTEEN[..., 0], "PNG"), np.stack([RGB[..., 0]] * 3, -1), 0, "16-bit PNG"),
-    "1-bit": (encode(Image.fromarray(RGB[..., 0] > 99), "PNG"), (RGB[..., :1] > 99) * np.full(3, 255), 0, "1-bit PNG"),
-    "EXIF": (encode(RGB, "PNG", exif=turned()), np.rot90(RGB, -1), 0, "PNG with an EXIF orientation"),
-    "BMP": (encode(RGB, "BMP"), RGB, 0, "BMP file"),
-    "TIFF": (encode(RGB, "TIFF"), RGB, 0, "TIFF file"),
-    "CMYK TIFF": (encode(Image.fromarray(RGB).convert("CMYK"), "TIFF"), RGB, 0, "TIFF file"),
-    "WebP": (encode(RGB, "WEBP", lossless=True), RGB, 0, "WEBP file"),
+    "alpha": (
+        encode(Image.fromarray(RGB).convert("RGBA"), "PNG"),
+        RGB,
+        0,
+        "PNG with alpha stored as RGB, alpha dropped",
+    ),
+    "transparent color": (
+        encode(RGB, "PNG", transparency=(0, 0, 0)),
+        RGB,
+        0,
+        "PNG with alpha stored as RGB, alpha dropped",
+    ),
+    "grey and alpha": (
+        encode(GREY.convert("LA"), "PNG"),
+        np.stack([GREY] * 3, -1),
+        0,
+        "PNG with alpha stored as RGB, alpha dropped",
+    ),
+    "palette": (encode(Image.fromarray(RGB).quantize(64), "PNG"), RGB, 0, "palette PNG stored as RGB"),
+    "16-bit RGB": (
+        png(16, 2, [r.astype(">u2").tobytes() for r in SIXTEEN], 28),
+        RGB,
+        0,
+        "16-bit PNG stored as 8-bit RGB",
+    ),
+    "16-bit grey": (
+        encode(SIXTEEN[..., 0], "PNG"),
+        np.stack([RGB[..., 0]] * 3, -1),
+        0,
+        "16-bit PNG stored as 8-bit RGB",
+    ),
+    "1-bit": (
+        encode(Image.fromarray(RGB[..., 0] > 99), "PNG"),
+        (RGB[..., :1] > 99) * np.full(3, 255),
+        0,
+        "1-bit PNG stored as RGB",
+    ),
+    "EXIF": (encode(RGB, "PNG", exif=turned()), np.rot90(RGB, -1), 0, "PNG with an EXIF orientation stored as RGB"),
+    "BMP": (encode(RGB, "BMP"), RGB, 0, "BMP file stored as RGB"),
+    "TIFF": (encode(RGB, "TIFF"), RGB, 0, "TIFF file stored as RGB"),
+    "CMYK TIFF": (encode(Image.fromarray(RGB).convert("CMYK"), "TIFF"), RGB, 0, "TIFF file stored as RGB"),
+    "WebP": (encode(RGB, "WEBP", lossless=True), RGB, 0, "WEBP file stored as RGB"),
 }
 
 
@@ -99,11 +119,11 @@ CONVERTED = {
 def test_other_files_become_the_rgb_png_that_a_viewer_shows(tmp_path, kind):
     file, shown, distance, note = CONVERTED[kind]
     (tmp_path / "a").write_bytes(file)
-    data, size, notes = read_image(tmp_path / "a")
-    picture = Image.open(io.BytesIO(data))
+    image = read_image(tmp_path / "a")
+    picture = Image.open(io.BytesIO(image.data))
     assert (picture.format, picture.mode) == ("PNG", "RGB")
-    assert size == shown.shape[:2]
-    assert notes == (f"{note} stored as RGB PNG",)
+    assert image.size == shown.shape[:2]
+    assert image.notes == (note,)
     assert np.abs(np.asarray(picture).astype(int) - shown).max() <= distance
 
 
@@ -303,3 +323,119 @@ def test_a_label_made_before_the_picture_was_turned(tmp_path):
 def test_odd_sizes(tmp_path, size):
     example = read_pair(pair_of(tmp_path, np.zeros(size)), 2, 255)
     assert example.size == size
+
+
+TWELVE = np.random.default_rng(3).integers(997, 4000, (3, 5, 3)).astype(np.uint16)
+GREY_TWELVE = np.repeat(TWELVE[..., :1], 3, axis=-1)
+
+
+def rows(values: np.ndarray) -> list[bytes]:
+    return [row.astype(">u2").tobytes() for row in values]
+
+
+def with_band(values: np.ndarray) -> np.ndarray:
+    return np.dstack([values, np.full(values.shape[:2], 50_000)]).astype(np.uint16)
+
+
+def tiff_of(values: np.ndarray, dtype: str, **options) -> bytes:
+    return tiff(values.astype(dtype).tobytes(), (3, 5), order="<" if dtype[0] == "<" else ">", **options)
+
+
+COLORS = dict(bits=16, photometric=2)
+WIDE = {
+    "PNG": (png(16, 0, rows(TWELVE[..., 0]), 5), GREY_TWELVE, "16-bit PNG stored as 8-bit RGB"),
+    "RGB PNG": (png(16, 2, rows(TWELVE), 5), TWELVE, "16-bit PNG stored as 8-bit RGB"),
+    "PNG with alpha": (
+        png(16, 4, rows(with_band(TWELVE[..., 0])), 5),
+        GREY_TWELVE,
+        "16-bit PNG with alpha stored as 8-bit RGB, alpha dropped",
+    ),
+    "RGBA PNG": (
+        png(16, 6, rows(with_band(TWELVE)), 5),
+        TWELVE,
+        "16-bit PNG with alpha stored as 8-bit RGB, alpha dropped",
+    ),
+    "TIFF": (tiff_of(TWELVE[..., 0], "<u2", bits=16), GREY_TWELVE, "TIFF with 1 band of 16 bits stored as 8-bit RGB"),
+    "RGB TIFF": (
+        tiff_of(TWELVE, "<u2", bands=3, **COLORS),
+        TWELVE,
+        "TIFF with 3 bands of 16 bits stored as 8-bit RGB",
+    ),
+    "big-endian RGB TIFF": (
+        tiff_of(TWELVE, ">u2", bands=3, **COLORS),
+        TWELVE,
+        "TIFF with 3 bands of 16 bits stored as 8-bit RGB",
+    ),
+    "deflated RGB TIFF": (
+        tiff_of(TWELVE, "<u2", bands=3, deflated=True, **COLORS),
+        TWELVE,
+        "TIFF with 3 bands of 16 bits stored as 8-bit RGB",
+    ),
+    "deflated big-endian TIFF of four bands": (
+        tiff_of(with_band(TWELVE), ">u2", bands=4, extra=0, deflated=True, **COLORS),
+        TWELVE,
+        "TIFF with 4 bands of 16 bits stored as 8-bit RGB of the first three",
+    ),
+    "TIFF of four bands": (
+        tiff_of(with_band(TWELVE), "<u2", bands=4, extra=0, **COLORS),
+        TWELVE,
+        "TIFF with 4 bands of 16 bits stored as 8-bit RGB of the first three",
+    ),
+    "PGM": (b"P5 5 3 65535\n" + b"".join(rows(TWELVE[..., 0])), GREY_TWELVE, "PPM with 1 band of 16 bits stored as"),
+    "PPM": (b"P6 5 3 65535\n" + b"".join(rows(TWELVE)), TWELVE, "PPM with 3 bands of 16 bits stored as"),
+    "PPM of 12 bits": (b"P6 5 3 4095\n" + b"".join(rows(TWELVE)), TWELVE, "PPM with 3 bands of 12 bits stored as"),
+    "TIFF of 12 bits": (
+        tiff(pack(TWELVE[..., 0], 12), (3, 5), bits=12),
+        GREY_TWELVE,
+        "TIFF with 1 band of 12 bits stored as",
+    ),
+    "signed TIFF": (tiff_of(TWELVE[..., 0], "<i2", bits=16, sample_format=2), GREY_TWELVE, "of 16 bits stored as"),
+    "TIFF of floats": (tiff_of(TWELVE[..., 0], "<f4", bits=32, sample_format=3), GREY_TWELVE, "of 32 bits stored as"),
+}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_a_range_is_of_the_values_that_the_file_holds(kind):
+    data, values, note = WIDE[kind]
+    image = read_image(data, (0, 4095))
+    np.testing.assert_array_equal(image.pixels(), np.rint(values / 4095 * 255))
+    assert image.values == (values.min(), values.max()) and image.taken_for is None
+    assert note in image.notes[0] and image.notes[0].endswith(", 0..4095 as 0..255")
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_without_a_range_all_that_a_file_has_room_for_is_taken(kind):
+    data, values, note = WIDE[kind]
+    if kind in ("signed TIFF", "TIFF of floats"):
+        with pytest.raises(DatasetError, match="--picture_range"):
+            read_image(data)
+        return
+    image, top = read_image(data), 4095 if "12 bits" in kind else 65535
+    assert image.taken_for == (0, top) and image.values == (values.min(), values.max())
+    assert np.abs(image.pixels() - values / top * 255).max() < 1
+    assert note in image.notes[0]
+
+
+def test_a_turned_picture_of_16_bits_is_turned():
+    data = encode(TWELVE[..., 0], "PNG", exif=turned())
+    expected = np.rint(np.rot90(GREY_TWELVE, -1) / 4095 * 255)
+    np.testing.assert_array_equal(read_image(data, (0, 4095)).pixels(), expected)
+
+
+def test_eight_bits_know_no_range():
+    assert read_image(KEPT["RGB PNG"], (0, 4095)).data == KEPT["RGB PNG"]
+    np.testing.assert_array_equal(read_image(CONVERTED["BMP"][0], (0, 4095)).pixels(), RGB)
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+def test_separate_planes_of_16_bits_are_read_right_or_not_at_all(tmp_path, deflated):
+    planes = np.moveaxis(TWELVE * 16, -1, 0)
+    path = tmp_path / "planes.tif"
+    path.write_bytes(tiff(planes.astype("<u2").tobytes(), (3, 5), bands=3, deflated=deflated, planar=True, **COLORS))
+    with pytest.raises(DatasetError, match=r"planes\.tif: .*INTERLEAVE=PIXEL"):
+        read_image(path, (0, 4095))
+    if deflated:
+        np.testing.assert_array_equal(read_image(path).pixels(), TWELVE * 16 >> 8)
+    else:
+        with pytest.raises(DatasetError, match=r"planes\.tif: .*INTERLEAVE=PIXEL"):
+            read_image(path)
