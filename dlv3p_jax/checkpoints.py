@@ -126,6 +126,12 @@ class Checkpoints:
                 self._best.wait_until_finished()
                 self._remove_replaced()
 
+    def is_saved(self, step: int) -> bool:
+        """Whether this step and all that was to be saved is written; waits for nothing, and raises as `check`."""
+        self.check()
+        writing = self._latest.is_saving_in_progress() or self._best.is_saving_in_progress()
+        return not writing and step in self._latest.all_steps()
+
     @property
     def latest_step(self) -> int | None:
         """The newest step that can be resumed, None if there is none."""

@@ -1,4 +1,4 @@
-"""One run in several processes: how they find each other, and how the failure of one ends the others.
+"""One run in several processes: how they find each other, and that they have one workdir.
 
 On SLURM (`srun`, a task a process) and on the workers of a TPU slice, JAX finds everything itself. Elsewhere every
 process is told, by flags or by the environment (the first is JAX's own name):
@@ -12,24 +12,20 @@ JAX_LOCAL_DEVICE_IDS names the GPUs of a process. On CPUs the processes talk thr
 several on one machine.
 """
 
-import contextlib
 import importlib.util
 import os
 import secrets
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
-import numpy as np
 from absl import flags, logging
 from etils import epath
 from jax._src import distributed as jax_distributed  # the public part does not tell which address JAX found
-from jax.experimental import multihost_utils
 
-from dlv3p_jax import sharding
+from dlv3p_jax import board, sharding
 
 _ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0 of a run of several processes.")
 _COUNT = flags.DEFINE_integer("num_processes", None, "How many processes the run has; 1: this one alone.")
@@ -42,6 +38,11 @@ _HEARTBEAT = flags.DEFINE_integer(
 )
 _TOKEN_SECONDS = 15
 _FIRST_REMINDER, _REMINDERS = 10, 60  # seconds until it is said that others are waited for, and between the next times
+
+
+def heartbeat() -> float:
+    """Seconds without a sign of life after which a process counts as dead."""
+    return _HEARTBEAT.value
 
 
 class DistributedError(ValueError):
@@ -131,57 +132,31 @@ def check_shared(workdir: epath.PathLike) -> None:
       DistributedError: some process has another folder under this name; names which.
       OSError: the folder cannot be made or written.
     """
-    if jax.process_count() == 1:
+    if board.alone():
         return
-    name = int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(31))))
-    token = epath.Path(workdir) / f".shared-{name:08x}"
-    if jax.process_index() == 0:
+    if board.index() == 0:
+        token = epath.Path(workdir) / f".shared-{secrets.token_hex(4)}"
         token.parent.mkdir(parents=True, exist_ok=True)
         token.write_text("", encoding="utf-8")
-    multihost_utils.sync_global_devices("token written")
+        board.post("token", token.name)
+    token = epath.Path(workdir) / board.wait_for("token")
     deadline = time.monotonic() + _TOKEN_SECONDS
     while not (seen := token.exists()) and time.monotonic() < deadline:
         time.sleep(0.5)  # network folders may show a new file a little later
-    missing = np.flatnonzero(~multihost_utils.process_allgather(np.array(seen)).ravel()).tolist()
-    if jax.process_index() == 0:
+    if not seen:
+        board.post(f"without_token/{board.index()}", str(workdir))
+    board.meet("looked for the token")
+    if board.index() == 0:
         token.unlink()
+    missing = sorted(board.read("without_token").items(), key=lambda item: int(item[0]))
     if missing:
+        who = ", ".join(index for index, _ in missing)
+        folders = sorted({folder for _, folder in missing} - {str(workdir)})
+        as_ = f" (its --workdir is {', '.join(folders)})" if folders else ""
         raise DistributedError(
-            f"--workdir={workdir} is not one folder for all: process {', '.join(map(str, missing))} of "
-            f"{jax.process_count()} cannot see what process 0 wrote there. Give a folder on a file system that all "
-            "machines share, or gs://…"
+            f"--workdir={workdir} is not one folder for all: process {who} of {board.count()}{as_} cannot see what "
+            "process 0 wrote there. Give a folder on a file system that all machines share, or gs://…"
         )
-
-
-def meet(where: str, seconds: int = 3600) -> None:
-    """Waits until all processes have come to `where`, which one of them may long before another: after compiling.
-
-    Gloo, for one, gives the slowest 30 s at their first exchange.
-    """
-    if jax.process_count() > 1:
-        client = jax_distributed.global_state.client
-        assert client is not None  # as there are several processes
-        client.wait_at_barrier(f"dlv3p_jax {where}", timeout_in_ms=1000 * seconds)
-
-
-@contextlib.contextmanager
-def ending_together() -> Iterator[None]:
-    """Lets an error in the body end this process at once, where it is one of several, and so soon the others.
-
-    An orderly end would wait for the others, who wait for us in the middle of a step. A process that lost its
-    connection, on the other hand, waits until the coordinator has told who is gone: `heartbeat_timeout` seconds or so.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        code = error.code if isinstance(error, SystemExit) else "".join(traceback.format_exception(error))
-        if code is None or isinstance(code, int):  # done, or preempted and saved, which all are at once
-            raise
-        if not jax.distributed.is_initialized() or jax.process_count() == 1:
-            raise
-        _end(error.__context__ or error, code)
 
 
 def _remind(met: threading.Event) -> None:
@@ -203,24 +178,6 @@ def _remind(met: threading.Event) -> None:
             f"processes: start all {state.num_processes}, let them reach this address, or give more "
             "--coordinator_timeout"
         )
-
-
-def _end(error: BaseException, message: str) -> None:
-    me = f"process {jax.process_index()} of {jax.process_count()}"
-    if _lost_connection(error):
-        seconds = _HEARTBEAT.value
-        print(
-            f"main: {me} lost the connection to another; the coordinator tells within {seconds} s which is gone",
-            file=sys.stderr,
-            flush=True,
-        )
-        time.sleep(seconds + 10)  # JAX ends us with its message as soon as it is known
-    _exit(f"{message}\nmain: {me} failed, which ends the others")
-
-
-def _lost_connection(error: BaseException) -> bool:
-    text = str(error)
-    return any(word in text for word in ("Gloo", "NCCL", "UNAVAILABLE", "Connection closed by peer", "Socket closed"))
 
 
 def _exit(message: str) -> None:

@@ -15,6 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from dlv3p_jax import (
+    agreement,
     checkpoints,
     configuration,
     evaluate,
@@ -58,10 +59,13 @@ def prepare_run(config) -> tuple[ml_collections.FrozenConfigDict, records.Datase
 
     Raises:
       ValueError: configuration, data set or mesh cannot be used; subclasses name what.
+      DifferenceError: another process of the run has another data set.
     """
     configuration.check(config)
     dataset = records.open_dataset(config.dataset, config.data_dir)
     config = configuration.resolve(config, len(dataset.class_names), dataset.ignore_label)
+    splits = (config.train_split, config.eval_split)
+    agreement.require("data", agreement.data(dataset, splits) | {"config": agreement.configured(config)})
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
     logging.info("Devices: %s", sharding.describe(mesh))
     return config, dataset, mesh
@@ -107,6 +111,7 @@ def make_evaluator(
     workdir: epath.Path,
     absent_class: str = "nan",
     checkpoint: epath.PathLike | None = None,
+    before_batch: Callable[[bool], None] = lambda compiles: None,
     between_batches: Callable[[], None] = lambda: None,
 ) -> Evaluator:
     """A function that evaluates variables and writes what it finds; the program is compiled once for each picture size.
@@ -115,8 +120,9 @@ def make_evaluator(
     with the views in the name, so that another evaluation of this step does not lose them, and STEP.VIEWS.npz with what
     `picture_scores` keeps. `suffix` ('' or 'ema') tells two models of one step apart. `absent_class` is how
     `metrics.summarize` counts a class that occurs nowhere. `checkpoint` is where the variables are from, for the
-    reports; None: from the run of `workdir`. `between_batches` is called after each batch, and what it raises ends the
-    evaluation.
+    reports; None: from the run of `workdir`. `before_batch` is called with each batch that was read, and whether it is
+    the first of its size, for which a program is compiled; `between_batches` is called after each batch, and what it
+    raises ends the evaluation.
 
     Raises:
       ValueError: the split or the mesh cannot be used.
@@ -140,6 +146,14 @@ def make_evaluator(
     )
     views = views_name(config)
     our_rows = sharding.local_rows(mesh, batch_size)
+    compiled: set[tuple[int, ...]] = set()
+
+    def announced(batches):
+        for batch in batches:
+            shape = batch["image"].shape
+            before_batch(shape not in compiled)
+            compiled.add(shape)
+            yield batch
 
     def run(variables: steps.Variables, step: int, suffix: str = "") -> Result:
         logging.info(
@@ -166,7 +180,7 @@ def make_evaluator(
             pictures.add(indices, matrices, everything)
             between_batches()
 
-        batches = _on_devices(config, dataset, mesh)
+        batches = announced(_on_devices(config, dataset, mesh))
         matrix = evaluate.evaluate(eval_step, variables, batches, config.num_classes, look_at)
         seconds = time.monotonic() - start
         names = picture_scores.gather_ids(ids, len(sizes))
@@ -257,6 +271,8 @@ def evaluate_checkpoint(
     run = make_evaluator(config, dataset, mesh, model, epath.Path(workdir), absent_class, path)
     for suffix, item in (("", "variables"), ("ema", "ema")):
         variables = checkpoints.read_variables(path, item)
+        loaded = {"step": meta["step"], "sha256": None if variables is None else agreement.digest(variables)}
+        agreement.require(f"weights ({item})", loaded)
         if variables is None:
             continue
         variables, _ = checkpoints.fit_variables(variables, expected, allow_new_head=False, source=path)

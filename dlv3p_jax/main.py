@@ -10,16 +10,20 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from dlv3p_jax import (
+    agreement,
     arguments,
+    board,
     checkpoints,
     commands,
     configuration,
     disk_errors,
     distributed,
     download,
+    ending,
     memory,
     preemption,
     pretrained,
+    starts,
 )
 
 _CONFIG = arguments.DEFINE_config("config", "A file of configs/; --config.KEY=VALUE changes one key.")
@@ -45,23 +49,24 @@ _HANG_TIMEOUT = flags.DEFINE_float(
     "hang_timeout",
     1800,
     "Seconds without a training step after which a process shows where it hangs and exits with 75, to be started "
-    "again; compiling, saving and a batch of an evaluation may take an hour. 0: never.",
+    "again, or, at the third time without a newer checkpoint, with 70; compiling may take an hour. 0: never.",
     lower_bound=0,
 )
 
 
 def main(argv: list[str]) -> None:
-    # Exit codes: 0 done, 1 an error, 75 preempted, hung, or a file system away: start me again, 130 Ctrl-C.
+    # Exit codes: 0 done, 1 an error, 75 start me again (preemption.py), 70 that will not help (starts.py), 130 Ctrl-C.
+    told = preemption.Preemption()
     try:
-        with distributed.ending_together():
-            _run(argv)
+        with ending.together(told, distributed.heartbeat):
+            _run(argv, told)
     except KeyboardInterrupt:
         training = "; the same command goes on from the newest checkpoint" if _MODE.value == "train" else ""
         print(f"\nmain: interrupted{training}", file=sys.stderr, flush=True)
         os._exit(130)  # as a shell counts SIGINT; sys.exit would wait for threads of a save that will never end
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: list[str], told: preemption.Preemption) -> None:
     commands.refuse_words(argv)
     if _CONFIG.value is None:
         raise app.UsageError("give --config=FILE, such as --config=configs/quickstart.py")
@@ -82,15 +87,17 @@ def _run(argv: list[str]) -> None:
     if workdir is not None:
         commands.check_folder("main", "workdir", workdir)
 
-    told = preemption.Preemption()
-    told.install()
-    if _MODE.value == "eval":  # has nothing to save: whoever is told leaves at once
-        jax.config.update("jax_enable_preemption_service", False)
+    told.install(ending.leave)
+    jax.config.update("jax_enable_preemption_service", False)  # which takes SIGTERM, and then waits for a step
 
     from dlv3p_jax import evaluator, reporting, train
 
     try:
         distributed.initialize()
+        ending.listen(told)
+        flags_ = {"mode": _MODE.value, "absent_class": _ABSENT_CLASS.value, "deterministic": _DETERMINISTIC.value}
+        versions = {"versions": agreement.versions()}
+        agreement.require("flags", flags_ | versions | {"config": agreement.configured(config)})
         if workdir is not None:
             distributed.check_shared(workdir)
         if _MODE.value == "eval":
@@ -99,7 +106,7 @@ def _run(argv: list[str]) -> None:
         else:
             for note in pretrained.recipe_notes(name, config):
                 logging.info("%s", note)
-            train.train_and_evaluate(config, workdir, told.reached, _HANG_TIMEOUT.value)
+            train.train_and_evaluate(config, workdir, told, _HANG_TIMEOUT.value)
             reporting.write_after_run(workdir)
     except preemption.Preempted as error:
         # A second one, while Python ends and has no handlers, would kill.
@@ -107,7 +114,13 @@ def _run(argv: list[str]) -> None:
         if jax.process_index() == 0:
             print(f"main: {error}", file=sys.stderr, flush=True)
         sys.exit(preemption.EXIT_CODE)
+    except starts.GivenUp as error:
+        print(f"main: {error}", file=sys.stderr, flush=True)
+        sys.exit(starts.GIVE_UP)
     except Exception as error:
+        if not board.alone() and board.lost_connection(error):  # `ending` finds out which process is gone
+            logging.debug("The traceback of a lost connection", exc_info=True)
+            raise
         if (message := _passing(error, workdir)) is not None:
             _leave_for_now(message)
         message, known = _message(error, workdir), (train.TrainingError, evaluator.EvaluationError)
@@ -147,9 +160,9 @@ def _passing(error: Exception, workdir: str | None) -> str | None:
 
 def _leave_for_now(message: str) -> NoReturn:
     logging.debug("The traceback of the error below", exc_info=True)
+    if not board.alone():  # an orderly end would wait for the others, who wait for us
+        ending.leave(preemption.EXIT_CODE, message)
     print(f"main: {message}", file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized():  # an orderly end would wait for the others, who wait for us
-        os._exit(preemption.EXIT_CODE)
     sys.exit(preemption.EXIT_CODE)
 
 

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import math
 import time
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
@@ -15,7 +14,21 @@ from absl import logging
 from clu import metric_writers, periodic_actions
 from etils import epath
 
-from dlv3p_jax import checkpoints, configuration, distributed, losses, memory, sharding, steps, weights, workdir_lock
+from dlv3p_jax import (
+    agreement,
+    board,
+    checkpoints,
+    configuration,
+    ending,
+    losses,
+    memory,
+    preemption,
+    sharding,
+    starts,
+    steps,
+    weights,
+    workdir_lock,
+)
 from dlv3p_jax.data import augment, padding, pipeline, records
 from dlv3p_jax.evaluator import Result, init_variables, make_evaluator, prepare_run, print_result, views_name
 from dlv3p_jax.models import build_model
@@ -30,7 +43,7 @@ class TrainingError(RuntimeError):
 def train_and_evaluate(
     config,
     workdir: epath.PathLike,
-    preempted: Callable[[], bool] = lambda: False,
+    told: preemption.Preemption | None = None,
     hang_timeout: float = 0,
 ) -> dict[str, Any]:
     """Trains from the newest checkpoint in `workdir`, or from the start, to `num_train_steps`, and evaluates.
@@ -38,8 +51,7 @@ def train_and_evaluate(
     Args:
       config: a configuration (`configs/common.py`).
       workdir: gets config.json, checkpoints/, TensorBoard events and eval/.
-      preempted: is asked before each step and after each batch of an evaluation whether to save and leave now
-        (`preemption.Preemption.reached`).
+      told: is asked before each step and after each batch of an evaluation whether to save and leave now.
       hang_timeout: seconds without a step that end the process (`watchdog.Watchdog`); 0: none do.
 
     Returns:
@@ -50,7 +62,9 @@ def train_and_evaluate(
       TrainingError: the loss is no longer finite.
       SaveError: a checkpoint could not be written.
       WorkdirInUse: another run lives in `workdir`.
-      Preempted: `preempted` said so, and all is saved.
+      DifferenceError: the processes of the run do not have the same.
+      GivenUp: too many starts of this run were killed or hung without getting on.
+      Preempted: `told` said so, and all is saved.
     """
     workdir = epath.Path(workdir)
     config, dataset, mesh = prepare_run(config)
@@ -73,14 +87,19 @@ def train_and_evaluate(
 
     model = build_model(config)
 
-    watchdog = Watchdog(hang_timeout)
+    told = preemption.Preemption() if told is None else told
+
+    def before_batch(compiles: bool) -> None:
+        watchdog.feed(compiling=compiles)
 
     def between_batches() -> None:
-        watchdog.feed(slow=True)  # the next batch may be the first of its size, and is compiled then
-        if preempted():
+        watchdog.feed()
+        if told.reached():
             raise Preempted
 
-    run_evaluation = make_evaluator(config, dataset, mesh, model, workdir, between_batches=between_batches)
+    run_evaluation = make_evaluator(
+        *(config, dataset, mesh, model, workdir), before_batch=before_batch, between_batches=between_batches
+    )
     workdir.mkdir(parents=True, exist_ok=True)
     meta = checkpoints.describe_classes(
         dataset.class_names, dataset.palette, dataset.ignore_label, dataset.picture_range
@@ -88,8 +107,10 @@ def train_and_evaluate(
     meta["data"] = {"train": dataset.digest(config.train_split), "val": dataset.digest(config.eval_split)}
     views, val = views_name(config), meta["data"]["val"]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(watchdog)
         stack.enter_context(workdir_lock.hold(workdir))
+        start = stack.enter_context(starts.Start(workdir))
+        ending.count(start)
+        watchdog = stack.enter_context(Watchdog(hang_timeout, told, start.code))
         saved = stack.enter_context(checkpoints.Checkpoints(workdir, config.keep_checkpoints, meta))
         writer = metric_writers.create_default_writer(str(workdir), just_logging=jax.process_index() > 0)
         stack.enter_context(metric_writers.ensure_flushes(writer))
@@ -111,13 +132,19 @@ def train_and_evaluate(
             logging.info("The best checkpoint was found with %s, and this evaluates %s: %s", then, now, what)
 
         def evaluate(state: steps.TrainState) -> dict[str, Result]:
-            watchdog.feed(slow=True)
             step = int(state.step)
+            writer.flush()  # what a run that goes on from here will not log again
+            saved.save(state)  # so that it may leave at any time while it evaluates
+            watchdog.feed()
             variants = {"": state.variables} | ({"ema": state.ema} if state.ema is not None else {})
             try:
-                if not finished and not saved.best_is_of(views, val):
-                    saved.measured_again(_evaluate_best(saved, mesh, run_evaluation), views, val)
-                results = {suffix: run_evaluation(variables, step, suffix) for suffix, variables in variants.items()}
+                with told.nothing_to_lose(lambda: _saved(step, saved) if saved.is_saved(step) else None):
+                    anew = None
+                    if not finished and not saved.best_is_of(views, val):
+                        anew = _evaluate_best(saved, mesh, run_evaluation)
+                    results = {suffix: run_evaluation(tree, step, suffix) for suffix, tree in variants.items()}
+                if anew is not None:
+                    saved.measured_again(anew, views, val)
             except Preempted:
                 _save_and_leave(state, saved)
             for suffix, result in results.items():
@@ -131,7 +158,7 @@ def train_and_evaluate(
             logging.info("All %d steps were done before; evaluating the last", config.num_train_steps)
             results = evaluate(state)
         else:
-            results = _train(config, dataset, mesh, model, state, workdir, saved, writer, evaluate, preempted, watchdog)
+            results = _train(config, dataset, mesh, model, state, workdir, saved, writer, evaluate, told, watchdog)
     for result in results.values():
         print_result(result, dataset)
     return result.summary
@@ -220,9 +247,14 @@ def first_state(config, model, mesh, saved: checkpoints.Checkpoints, workdir: ep
             "The run was stopped before its first checkpoint and begins anew; its first best replaces %s", best
         )
         saved.forget_best()
-    variables = jax.jit(lambda: init_variables(config, model))()
+    found = None
     if config.pretrained is not None and saved.latest_step is None:
-        variables = weights.load_pretrained(config.pretrained, model, variables)
+        found = weights.read_pretrained(config.pretrained, model)
+    digest = None if found is None else agreement.digest(found.variables)
+    agreement.require("weights", {"sha256 of config.pretrained": digest})
+    variables = jax.jit(lambda: init_variables(config, model))()
+    if found is not None:
+        variables = weights.fit_pretrained(found, variables)
     state = sharding.replicate(mesh, steps.create_train_state(config, model, variables))
     if saved.latest_step is not None:
         state = saved.restore(state, config.allow_changed_data)
@@ -230,15 +262,14 @@ def first_state(config, model, mesh, saved: checkpoints.Checkpoints, workdir: ep
     return state
 
 
-def _train(
-    config, dataset, mesh, model, state: steps.TrainState, workdir, saved, writer, evaluate, preempted, watchdog
-):
+def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved, writer, evaluate, told, watchdog):
     """Takes the remaining steps; returns the results of the last state's evaluation."""
     first_step, last_step = int(state.step), config.num_train_steps
     batches = _prefetch(mesh, _train_batches(config, dataset, mesh, first_step))
     rng = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
     train_step = _compile_step(config, mesh, model, state, rng)
-    distributed.meet("compiled")
+    board.meet("compiled")  # gloo, for one, gives the slowest 30 s at their first exchange
+    watchdog.feed()
 
     progress = periodic_actions.ReportProgress(
         num_train_steps=last_step, every_steps=config.log_every_steps, every_secs=None
@@ -259,9 +290,8 @@ def _train(
     previous, meter = None, _Meter(config.batch_size)
     for step in range(first_step + 1, last_step + 1):
         saved.check()
-        watchdog.feed(slow=step == first_step + 1)  # some backends load the program at its first step
-        if preempted():
-            watchdog.feed(slow=True)
+        watchdog.feed()
+        if told.reached():
             if previous is not None:
                 _check_finite(*previous, saved)
             _save_and_leave(state, saved)
@@ -284,7 +314,7 @@ def _train(
         for hook in hooks:
             hook(step)
         if saving:
-            watchdog.feed(slow=True)
+            watchdog.feed()
             writer.flush()  # what a run that goes on from here will not log again
             saved.save(state)
         if evaluating:
@@ -299,7 +329,11 @@ def _save_and_leave(state: steps.TrainState, saved: checkpoints.Checkpoints) -> 
         raise Preempted("told to leave before the first step; the same command begins")
     saved.save(state)
     saved.wait()
-    raise Preempted(f"told to leave; step {step} is saved in {saved.latest_path}, and the same command goes on from it")
+    raise Preempted(f"told to leave; {_saved(step, saved)}")
+
+
+def _saved(step: int, saved: checkpoints.Checkpoints) -> str:
+    return f"step {step} is saved in {saved.latest_path}, and the same command goes on from it"
 
 
 class _Meter:

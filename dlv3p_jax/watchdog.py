@@ -1,62 +1,82 @@
 """Ending a process that hangs: one that waits for another that lives but is stuck, which no limit of JAX's notices."""
 
 import faulthandler
-import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 
-import jax
+from dlv3p_jax import ending, preemption
 
-from dlv3p_jax import preemption
-
-SLOW_SECONDS = 3600  # for what is no step: compiling, restoring, saving, evaluating a batch
+COMPILING_SECONDS = 3600
+ANSWER_SECONDS = 10  # after SIGTERM, for what takes no longer otherwise; a spot node of GKE has 15
 
 
 class Watchdog:
     """A thread that ends the process, with the stacks of all threads, when it was not fed for too long.
 
-    The exit code is that of a preemption, on which the scripts of launch/ start a run again from its newest checkpoint.
+    Time in which this thread itself did not run does not count: the process was suspended (SIGSTOP, docker pause).
     """
 
-    def __init__(self, timeout: float, slow: float = SLOW_SECONDS):
+    def __init__(
+        self,
+        timeout: float,
+        told: preemption.Preemption | None = None,
+        code: Callable[[], int] = lambda: preemption.EXIT_CODE,
+        compiling: float = COMPILING_SECONDS,
+    ):
         """Watches inside of `with`.
 
         Args:
           timeout: seconds that may pass between two calls of `feed`; 0: any.
-          slow: seconds after `feed(slow=True)`, and at the beginning, where this is more.
+          told: knows whether the run has to leave, which its main thread has to hear in ANSWER_SECONDS, or twice the
+            longest time between two feeds so far.
+          code: the exit code for a process that hangs, which is asked for when it does.
+          compiling: seconds after `feed(compiling=True)`, where this is more.
         """
-        self._timeout, self._slow = timeout, max(timeout, slow)
+        self._timeout, self._compiling = timeout, max(timeout, compiling)
+        self._told, self._code = told, code
         self._over = threading.Event()
+        self._longest = 0.0
+        self._is_compiling = True
 
     def __enter__(self) -> "Watchdog":
-        self.feed(slow=True)
-        if self._timeout > 0:
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._fed = time.monotonic()
+        self.feed(compiling=True)
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
         self._over.set()
 
-    def feed(self, slow: bool = False) -> None:
-        """Says that the process gets on, and whether what it does next may take longer than a step."""
-        self._seconds = self._slow if slow else self._timeout
-        self._fed = time.monotonic()
+    def feed(self, compiling: bool = False) -> None:
+        """Says that the process gets on, and whether what it does next is to compile, which may take long."""
+        now = time.monotonic()
+        if not self._is_compiling:
+            self._longest = max(self._longest, now - self._fed)
+        self._is_compiling, self._fed = compiling, now
 
     def _watch(self) -> None:
-        while not self._over.wait(min(1, self._timeout / 4)):
-            # The first process ends last, as the others would follow the end of its coordinator with another exit code.
-            grace = 20 if jax.process_count() > 1 and jax.process_index() == 0 else 0
-            if time.monotonic() - self._fed > self._seconds + grace:
-                self._bark()
+        asked = min(1, self._timeout / 4) if self._timeout > 0 else 1
+        while True:
+            before = time.monotonic()
+            if self._over.wait(asked):
+                return
+            now = time.monotonic()
+            if now - before > asked + 1:  # we were suspended
+                self._fed += now - before - asked
+                continue
+            seconds = self._compiling if self._is_compiling else self._timeout
+            if self._timeout > 0 and now - self._fed > seconds:
+                self._bark(f"no step for {seconds:.0f} s (--hang_timeout)", self._code())
+            since = self._told.waiting_since if self._told is not None else None
+            if since is not None and now - since > max(ANSWER_SECONDS, 2 * self._longest):
+                self._bark(f"SIGTERM {now - since:.0f} s ago, and the run does not hear it", preemption.EXIT_CODE)
 
-    def _bark(self) -> None:
+    def _bark(self, reason: str, code: int) -> None:
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        who = f"process {jax.process_index()} of {jax.process_count()}: " if jax.process_count() > 1 else ""
-        print(
-            f"main: {who}no step for {self._seconds:.0f} s (--hang_timeout); above is where each thread hangs. The "
-            "same command goes on from the newest checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(preemption.EXIT_CODE)
+        if code == preemption.EXIT_CODE:
+            what = "the same command goes on from the newest checkpoint"
+        else:
+            what = "so were the starts before, without a newer checkpoint: to start again will not help"
+        ending.leave(code, f"{reason}; above is where each thread hangs; {what}", in_order=False)

@@ -238,30 +238,65 @@ def load_pretrained(source: epath.PathLike, model: DeepLabV3Plus, fresh: steps.V
     """What training starts from, `config.pretrained`, in the structure of `fresh`; logs what was loaded.
 
     Args:
+        source, model: see `read_pretrained`.
+        fresh: see `fit_pretrained`.
+
+    Raises:
+        ValueError, OSError: as they do.
+    """
+    return fit_pretrained(read_pretrained(source, model), fresh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """Weights as they were found: `variables` of a whole model or of its backbone, and the file or folder they are of.
+
+    `averaged` says whether they are the averaged ones of a checkpoint.
+    """
+
+    variables: steps.Variables
+    path: epath.PathLike
+    averaged: bool
+
+
+def read_pretrained(source: epath.PathLike, model: DeepLabV3Plus) -> Pretrained:
+    """Reads weights to start from; nothing is compiled for it.
+
+    Args:
         source: a name of `pretrained` (which is downloaded unless it is in the cache), a `.pdparams` file or an archive
             with one, a workdir or a checkpoint's folder, of which the averaged variables are taken where there are any.
         model: what `build_model` returned.
-        fresh: freshly initialised variables of `model`; the classifier keeps them where `source` has another number of
+
+    Raises:
+        ValueError, OSError: `source` is none of these, or cannot be had; the message says which.
+    """
+    source = os.path.expanduser(source)
+    if pretrained.is_name(str(source)):
+        path = pretrained.fetch(str(source))
+        return Pretrained(load_paddle(path, model, allow_new_head=True), path, averaged=False)
+    if epath.Path(source).is_file():
+        return Pretrained(load_paddle(source, model, allow_new_head=True), source, averaged=False)
+    path = _find(source)
+    variables, averaged = checkpoints.read_model(path)
+    return Pretrained(variables, path, averaged)
+
+
+def fit_pretrained(found: Pretrained, fresh: steps.Variables) -> steps.Variables:
+    """Weights to start from in the structure of `fresh`; logs what was loaded.
+
+    Args:
+        found: by `read_pretrained`.
+        fresh: freshly initialised variables of the model; the classifier keeps them where `found` has another number of
             classes, and everything but the backbone where it holds nothing else.
 
     Raises:
-        ValueError, OSError: `source` is none of these, cannot be had, or is of another network; the message says which.
+        ValueError: they are of another network; the message says where they differ.
     """
-    averaged, source = False, os.path.expanduser(source)
-    if pretrained.is_name(str(source)):
-        path = pretrained.fetch(str(source))
-        loaded = load_paddle(path, model, allow_new_head=True)
-    elif epath.Path(source).is_file():
-        path = source
-        loaded = load_paddle(path, model, allow_new_head=True)
-    else:
-        path = _find(source)
-        loaded, averaged = checkpoints.read_model(path)
-    variables, new = checkpoints.fit_variables(loaded, fresh, allow_new_head=True, source=path)
+    variables, new = checkpoints.fit_variables(found.variables, fresh, allow_new_head=True, source=found.path)
     total = len(jax.tree.leaves(fresh))
     logging.info(
         "Loaded %d of %d arrays from %s%s%s",
-        *(total - len(new), total, path, ", the averaged ones" if averaged else ""),
+        *(total - len(new), total, found.path, ", the averaged ones" if found.averaged else ""),
         f"; initialised afresh: {_shortened(new)}" if new else "",
     )
     return variables

@@ -4,8 +4,9 @@
 
 What follows `--` goes to each `python -m dlv3p_jax.main`; lines of output begin with the process that wrote them. When
 one process dies, the others are ended and a message says which it was. SIGINT, SIGTERM and SIGHUP are passed on to all;
-a second one kills. The exit code is that of the first process to fail (128 + the number of the signal that killed it);
-where it is 75, "preempted, saved, start me again", and no signal was for us, all are started again.
+a second one kills. Where processes ended with 75, "start me again", or were killed, and none told an error, all are
+started again, unless a signal was for us. Else the exit code is that of the first process to fail, 128 + the number of
+the signal where one killed it. A run that does not get on says so itself, with 70.
 """
 
 import os
@@ -33,13 +34,19 @@ _OWN_END_SECONDS = 2  # an error that all processes make is told by all of them,
 def main(argv: list[str]) -> None:
     processes, received = [], []
     _pass_signals_on(processes, received)
-    while (code := _run(argv[1:], processes)) == _RESTART and not received:
-        _say(f"exit code {code}: preempted and saved; starting again")
-    sys.exit(code)
+    while True:
+        code, go_on = _run(argv[1:], processes)
+        if not go_on or received:
+            sys.exit(code)
+        _say(f"exit code {code}: starting again")
 
 
-def _run(arguments: list[str], processes: list[subprocess.Popen]) -> int:
-    """Starts all processes, which it leaves in `processes`, and waits for their end; the exit code."""
+def _run(arguments: list[str], processes: list[subprocess.Popen]) -> tuple[int, bool]:
+    """Starts all processes, which it leaves in `processes`, and waits for their end.
+
+    Returns:
+        The exit code, and whether the same command goes on.
+    """
     repository = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     port = _free_port()
     processes.clear()
@@ -60,10 +67,10 @@ def _run(arguments: list[str], processes: list[subprocess.Popen]) -> int:
     for thread in threads:
         thread.start()
     _say(f"{len(processes)} processes, {', '.join(str(process.pid) for process in processes)}, meet at port {port}")
-    code = _watch(processes)
+    codes = _watch(processes)
     for thread in threads:
         thread.join(timeout=5)
-    return code
+    return exit_code(codes)
 
 
 def environment_of(index: int, count: int, port: int, devices: int | None, environment) -> dict[str, str]:
@@ -109,15 +116,15 @@ def _pass_signals_on(processes: list[subprocess.Popen], received: list[int]) -> 
         signal.signal(number, pass_on)
 
 
-def _watch(processes: list[subprocess.Popen]) -> int:
-    """Waits until all have ended, and ends the others when one fails; the exit code of the first failure, or 0."""
+def _watch(processes: list[subprocess.Popen]) -> list[int]:
+    """Waits until all have ended, and ends the others when one fails; how they ended, the first failure first."""
     while True:
         codes = [process.poll() for process in processes]
         failed = [index for index, code in enumerate(codes) if code]
         if failed:
             break
         if None not in codes:
-            return 0
+            return [0]
         time.sleep(_POLL_SECONDS)
     first = failed[0]
     for index in failed:
@@ -132,7 +139,8 @@ def _watch(processes: list[subprocess.Popen]) -> int:
             if number is not None:
                 processes[index].send_signal(number)
         _wait(processes, seconds)
-    return _exit_code(codes[first])
+    others = [process.poll() for index, process in enumerate(processes) if index != first]
+    return [codes[first], *(code for code in others if code is not None)]
 
 
 def _wait(processes: list[subprocess.Popen], seconds: float) -> None:
@@ -145,8 +153,13 @@ def _how_it_ended(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def _exit_code(code: int) -> int:
-    return 128 - code if code < 0 else code
+def exit_code(codes: list[int]) -> tuple[int, bool]:
+    """The exit code for processes that ended with `codes` (-N: by signal N), and whether the same command goes on."""
+    errors = [code for code in codes if code > 0 and code != _RESTART]
+    failed = [code for code in codes if code != 0]
+    if errors or not failed:
+        return (errors or [0])[0], False
+    return _RESTART if _RESTART in failed else 128 - failed[0], True
 
 
 if __name__ == "__main__":

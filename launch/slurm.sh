@@ -16,7 +16,11 @@
 # The last one: this script (B:) hears five minutes before the time is over. SIGTERM is what scancel sends.
 set -euo pipefail
 
-readonly RESTART=75 # "the same command goes on", of dlv3p_jax.main
+# "The same command goes on", of dlv3p_jax.main; killed (137, 134, 139) is what a process was that ended the others with
+# 75, as srun gives the highest. Where that does not help, the run itself ends with 70 after some starts.
+goes_on() {
+    (($1 == 75 || $1 == 134 || $1 == 137 || $1 == 139))
+}
 
 fail() {
     echo "launch/slurm.sh: $*" >&2
@@ -62,7 +66,7 @@ done
 code=0
 wait "$processes" || code=$?
 
-if ((code == RESTART)); then
+if goes_on "$code"; then
     # Who cancels a job, or has SLURM preempt it, does not want it back from here: SLURM requeues what it preempts.
     state=$(squeue --noheader --format=%T --job="$SLURM_JOB_ID" 2>/dev/null || true)
     if $cancelled || [[ ${state:-RUNNING} != RUNNING ]]; then

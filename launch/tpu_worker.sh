@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # What launch/tpu_vm.sh runs on every worker of a TPU pod, in a checkout of this repository:
 #     launch/tpu_worker.sh install           Python 3.11, the tested versions and libtpu, in .venv
-#     launch/tpu_worker.sh start ARGUMENTS   dlv3p_jax.main in the background, started again whenever it exits with 75
+#     launch/tpu_worker.sh start ARGUMENTS   dlv3p_jax.main in the background, started again whenever it exits with 75 or is killed
 #     launch/tpu_worker.sh status            "running", "ended CODE", "interrupted" (a reboot or a kill) or "none"
 #     launch/tpu_worker.sh logs              follow its output
 #     launch/tpu_worker.sh stop              SIGTERM, and wait
 set -euo pipefail
 shopt -s inherit_errexit
 
-readonly RESTART=75 # "preempted, saved, start me again", of dlv3p_jax.main
+# "The same command goes on", of dlv3p_jax.main, and being killed. Where that does not help, the run itself ends with 70
+# after some starts.
+goes_on() {
+    (($1 == 75 || $1 == 134 || $1 == 137 || $1 == 139))
+}
 cd "$(dirname "$0")/.."
 readonly STATE=.run # of the latest run: its arguments, the process that watches over it, its output, its exit code
 
@@ -59,8 +63,8 @@ watch_over() {
             wait "$child" || code=$?
             $signalled || break
         done
-        if ((code != RESTART)) || $stopping; then break; fi
-        echo "launch/tpu_worker.sh: exit code $code: preempted and saved; starting again"
+        if $stopping || ! goes_on "$code"; then break; fi
+        echo "launch/tpu_worker.sh: exit code $code: starting again"
     done
     echo "launch/tpu_worker.sh: the run ended with exit code $code"
     echo "$code" >$STATE/code

@@ -309,13 +309,16 @@ def wait_for(worker, wanted: str) -> None:
         time.sleep(0.05)
 
 
-def test_a_worker_starts_again_on_75_alone(worker):
+@pytest.mark.parametrize("code", [1, 70, 130])
+def test_a_worker_starts_again_what_says_so_or_was_killed_and_nothing_else(worker, code):
     assert status(worker) == "none"
-    program(worker.bin, "python", f"case $(wc -l < {worker.bin}/calls) in 1 | 2) exit 75 ;; *) exit 3 ;; esac")
+    ends = f"1 | 2) exit 75 ;; 3) kill -KILL $$ ;; *) exit {code} ;;"
+    program(worker.bin, "python", f"case $(wc -l < {worker.bin}/calls) in {ends} esac")
     assert worker("start", *MAIN).returncode == 0
-    wait_for(worker, "ended 3")
-    assert calls(worker.bin) == [["python", "-m", "dlv3p_jax.main", *MAIN]] * 3
-    assert (worker.folder / ".run/log").read_text().count("preempted and saved") == 2
+    wait_for(worker, f"ended {code}")
+    assert calls(worker.bin) == [["python", "-m", "dlv3p_jax.main", *MAIN]] * 4
+    log = (worker.folder / ".run/log").read_text()
+    assert log.count("exit code 75: starting again") == 2 and log.count("exit code 137: starting again") == 1
 
 
 def test_a_worker_lets_the_run_save_when_it_is_stopped(worker):
@@ -586,14 +589,15 @@ def test_slurm_dry_run_starts_nothing(slurm):
     assert shlex.split(found.stdout) == [*SRUN[:-1], sys.executable, "-m", "dlv3p_jax.main", *MAIN]
 
 
-def test_slurm_requeues_a_run_that_was_preempted(slurm):
-    found, called = slurm("exit 75", *MAIN, SLURM_RESTART_COUNT="2")
-    assert found.returncode == 75
+@pytest.mark.parametrize("code", [75, 134, 137])
+def test_slurm_requeues_a_run_that_was_preempted_or_lost_a_process(slurm, code):
+    found, called = slurm(f"exit {code}", *MAIN, SLURM_RESTART_COUNT="2")
+    assert found.returncode == code
     assert called[-1] == ["scontrol", "requeue", "4242"]
     assert "start 3" in found.stdout
 
 
-@pytest.mark.parametrize("code", [0, 1, 143])
+@pytest.mark.parametrize("code", [0, 1, 70, 130, 143])
 def test_slurm_requeues_nothing_else(slurm, code):
     found, called = slurm(f"exit {code}", *MAIN)
     assert found.returncode == code
@@ -699,3 +703,27 @@ def test_the_document_goes_through_all_steps_and_names_files_that_exist():
     for name in set(re.findall(r"(?<![\w/])(?:launch|docs|configs)/[\w./]+\w", DOCUMENT)):
         assert (ROOT / name).exists(), name
     assert "docs/launch.md" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ([0], (0, False)),
+        ([75, 75], (75, True)),
+        ([-9, 75], (75, True)),  # one was killed, and the other says so
+        ([-9, -9], (137, True)),
+        ([75, 0], (75, True)),
+        ([70, 70], (70, False)),
+        ([-9, 70], (70, False)),
+        ([1, 75], (1, False)),
+        ([75, 1], (1, False)),
+        ([130, -9], (130, False)),
+    ],
+)
+def test_local_starts_again_what_was_killed_or_says_so(codes, expected):
+    sys.path.insert(0, str(LAUNCH))
+    try:
+        import local
+    finally:
+        sys.path.remove(str(LAUNCH))
+    assert local.exit_code(codes) == expected

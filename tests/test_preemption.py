@@ -12,6 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import several
 import tiny
 from flax.traverse_util import flatten_dict
 
@@ -21,8 +22,8 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 BUSY = """
 import hashlib
-from dlv3p_jax import preemption
-preemption.Preemption().install()
+from dlv3p_jax import ending, preemption
+preemption.Preemption().install(ending.leave)
 print("ready", flush=True)
 hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # as a compilation: Python runs no handler until it is over
 """
@@ -76,14 +77,7 @@ def test_a_run_that_is_told_to_leave_saves_its_step_and_exits_with_75(data_dir, 
 def run(config, workdir, monkeypatch, answers=None):
     """Trains with the tiny network; leaves at the `answers`-th time that it asks whether to."""
     monkeypatch.setattr(train, "build_model", tiny.build_model)
-    asked = 0
-
-    def preempted():
-        nonlocal asked
-        asked += 1
-        return asked == answers
-
-    train.train_and_evaluate(config, workdir, preempted=preempted)
+    train.train_and_evaluate(config, workdir, tiny.Told(answers))
 
 
 def assert_same_end(workdir, expected):
@@ -113,6 +107,63 @@ def test_leaving_between_steps_and_in_evaluations_changes_nothing(data_dir, tmp_
             where.append(int(re.search(r"step (\d+) is saved in .*latest/\1, ", str(told))[1]))
     assert where == [3, 4, 6, 7]  # in the evaluation of 3, between 4 and 5, in those of 6 and 7
     assert_same_end(tmp_path / "parts", tmp_path / "whole")
+
+
+SLOW_EVALUATION = """
+import hashlib
+from dlv3p_jax import evaluate
+original = evaluate.make_eval_step
+def make_eval_step(*arguments):
+    step = original(*arguments)
+    def slow(*arguments):
+        print("compiling the evaluation", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # Python runs no handler until it is over
+        return step(*arguments)
+    return slow
+evaluate.make_eval_step = make_eval_step
+"""
+
+
+def read_until(process, text):
+    """The output of a process, line by line, as far as a line with `text`."""
+    lines = []
+    while text not in "".join(lines[-1:]):
+        lines.append(process.stdout.readline())
+        assert lines[-1], "".join(lines)
+    return "".join(lines)
+
+
+def two_arguments(data_dir, workdir, **changes):
+    settings = tiny.SETTINGS | {"data_dir": data_dir, "mesh.data": -1, "checkpoint_every_steps": 10**6} | changes
+    return [
+        ["--config=configs/common.py", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in settings.items())]
+    ] * 2
+
+
+def test_two_processes_leave_at_one_step_whichever_is_told(data_dir, tmp_path):
+    arguments = two_arguments(
+        data_dir, tmp_path, num_train_steps=10**6, eval_every_steps=10**6, log_every_steps=1, learning_rate=1e-6
+    )
+    processes = several.start(tiny.MAIN, arguments)
+    before = read_until(processes[0], "[5] train/")
+    processes[1].send_signal(signal.SIGTERM)
+    found = several.end(processes)
+    assert [code for code, _ in found] == [75, 75], found
+    step = int(re.search(r"main: told to leave; step (\d+) is saved in .*latest/\1, and the same", found[0][1])[1])
+    assert step >= 5 and checkpoints.read_meta(checkpoints.find(tmp_path))["step"] == step
+    assert "SIGTERM" in found[1][1] and "Traceback" not in before + found[0][1] + found[1][1]
+
+
+def test_two_processes_leave_at_once_while_they_compile_an_evaluation_and_its_step_is_saved(data_dir, tmp_path):
+    processes = several.start(SLOW_EVALUATION + tiny.MAIN, two_arguments(data_dir, tmp_path))
+    output = read_until(processes[0], "compiling the evaluation")
+    begin = time.monotonic()
+    processes[1].send_signal(signal.SIGTERM)
+    found = several.end(processes, seconds=60)  # the evaluation takes minutes
+    print(f"left {time.monotonic() - begin:.1f} s after SIGTERM")
+    assert [code for code, _ in found] == [75, 75], output + str(found)
+    assert re.search(r"main: SIGTERM: step 2 is saved in .*latest/2, and the same command goes on", found[1][1])
+    assert checkpoints.read_meta(checkpoints.find(tmp_path))["step"] == 2
 
 
 def test_leaving_before_the_first_step_saves_nothing(data_dir, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import flax.linen as nn
 
 from configs import common
+from dlv3p_jax import preemption
 from dlv3p_jax.models import ops
 
 SETTINGS = {
@@ -48,3 +49,15 @@ def make_config(data_dir, **changes):
     config = common.get_config()
     config.update_from_flattened_dict(SETTINGS | {"data_dir": str(data_dir)} | changes)
     return config
+
+
+class Told(preemption.Preemption):
+    """Has a run leave when it asks whether to for the `number`th time; None: never."""
+
+    def __init__(self, number: int | None):
+        super().__init__()
+        self._number = number
+
+    def reached(self) -> bool:
+        super().reached()
+        return self._asked == self._number
