@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from dlv3p_jax import checkpoint_digests, checkpoint_files, disk_errors, steps
+from dlv3p_jax import checkpoint_digests, checkpoint_files, checkpoint_manager, disk_errors, steps
 from dlv3p_jax.checkpoint_files import CheckpointError, UnreadableError
 from dlv3p_jax.checkpoint_reading import (
     absolute,
@@ -83,10 +83,12 @@ class Checkpoints:
                     checkpoint_files.remove_incomplete(root / "best", ("variables", "meta", "metrics"))
                 checkpoint_files.set_damaged_aside(root / "best", ("variables", "meta", "metrics"), all_may_go=True)
                 checkpoint_files.bring_back(root / "best")
-        self._latest = _Manager(root / "latest", max_to_keep=keep)
-        self._kept = _KeepOne()
+        self._latest = checkpoint_manager.Manager(root / "latest", max_to_keep=keep)
+        self._kept = checkpoint_manager.KeepOne()
         # Orbax is to write the scores, but not to judge by them: they may have been measured otherwise.
-        self._best = _Manager(root / "best", preservation_policy=self._kept, best_fn=lambda metrics: metrics["mIoU"])
+        self._best = checkpoint_manager.Manager(
+            root / "best", preservation_policy=self._kept, best_fn=lambda metrics: metrics["mIoU"]
+        )
         scores = {step: self._best.metrics(step) or {} for step in self._best.all_steps()}
         if scores:  # one, but where an older version was killed
             self._kept.step = max(scores, key=lambda step: (scores[step].get("mIoU", -1.0), step))
@@ -339,47 +341,3 @@ def _first_process_only(what: str) -> Iterator[bool]:
     """Whether this is the process to look through folders and rename in them; the others go on when it has."""
     yield jax.process_index() == 0
     ocp.multihost.sync_global_processes(f"dlv3p_jax looked through {what} {next(_LOOKS)}", timeout=3600)
-
-
-class _KeepOne:
-    """Has Orbax delete, when a new checkpoint is whole, all others than that of `step`."""
-
-    step: int | None = None
-
-    def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        return [info.step == self.step for info in checkpoints]
-
-
-class _Manager(ocp.CheckpointManager):
-    """Orbax's, with the digests of its files in every checkpoint, and with barriers of its own.
-
-    It leaves it to the training loop to ask for preemption. Orbax asks too, with the number of a step, in a background
-    thread when this step is long past, which takes JAX's count back: processes would not agree on where to leave, and
-    wait for each other.
-    """
-
-    def __init__(self, directory: epath.Path, **options):
-        self._step_written: int | None = None
-        super().__init__(
-            directory,
-            options=ocp.CheckpointManagerOptions(
-                cleanup_tmp_directories="://" not in str(directory),  # in a bucket, it takes whole ones for such
-                multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=directory.name),
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
-                **options,
-            ),
-        )
-
-    def save(self, step: int, *args, **kwargs) -> bool:
-        self.wait_until_finished()
-        self._step_written = step
-        return super().save(step, *args, **kwargs)
-
-    def reached_preemption(self, step: int) -> bool:
-        return False
-
-    def _write_digests(self) -> None:
-        """Is called by Orbax, in one process, when all files are written and before they count as a checkpoint."""
-        final = self.directory / str(self._step_written)
-        kind = ocp.path.atomicity_defaults.get_default_temporary_path_class(final)
-        checkpoint_digests.write(kind.from_final(final).get())
