@@ -97,8 +97,13 @@ def _why_not_written(url: str) -> str | None:
 
 
 def _say_unraisable(unraisable) -> None:
-    """As Python does, but for what TensorStore meets as it ends the writes of a failed save, which is told anyway."""
-    if str(unraisable.exc_value) != "Event loop is closed":
+    """As Python does, but for what follows from an error that is told anyway.
+
+    TensorStore ends the writes of a save that failed, for a loop that is closed; of what Orbax reads at once, one part
+    has raised the error, and the others are ended with theirs.
+    """
+    code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+    if str(unraisable.exc_value) != "Event loop is closed" and not (code and "orbax" in code.co_filename):
         sys.__unraisablehook__(unraisable)
 
 

@@ -168,6 +168,34 @@ checkpoint_files.ocp.PyTreeCheckpointHandler.restore = fail
     assert steps_in(workdir / "checkpoints" / "best") == [4]
 
 
+def test_a_checkpoint_of_another_network_ends_in_its_own_lines(workdir):
+    """And not in those of all that Orbax was reading at once."""
+    program = """
+import sys
+from dlv3p_jax import checkpoints, commands
+from test_checkpoints import make_state
+commands.configure_logging()
+other = make_state(0)
+kernel = other.params["backbone"]["kernel"]
+other = other.replace(params=other.params | {"backbone": {"kernel": kernel[:, :5]}})
+try:
+    with checkpoints.Checkpoints(sys.argv[1]) as saved:
+        saved.restore(other)
+except checkpoints.CheckpointError as error:
+    sys.exit(f"main: {error}")
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program, workdir],
+        cwd=REPOSITORY / "tests",
+        env=os.environ | {"PYTHONPATH": f"{REPOSITORY / 'tests'}:{REPOSITORY}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.stderr.splitlines()[-1] == "  params/backbone/kernel is (16, 8) there and (16, 5) in this model"
+    assert "Traceback" not in found.stderr and "ignored" not in found.stderr
+
+
 def flip(path, bit=3):
     """Turns one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
