@@ -126,7 +126,8 @@ def _alone_in(folder: epath.Path) -> Iterator[None]:
     if "://" in str(folder):
         yield
         return
-    with files.lock_if_possible(folder / ".lock", f"Another process is at {folder}: waiting for it") as locked:
+    waiting = f"Another process is at {folder}: waiting for it"
+    with files.lock_if_possible(folder / ".lock", waiting, seconds=60) as locked:  # it takes a second, if it runs
         if locked:
             files.remove_unfinished(folder)
         yield

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import glob
+import math
 import os
 import pathlib
 import secrets
@@ -202,27 +203,34 @@ def _open_lock(path: epath.PathLike) -> IO[str]:
 
 
 @contextlib.contextmanager
-def lock_if_possible(path: epath.PathLike, waiting: str) -> Iterator[bool]:
+def lock_if_possible(path: epath.PathLike, waiting: str, seconds: float = math.inf) -> Iterator[bool]:
     """Holds `lock` of a file, waiting for whoever holds it; gives whether it does, as a file system may have none.
 
     Args:
         path: of the lock; its folder has to exist.
         waiting: what the log says where another process holds it.
+        seconds: how long to wait at most, where a holder that is suspended is not to hold up this one; then without it.
 
     Raises:
         OSError: the file cannot be opened or written.
     """
     with contextlib.ExitStack() as stack:
-        locked = True
+        locked, end = False, None
         try:
-            try:
-                stack.enter_context(lock(path))
-            except Locked:
-                logging.info("%s", waiting)
-                stack.enter_context(lock(path, wait=True))
+            while not locked:
+                try:
+                    stack.enter_context(lock(path, wait=end == math.inf))
+                    locked = True
+                except Locked as error:
+                    if end is None:
+                        logging.info("%s", waiting)
+                        end = time.monotonic() + seconds
+                    elif time.monotonic() >= end:
+                        logging.warning("%s is %s since %g s: going on without it", path, error.strerror, seconds)
+                        break
+                    time.sleep(min(seconds, 0.1))
         except NoLocks as error:
             logging.debug("%s: no lock (%s)", path, error.strerror)
-            locked = False
         yield locked
 
 

@@ -133,3 +133,11 @@ def test_the_lock_of_another_user_can_be_held_too(tmp_path, monkeypatch):
     path.unlink()
     with pytest.raises(PermissionError), files.lock(path):
         pass
+
+
+def test_a_lock_is_waited_for_only_so_long(tmp_path, caplog):
+    path = tmp_path / ".lock"
+    with files.lock(path), files.lock_if_possible(path, "waiting", seconds=0) as locked:
+        assert not locked and f"{path} is held by process" in caplog.text
+    with files.lock_if_possible(path, "waiting") as locked:
+        assert locked
