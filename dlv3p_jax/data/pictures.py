@@ -215,9 +215,6 @@ def to_eight_bits(name: str, values: np.ndarray, picture_range: ranges.Range | N
             f"{name}: values of 32 bits have no known range; say which become black and white with "
             "--picture_range=LOW,HIGH, or save it with 8 or 16 bits"
         )
-    low, high = picture_range
-    if low == 0 and high == 65535 and values.dtype.kind == "u":
-        return (values >> 8).astype(np.uint8)  # as Pillow turns 16-bit colours into 8 bits
     return ranges.stretch(values, picture_range)
 
 

@@ -30,8 +30,13 @@ def parse(text: str | Sequence[str] | None) -> Range | None:
 
 
 def stretch(values: np.ndarray, to_eight_bits: Range) -> np.ndarray:
-    """Values of any shape and type as uint8: LOW and below is 0, HIGH and above 255; NaN is 0."""
+    """Values of any shape and type as uint8: LOW and below is 0, HIGH and above 255; NaN is 0.
+
+    Of 16 bits in full, it is the high byte, as Pillow takes it of 16-bit colours.
+    """
     low, high = to_eight_bits
+    if low == 0 and high == 65535 and values.dtype.kind in "iu":
+        return (np.clip(values, 0, 65535) >> 8).astype(np.uint8)
     scaled = np.rint((np.nan_to_num(values.astype(np.float64), nan=low) - low) * (255 / (high - low)))
     return np.clip(scaled, 0, 255).astype(np.uint8)
 

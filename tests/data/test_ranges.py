@@ -17,7 +17,10 @@ def test_a_range_is_two_numbers_in_order():
 def test_stretching_is_linear_and_ends_at_black_and_white():
     values = np.array([-5, 0, 1, 2047.5, 4095, 9999, np.nan, np.inf, -np.inf])
     np.testing.assert_array_equal(ranges.stretch(values, (0, 4095)), [0, 0, 0, 128, 255, 255, 0, 255, 0])
-    np.testing.assert_array_equal(ranges.stretch(np.uint16([0, 257, 65535]), (0, 65535)), [0, 1, 255])
+    for dtype in (np.uint16, np.int32):
+        found = ranges.stretch(np.array([0, 255, 257, 511, 65535], dtype), (0, 65535))
+        np.testing.assert_array_equal(found, [0, 0, 1, 1, 255])
+    np.testing.assert_array_equal(ranges.stretch(np.int32([-1, 70_000]), (0, 65535)), [0, 255])
 
 
 @pytest.mark.parametrize(
