@@ -229,19 +229,21 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         if counts:
             table = suggest(self._label_map, counts, self._metadata["ignore_label"])
             lines.append(f"  for the colours of all labels: {table}")
+        if complaint := self._ranges.complaint():
+            lines.append(f"  and {complaint}")
         return "\n".join(lines)
 
     def refuse_contradictions(self) -> None:
-        """Raises DatasetError on what the files say together, when all has been read.
-
-        Palettes say that the values of labels are no classes, or pictures of 16 bits hold 12 and would become black.
-        """
+        """Raises DatasetError where palettes say that the values of labels are no classes, when all has been read."""
         self._palettes.refuse_contradictions()
-        if complaint := self._ranges.complaint():
-            raise DatasetError(complaint)
 
     def refuse_useless_data(self) -> None:
-        """Raises DatasetError on what only shows when everything has been read: a split or the labels are empty."""
+        """Raises DatasetError on what only shows when everything has been read.
+
+        A split or the labels are empty, or pictures of 16 bits hold 12 and would be nearly black.
+        """
+        if complaint := self._ranges.complaint():
+            raise DatasetError(complaint)
         for split, runs in self._metadata["sizes"].items():
             if not runs:
                 raise DatasetError(f"nothing is left of the {split} split; " + describe_problems(self.problems))

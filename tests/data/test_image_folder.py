@@ -353,7 +353,7 @@ def test_real_pictures_survive(shared, tmp_path):
 
 def write_16_bits(source: pathlib.Path, highest: int) -> None:
     """Pictures of so many bits in place of those that are there."""
-    for path in (source / "images").glob("**/*.jpg"):
+    for path in list((source / "images").glob("**/*.*")):
         path.unlink()
         values = np.linspace(300, highest, 8).astype(np.uint16).reshape(2, 4)
         Image.fromarray(values).save(path.with_suffix(".png"))
@@ -367,7 +367,12 @@ def test_pictures_of_12_bits_in_files_of_16_need_a_range(source, tmp_path):
     with pytest.raises(DatasetError, match=r"--picture_range=0,4095"):
         survey = ImageFolder(tmp_path / "data", source, skip_bad=True)
         survey.survey(source)
-        survey.refuse_contradictions()
+        survey.refuse_useless_data()
+    write_pair(source, "train", "b", [[0, 1, 2, 9], [0, 1, 2, 0]], "png")
+    with pytest.raises(DatasetError, match=r"(?s)value 9 .*--picture_range=0,4095"):  # both at once
+        prepare(source, tmp_path / "data")
+    write_pair(source, "train", "b", [[0, 1, 2, 0], [0, 1, 2, 0]], "png")
+    write_16_bits(source, 3000)
     dataset, _ = prepare(source, tmp_path / "data", picture_range=(0, 4095))
     assert dataset.picture_range == (0, 4095)
     stored = np.asarray(Image.open(io.BytesIO(dataset.source("train")[0]["image"])))
