@@ -371,7 +371,7 @@ def test_pictures_of_12_bits_in_files_of_16_need_a_range(source, tmp_path):
     write_pair(source, "train", "b", [[0, 1, 2, 9], [0, 1, 2, 0]], "png")
     with pytest.raises(DatasetError, match=r"(?s)value 9 .*--picture_range=0,4095"):  # both at once
         prepare(source, tmp_path / "data")
-    write_pair(source, "train", "b", [[0, 1, 2, 0], [0, 1, 2, 0]], "png")
+    write_pair(source, "train", "b", [[0, 1, 2, 255], [0, 1, 2, 0]], "png")
     write_16_bits(source, 3000)
     dataset, _ = prepare(source, tmp_path / "data", picture_range=(0, 4095))
     assert dataset.picture_range == (0, 4095)
