@@ -24,6 +24,7 @@ from dlv3p_jax import (
     preemption,
     pretrained,
     starts,
+    warned,
 )
 
 _CONFIG = arguments.DEFINE_config("config", "A file of configs/; --config.KEY=VALUE changes one key.")
@@ -95,6 +96,7 @@ def _run(argv: list[str], told: preemption.Preemption) -> None:
     try:
         distributed.initialize()
         ending.listen(told)
+        warned.once()
         flags_ = {"mode": _MODE.value, "absent_class": _ABSENT_CLASS.value, "deterministic": _DETERMINISTIC.value}
         versions = {"versions": agreement.versions()}
         agreement.require("flags", flags_ | versions | {"config": agreement.configured(config)})

@@ -11,28 +11,35 @@ import tiny
 from dlv3p_jax import agreement, checkpoints
 
 COMPARE = """
-import json, sys
-from absl import flags
+import json, sys, time
+from absl import flags, logging
 flags.FLAGS(["test"])
-from dlv3p_jax import agreement, board, distributed
+from dlv3p_jax import agreement, board, distributed, warned
 distributed.initialize()
+logging.use_absl_handler()  # as app.run does
+warned.once(wait=1)
+for name in ("all", "all", board.name()):
+    logging.warning("a warning of %s", name)
 for number, mine in enumerate(json.loads(sys.argv[1])):
     try:
         agreement.require(f"things {number}", mine)
     except agreement.DifferenceError as error:
         print(error, flush=True)
         board.meet(f"compared things {number}")  # as an end of this process would free the other
+time.sleep(2)
 print("through")
 """
 
 
-def test_each_value_that_differs_is_named_with_both_values():
+def test_each_value_that_differs_is_named_with_both_values_and_each_warning_said_once():
     first = [{"a": {"b": 1, "c": None}}, {"a": {"b": 1, "c": [1, 2]}, "d": "x"}, {"a": 0.5}, {"a": True}]
     second = [{"a": {"b": 1, "c": None}}, {"a": {"b": 2, "c": [1, 3]}, "d": "x"}, {"a": None}, {"a": True}]
     found = several.end(several.start(COMPARE, [[json.dumps(values)] for values in (first, second)]))
-    assert found[0] == (0, "through\n")
-    assert found[1][0] == 0
-    lines = found[1][1].splitlines()
+    assert [code for code, _ in found] == [0, 0]
+    told = [[line.partition("a warning of ")[2] for line in output.splitlines() if "a warning" in line]
+            for _, output in found]  # fmt: skip
+    assert told == [["all", "all", "process 0 of 2"], ["process 1 of 2"]]
+    lines = [line for line in found[1][1].splitlines() if "a warning" not in line]
     assert lines[-1] == "through" and len(lines) == 3
     assert lines[0].startswith(
         "process 1 of 2 has not the things 1 of process 0: a.b is 2 here and 1 on process 0; a.c is [1, 3] here and "
