@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from dlv3p_jax.data import stored
-from dlv3p_jax.data.decoding import Opened, open_picture
+from dlv3p_jax.data.decoding import Opened, name_of, naming, open_picture
 from dlv3p_jax.data.errors import DatasetError, UnmappedColors
 from dlv3p_jax.data.label_map import LabelMap, count_colors, count_values, describe_values
 
@@ -59,7 +59,12 @@ def decode(source: str | os.PathLike | bytes, label_map: LabelMap | None = None,
         DatasetError: a lossy format, colours without a map, values that the map lacks, channels of which Pillow reads
             not all bits, pixels that are transparent in part, or an unreadable file.
     """
-    opened = open_picture(source, "label")
+    with naming(name_of(source, "label")):  # tags and pixels of other kinds than they should be fail late
+        return _decode(open_picture(source, "label"), label_map, advice)
+
+
+def _decode(opened: Opened, label_map: LabelMap | None, advice: str | None) -> Label:
+    """What `decode` gives of an opened label."""
     name, picture = opened.name, opened.picture
     if picture.format not in LOSSLESS or picture.info.get("compression") in _LOSSY_TIFF:
         raise DatasetError(

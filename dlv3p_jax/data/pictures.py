@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dlv3p_jax.data import labels, opening, ranges, stored
-from dlv3p_jax.data.decoding import QUARTER_TURNS, Opened, open_picture
+from dlv3p_jax.data.decoding import QUARTER_TURNS, Opened, name_of, naming, open_picture
 from dlv3p_jax.data.errors import DatasetError, UnmappedColors
 from dlv3p_jax.data.label_map import LabelMap, count_values, list_counts
 
@@ -184,7 +184,12 @@ def read_image(source: str | os.PathLike | bytes, picture_range: ranges.Range | 
     Raises:
         DatasetError: the file cannot be read or decoded to its end, or has no 8-bit RGB reading.
     """
-    opened = open_picture(source)
+    with naming(name_of(source)):  # tags and pixels of other kinds than they should be fail late
+        return _stored(open_picture(source), picture_range)
+
+
+def _stored(opened: Opened, picture_range: ranges.Range | None) -> Stored:
+    """What `read_image` gives of an opened picture."""
     picture = opened.picture
     kind, dropped = _unusual(opened)
     if kind is None:

@@ -12,7 +12,7 @@ from dlv3p_jax.data import decoding
 from dlv3p_jax.data.errors import DatasetError, UnmappedColors
 from dlv3p_jax.data.label_map import parse
 from dlv3p_jax.data.labels import decode, read_label
-from dlv3p_jax.data.pictures import Example, Pair, Problem, read_pair
+from dlv3p_jax.data.pictures import Example, Pair, Problem, read_image, read_pair
 
 VALUES = np.array([[0, 1, 2, 3], [3, 2, 0, 0], [1, 1, 3, 2]])
 SIZE = VALUES.shape
@@ -245,6 +245,20 @@ def test_whatever_a_plugin_raises_names_the_file(tmp_path, monkeypatch, raised, 
     readers = [decoding.open_picture, decode] + [decoding.read_size] * (when == "open")
     for read in readers:
         with pytest.raises(DatasetError, match=r"picture\.png"):
+            read(path)
+
+
+def test_what_fails_after_decoding_names_the_file_too(tmp_path, monkeypatch):
+    path = tmp_path / "picture.tif"
+    path.write_bytes(STORED["TIFF of 16 bits"][0])
+
+    def fail(*args, **options):
+        raise TypeError("a tag of another type")
+
+    monkeypatch.setattr("dlv3p_jax.data.stored.bits_of", fail)
+    monkeypatch.setattr("dlv3p_jax.data.stored.one_channel", fail)
+    for read in (read_image, decode):
+        with pytest.raises(DatasetError, match=r"picture\.tif.*another type"):
             read(path)
 
 
