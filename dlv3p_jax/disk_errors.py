@@ -82,6 +82,11 @@ def passing(error: BaseException) -> str | None:
     return None
 
 
+def told(error: OSError, where: object) -> str:
+    """An error for people: its file, or `where` if it names none, and what is wrong, with what to do where known."""
+    return f"{error.filename or where}: {reason(error) or error.strerror or error}"
+
+
 def patiently(action: Callable[[], Value], waits: Sequence[float] | None = None) -> Value:
     """What `action` returns, which is tried again after each of `waits` (WAITS) seconds while its error is `passing`.
 

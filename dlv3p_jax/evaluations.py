@@ -14,7 +14,7 @@ import PIL.Image
 from absl import logging
 from etils import epath
 
-from dlv3p_jax import bootstrap, files, metrics, picture_scores, sealing
+from dlv3p_jax import bootstrap, disk_errors, files, metrics, picture_scores, sealing
 
 _HOW = "evaluate with python -m dlv3p_jax.main --mode=eval"
 
@@ -232,7 +232,7 @@ def _complexity(evaluation: Evaluation):
 
 def _read(path: epath.Path, step: int, name: str) -> Evaluation:
     try:
-        report = sealing.unseal(json.loads(path.read_text(encoding="utf-8")))
+        report = sealing.unseal(json.loads(disk_errors.patiently(lambda: path.read_text(encoding="utf-8"))))
         missing = tuple(key for key in (*_SINCE, "synthetic") if key not in report)
         report = _SINCE | {"synthetic": report["dataset"] == _TOY} | report
         number = len(report["class_names"])
@@ -245,8 +245,12 @@ def _read(path: epath.Path, step: int, name: str) -> Evaluation:
         if report["model"] is not None:
             _ = report["model"]["backbone"]
     except picture_scores.PictureScoresError as error:
+        if disk_errors.passing(error) is not None:
+            raise ReportError(str(error)) from error
         raise ReportError(f"{error}: {_HOW} again, or remove it") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        if (words := disk_errors.passing(error)) is not None:
+            raise ReportError(f"{path} cannot be read now: {words}") from error
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ReportError(f"{path} is damaged ({reason}): {_HOW} again, or remove it") from error
     if pictures is not None and not np.array_equal(

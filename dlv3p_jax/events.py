@@ -12,6 +12,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util import tensor_util
 
+from dlv3p_jax import files
+
 _LARGEST = 1 << 16  # bytes of an event; what is larger is a picture
 
 
@@ -86,7 +88,7 @@ def _read_events(path: epath.Path) -> Iterator[Event]:
     Raises:
       DamageError: a record that is there is not what was written.
     """
-    with path.open("rb") as file:
+    with files.naming(path), path.open("rb") as file:
         while len(header := file.read(12)) == 12:
             length, checksum = struct.unpack("<QI", header)
             if masked_crc32c(header[:8]) != checksum:

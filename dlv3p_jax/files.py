@@ -33,6 +33,16 @@ class NoLocks(OSError):
 
 
 @contextlib.contextmanager
+def naming(path: epath.PathLike) -> Iterator[None]:
+    """Has an OSError name `path` where it names no file: a read or write that fails does not say of which."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
     """A file to write to, which takes the place of `path` at the end, and is removed where that is not reached.
 

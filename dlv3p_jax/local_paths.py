@@ -1,13 +1,14 @@
-"""Paths of this machine as etils has them, by which TFDS and Orbax read and write, mended in two places.
+"""Paths of this machine as etils has them, by which TFDS and Orbax read and write, mended in three places.
 
 For a file's size or time, etils asks for the names of its owner and group as well, and raises KeyError where there are
 none, as in containers that run under any user id, and in shared folders (etils#790). And it takes brackets in the path
 of a folder for a pattern: below `run [1]`, Orbax finds nothing of what it has just written, and no checkpoint is whole.
+Where a folder cannot be read, or only half of it, it gives what it has found until then as if that were all.
 """
 
 import functools
-import glob
 import os
+import pathlib
 import stat
 from collections.abc import Callable, Iterator
 
@@ -52,4 +53,6 @@ def _stat(self, method: Callable, path) -> stat_utils.StatResult:
 
 def _glob(self, method: Callable, pattern: str) -> Iterator[epath.Path]:
     folder = os.fspath(self)
-    return method(self if "://" in folder else epath.Path(glob.escape(folder)), pattern)
+    if "://" in folder:
+        return method(self, pattern)
+    return (epath.Path(path) for path in pathlib.Path(folder).glob(pattern))

@@ -139,16 +139,36 @@ def _files_below(folder: pathlib.Path, problems: list[Problem]) -> list[pathlib.
 
 
 def _matches(pattern: str) -> list[str]:
-    """The paths that a glob matches, sorted; glob.glob would follow links to folders above, from ** on, without end."""
+    """The paths that an absolute glob matches, sorted.
+
+    glob.glob would follow links to folders above, from ** on, without end, and leave out what cannot be read.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
     parts = pathlib.PurePath(pattern).parts
     if "**" not in parts:
-        return sorted(glob.glob(pattern))
+        return sorted(_expand(parts))
     start = parts.index("**")
     found = []
-    for base in filter(os.path.isdir, glob.glob(os.path.join(*parts[:start]))):
+    for base in filter(os.path.isdir, _expand(parts[:start])):
         entries = [pathlib.Path(base), *(path for path, _ in below(base))]
         found += [str(path) for path in entries if _fit(path.relative_to(base).parts, parts[start:])]
     return sorted(found)
+
+
+def _expand(parts: Sequence[str]) -> list[str]:
+    """The paths that the parts of a glob without ** match."""
+    found = [parts[0]]
+    for part in parts[1:]:
+        folders = filter(os.path.isdir, found)
+        if glob.has_magic(part):
+            found = [
+                os.path.join(folder, name) for folder in folders for name in os.listdir(folder) if _fit([name], [part])
+            ]
+        else:
+            found = [path for folder in folders if os.path.lexists(path := os.path.join(folder, part))]
+    return found
 
 
 def _fit(parts: Sequence[str], patterns: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ import PIL.Image
 from etils import epath
 from jax.experimental import multihost_utils
 
-from dlv3p_jax import files, metrics, viz
+from dlv3p_jax import disk_errors, files, metrics, viz
 from dlv3p_jax.data.labels import read_label
 from dlv3p_jax.data.pictures import read_rgb
 
@@ -155,12 +155,12 @@ def read(path: epath.Path, sha256: str | None = None) -> PictureScores | None:
       sha256: what `write` returned; None: not compared, since what is older does not say.
 
     Raises:
-      PictureScoresError: the file is damaged, or another than that.
+      PictureScoresError: the file is damaged, or another than that, or it cannot be read now.
     """
     if not path.exists():
         return None
     try:
-        data = path.read_bytes()
+        data = disk_errors.patiently(path.read_bytes)
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             raise ValueError("it is not what was written with the .json beside it")
         with np.load(io.BytesIO(data)) as arrays:
@@ -170,6 +170,8 @@ def read(path: epath.Path, sha256: str | None = None) -> PictureScores | None:
             ]
             scores = PictureScores(tuple(map(str, arrays["ids"])), arrays["counts"], tuple(shown))
     except Exception as error:  # of many classes, from zipfile, zlib and NumPy
+        if (words := disk_errors.passing(error)) is not None:
+            raise PictureScoresError(f"{path} cannot be read now: {words}") from error
         raise PictureScoresError(f"{path} is damaged ({error})") from error
     return scores
 

@@ -167,8 +167,7 @@ def _print_shares(pixels: np.ndarray, names: Sequence[str], palette: np.ndarray)
 def _message(error: ValueError | OSError) -> str:
     if not isinstance(error, OSError) or error.filename is None:
         return str(error)
-    reason = disk_errors.reason(error) or error.strerror or error
-    return f"{error.filename}: {reason}; what was written before is whole, and the same command goes on"
+    return f"{disk_errors.told(error, '')}; what was written before is whole, and the same command goes on"
 
 
 if __name__ == "__main__":

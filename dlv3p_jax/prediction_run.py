@@ -260,5 +260,6 @@ def write_record(output: pathlib.Path, how: dict[str, Any], entries: Iterable[En
 
 
 def _add(file: TextIO, entry: Entry) -> None:
-    file.write(json.dumps(sealing.seal(dataclasses.asdict(entry))) + "\n")
-    file.flush()
+    with files.naming(file.name):
+        file.write(json.dumps(sealing.seal(dataclasses.asdict(entry))) + "\n")
+        file.flush()

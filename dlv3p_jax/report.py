@@ -8,7 +8,7 @@ import sys
 
 from absl import app, flags, logging
 
-from dlv3p_jax import commands
+from dlv3p_jax import commands, disk_errors
 
 
 def define_flags() -> None:
@@ -42,7 +42,8 @@ def main(argv: list[str]) -> None:
             path = reporting.write_report(values.workdir, values.output, values.step)
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
-        sys.exit(f"report: {error}")
+        told = isinstance(error, OSError) and error.errno is not None
+        sys.exit(f"report: {disk_errors.told(error, values.workdir) if told else error}")
     print(f"page: {path}", flush=True)
 
 

@@ -1,6 +1,8 @@
 """Files of an owner and a group without names, and folders with brackets in theirs."""
 
+import errno
 import os
+import re
 
 import drawn
 import numpy as np
@@ -34,6 +36,17 @@ def test_a_folder_with_brackets_is_no_pattern(tmp_path):
     folder.mkdir()
     (folder / "a.txt").write_text("")
     assert [path.name for path in folder.glob("*.txt")] == ["a.txt"] and list(folder.glob("*.png")) == []
+
+
+def test_a_folder_that_cannot_be_read_holds_not_nothing(tmp_path, monkeypatch):
+    local_paths.mend()
+
+    def away(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(os, "scandir", away)
+    with pytest.raises(OSError, match=re.escape(str(tmp_path))):
+        list(epath.Path(tmp_path).glob("*.txt"))
 
 
 def test_a_checkpoint_below_a_folder_with_brackets_is_whole(tmp_path):

@@ -1,5 +1,6 @@
 """Which picture files are found, in which order, and what their outputs are called."""
 
+import errno
 import json
 import os
 
@@ -100,6 +101,25 @@ def test_pictures_of_others_that_are_left_out_are_named(folder, caplog):
     (folder / "out" / "results" / "mine.png").touch()
     find_pictures(["out"], "out")
     assert f"such as {folder}/out/results/mine.png" in caplog.text
+
+
+@pytest.mark.parametrize("pattern", ["*/1.jpg", "a/*.jpg", "**/1.jpg"])
+def test_a_glob_stops_at_a_folder_that_cannot_be_read(folder, monkeypatch, pattern):
+    """As one of a network, of which a part came: what is beyond would be left out without a word."""
+    unread = str(folder) if pattern == "*/1.jpg" else str(folder / "a")
+
+    def away(function):
+        def read(path="."):
+            if os.path.abspath(path) == unread:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return function(path)
+
+        return read
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, away(getattr(os, name)))
+    with pytest.raises(OSError, match=unread):
+        find(pattern)
 
 
 def test_brackets_in_a_name_are_no_glob(folder):

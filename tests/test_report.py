@@ -1,6 +1,7 @@
 """The pages of a run and of two: in a browser that has no network, and what is refused."""
 
 import concurrent.futures
+import errno
 import io
 import json
 import os
@@ -20,7 +21,18 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util import tensor_util
 
 from configs import common
-from dlv3p_jax import comparing, configuration, evaluations, events, metrics, picture_scores, provenance, reporting, viz
+from dlv3p_jax import (
+    comparing,
+    configuration,
+    disk_errors,
+    evaluations,
+    events,
+    metrics,
+    picture_scores,
+    provenance,
+    reporting,
+    viz,
+)
 from dlv3p_jax.evaluations import ReportError
 
 NAMES = ("road", "<b>wall</b> & $x$", "lamp", "absent")
@@ -235,6 +247,21 @@ def test_a_damaged_event_file_is_named_in_the_log_and_on_the_page(run, tmp_path,
     assert f"{path} is damaged at byte {2 * record}" in reporting.write_report(tmp_path).read_text()
     assert f"{path} is damaged" in caplog.text
     assert [point.step for point in events.read_scalars(epath.Path(tmp_path))["train/loss"]] == [10, 20]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npz"])
+def test_what_cannot_be_read_now_is_not_called_damaged(run, tmp_path, monkeypatch, suffix):
+    write_evaluation(tmp_path, "plain", 4, 0.4)
+    (tmp_path / "eval" / "4.plain.npz").touch()
+
+    def away(path, *arguments, **options):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(disk_errors, "WAITS", ())
+    monkeypatch.setattr(type(epath.Path()), "read_text" if suffix == ".json" else "read_bytes", away)
+    with pytest.raises(ReportError, match=rf"4\.plain\{suffix} cannot be read now: Input/output error") as caught:
+        reporting.write_report(tmp_path)
+    assert "damaged" not in str(caught.value) and "remove" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("step", "said"), [(38, False), (60, True)])

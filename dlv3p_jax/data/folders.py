@@ -15,9 +15,16 @@ def below(
 
     Args:
         folder: where to begin; it is not among the paths.
-        onerror: is told of folders that cannot be read, which are left out otherwise without a word.
+        onerror: is told of folders that cannot be read, and are left out.
+
+    Raises:
+        OSError: a folder cannot be read, and there is no `onerror`.
     """
-    for root, folders, files in os.walk(os.fspath(folder), onerror=onerror, followlinks=True):
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for root, folders, files in os.walk(os.fspath(folder), onerror=onerror or stop, followlinks=True):
         folders[:] = [name for name in folders if not _leads_up(root, name, os.fspath(folder))]
         for names, is_folder in ((folders, True), (files, False)):
             for name in names:
