@@ -42,8 +42,9 @@ def main(argv: list[str]) -> None:
             path = reporting.write_report(values.workdir, values.output, values.step)
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
-        told = isinstance(error, OSError) and error.errno is not None
-        sys.exit(f"report: {disk_errors.told(error, values.workdir) if told else error}")
+        if isinstance(error, OSError) and error.errno is not None:
+            sys.exit(f"report: {disk_errors.told(error, values.workdir)}")
+        sys.exit(f"report: {error}")
     print(f"page: {path}", flush=True)
 
 

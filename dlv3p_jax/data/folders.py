@@ -18,11 +18,12 @@ def below(
         onerror: is told of folders that cannot be read, and are left out.
 
     Raises:
-        OSError: a folder cannot be read, and there is no `onerror`.
+        OSError: a folder that is there cannot be read, and there is no `onerror`.
     """
 
     def stop(error: OSError) -> None:
-        raise error
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):  # what is not there holds nothing
+            raise error
 
     for root, folders, files in os.walk(os.fspath(folder), onerror=onerror or stop, followlinks=True):
         folders[:] = [name for name in folders if not _leads_up(root, name, os.fspath(folder))]
