@@ -1,14 +1,16 @@
 """Ending a process that hangs: one that waits for another that lives but is stuck, which no limit of JAX's notices."""
 
+import contextlib
 import faulthandler
 import sys
 import threading
 import time
 from collections.abc import Callable
 
-from dlv3p_jax import ending, preemption
+from dlv3p_jax import ending, held, preemption
 
 COMPILING_SECONDS = 3600
+HELD_SECONDS = 60  # at least, in which native code may keep all of Python from running
 ANSWER_SECONDS = 10  # after SIGTERM, for what takes no longer otherwise; a spot node of GKE has 15
 
 
@@ -57,11 +59,20 @@ class Watchdog:
         self._is_compiling, self._fed = compiling, now
 
     def _watch(self) -> None:
+        with contextlib.ExitStack() as stack:
+            watcher = None
+            if self._timeout > 0 and sys.platform == "linux":
+                watcher = stack.enter_context(contextlib.closing(held.Held(max(self._timeout, HELD_SECONDS))))
+            self._look(watcher)
+
+    def _look(self, watcher: held.Held | None) -> None:
         asked = min(1, self._timeout / 4) if self._timeout > 0 else 1
         while True:
             before = time.monotonic()
             if self._over.wait(asked):
                 return
+            if watcher is not None:
+                watcher.sign()
             now = time.monotonic()
             if now - before > asked + 1:  # we were suspended
                 self._fed += now - before - asked

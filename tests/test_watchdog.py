@@ -138,3 +138,18 @@ def test_a_run_that_does_not_hear_sigterm_is_ended_whatever_its_timeout():
     found = subprocess.run([sys.executable, "-c", DEAF], cwd=REPOSITORY, capture_output=True, text=True, timeout=50)
     assert found.returncode == 75
     assert "line 10 in <module>" in found.stderr and "SIGTERM" in found.stderr.splitlines()[-1]
+
+
+HELD = """
+from dlv3p_jax import watchdog
+watchdog.HELD_SECONDS = 2
+with watchdog.Watchdog(0.5) as dog:
+    print("works", flush=True)
+    sum(range(10**12))  # minutes of native code that does not give the lock back
+"""
+
+
+def test_native_code_that_keeps_python_from_running_is_shown_and_ended():
+    found = subprocess.run([sys.executable, "-c", HELD], cwd=REPOSITORY, capture_output=True, text=True, timeout=50)
+    assert found.returncode == -signal.SIGKILL and found.stdout == "works\n"
+    assert "line 6 in <module>" in found.stderr and "native code held Python's lock" in found.stderr
