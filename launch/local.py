@@ -159,7 +159,9 @@ def exit_code(codes: list[int]) -> tuple[int, bool]:
     failed = [code for code in codes if code != 0]
     if errors or not failed:
         return (errors or [0])[0], False
-    return _RESTART if _RESTART in failed else 128 - failed[0], True
+    if _RESTART in failed or -signal.SIGTERM in failed:  # which kills in the first second, with nothing to lose
+        return _RESTART, True
+    return 128 - failed[0], True
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """Kills a small run again and again, and compares its end with that of a run that was left alone. By hand:
 
     python -m tests.kill_at_random --kills=30 --workdir=/tmp/kills
+    python -m tests.kill_at_random --processes=2 --kills=36 --workdir=/tmp/kills_of_two
+
+With --processes=2 it is a run of launch/local.py, of which SIGKILL and SIGTERM hit either process or the launcher
+(`several_kills`).
 
 SIGKILL comes while a checkpoint is being written, every second time, and else in the start, between steps or in an
 evaluation. Parameters, statistics, averages, optimiser state, the best checkpoint, reports and logged scalars have to
@@ -26,6 +30,7 @@ from PIL import Image
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import several_kills  # noqa: E402
 import tiny  # noqa: E402
 
 from dlv3p_jax import checkpoint_files  # noqa: E402
@@ -59,7 +64,9 @@ def make_data(folder: pathlib.Path) -> pathlib.Path:
     return folder / "data"
 
 
-def start(workdir: pathlib.Path, data: pathlib.Path, steps: int, cache: pathlib.Path) -> subprocess.Popen:
+def start(
+    workdir: pathlib.Path, data: pathlib.Path, steps: int, cache: pathlib.Path, processes: int = 1
+) -> subprocess.Popen:
     settings = tiny.SETTINGS | SETTINGS | {"data_dir": data, "num_train_steps": steps}
     command = [sys.executable, "-c", tiny.MAIN, "--config=configs/common.py", f"--workdir={workdir}"]
     environment = {
@@ -70,6 +77,8 @@ def start(workdir: pathlib.Path, data: pathlib.Path, steps: int, cache: pathlib.
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
+    if processes > 1:
+        return several_kills.start(workdir, settings, environment, processes)
     with log_of(workdir).open("w") as log:
         return subprocess.Popen(
             [*command, *(f"--config.{key}={value}" for key, value in settings.items())],
@@ -143,7 +152,7 @@ def outcome(workdir: pathlib.Path) -> dict[str, np.ndarray]:
                 values[f"checkpoint {name} {path.name} {item}{jax.tree_util.keystr(key)}"] = leaf
     for file in (workdir / "eval").glob("*.json"):
         for key, value in json.loads(file.read_text()).items():
-            if key not in ("seconds", "checkpoint", "date", "seal"):
+            if key not in ("seconds", "checkpoint", "date", "seal", "git_revision"):
                 values[f"report {file.name} {key}"] = np.array(json.dumps(value))
     for file in sorted(workdir.glob("events.out.tfevents.*")):
         try:
@@ -163,6 +172,7 @@ def outcome(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--processes", type=int, default=1, help="of the run, on this machine")
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="a new folder")
     parser.add_argument("--seed", type=int, default=0, help="decides when it is killed")
     arguments = parser.parse_args()
@@ -171,7 +181,7 @@ def main() -> None:
     cache, alone, killed = (arguments.workdir / name for name in ("cache", "alone", "killed"))
 
     begin = time.monotonic()
-    process = start(alone, data, steps, cache)
+    process = start(alone, data, steps, cache, arguments.processes)
     wait(process, lambda: time.sleep(0.1) or "Compiled in" in log_of(alone).read_text(errors="replace"))
     starting = time.monotonic() - begin
     if process.wait():
@@ -180,15 +190,21 @@ def main() -> None:
         f"left alone: {steps} steps in {time.monotonic() - begin:.0f} s, of which {starting:.0f} s to start", flush=True
     )
 
-    run = functools.partial(start, killed, data, steps, cache)
+    run = functools.partial(start, killed, data, steps, cache, arguments.processes)
     rng, when = random.Random(arguments.seed), collections.Counter()
-    for number in range(arguments.kills):
-        where = start_and_kill(run, killed, number, rng, starting)
-        when[where] += 1
-        newest = checkpoint_files.steps_in(killed / "checkpoints" / "latest")[-1:]
-        print(f"kill {number + 1}: {where}; newest checkpoint {newest[0].name if newest else 'none'}", flush=True)
-    if run().wait():
-        sys.exit(f"the run did not go on after the kills: see {log_of(killed)}")
+    if arguments.processes > 1:
+        try:
+            when = several_kills.kill(run, killed, arguments.kills, steps, rng, being_written)
+        except several_kills.WrongEndError as error:
+            sys.exit(str(error))
+    else:
+        for number in range(arguments.kills):
+            where = start_and_kill(run, killed, number, rng, starting)
+            when[where] += 1
+            newest = checkpoint_files.steps_in(killed / "checkpoints" / "latest")[-1:]
+            print(f"kill {number + 1}: {where}; newest checkpoint {newest[0].name if newest else 'none'}", flush=True)
+        if run().wait():
+            sys.exit(f"the run did not go on after the kills: see {log_of(killed)}")
 
     expected, found = outcome(alone), outcome(killed)
     different = sorted(expected.keys() ^ found.keys())

@@ -713,6 +713,7 @@ def test_the_document_goes_through_all_steps_and_names_files_that_exist():
         ([-9, 75], (75, True)),  # one was killed, and the other says so
         ([-9, -9], (137, True)),
         ([75, 0], (75, True)),
+        ([-15, -15], (75, True)),  # told to leave before they could hear it
         ([70, 70], (70, False)),
         ([-9, 70], (70, False)),
         ([1, 75], (1, False)),
