@@ -38,8 +38,9 @@ def leave(code: int, message: str, in_order: bool = True, heard: bool = False) -
       heard: it is the end of another process that we follow.
     """
     with _leaving:
-        print(f"main: {message}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+        preemption.say(message)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
         if in_order and _starts:
             with contextlib.suppress(Exception):  # only the count is wrong
                 _starts[0].end_in_order()
@@ -101,7 +102,7 @@ def together(told: preemption.Preemption, heartbeat: Callable[[], float]) -> Ite
 
 def _wait_for_word(told: preemption.Preemption, heartbeat: float) -> NoReturn:
     message = f"{board.name()} lost the connection to another"
-    print(f"main: {message}; within {heartbeat:.0f} s it is known which is gone", file=sys.stderr, flush=True)
+    preemption.say(f"{message}; within {heartbeat:.0f} s it is known which is gone")
     going_on = f"{message}; the same command goes on"
     with told.nothing_to_lose(lambda: going_on):
         time.sleep(heartbeat + 10)  # the thread that listens or JAX ends us before
@@ -142,7 +143,7 @@ def _outlive_aborts() -> None:
         code = _code_of_loss()
         if code != preemption.EXIT_CODE:
             going_on = "another process is gone, and again before a newer checkpoint was saved; see its log"
-        os.write(sys.stderr.fileno(), f"main: {board.name()}: {going_on}\n".encode())
+        preemption.say(f"{board.name()}: {going_on}")
         os._exit(code)
 
     _handlers.append(aborted)

@@ -114,7 +114,7 @@ def _run(argv: list[str], told: preemption.Preemption) -> None:
         # A second one, while Python ends and has no handlers, would kill.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if jax.process_index() == 0:
-            print(f"main: {error}", file=sys.stderr, flush=True)
+            preemption.say(str(error))
         sys.exit(preemption.EXIT_CODE)
     except starts.GivenUp as error:
         print(f"main: {error}", file=sys.stderr, flush=True)

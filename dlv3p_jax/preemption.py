@@ -110,7 +110,7 @@ class Preemption:
     def _tell(self, leave: Callable[[int, str], None]) -> None:
         self._leave_at_once(leave)
         self.waiting_since = time.monotonic()
-        _say("SIGTERM: saving and leaving after this step")
+        say("SIGTERM: saving and leaving after this step")
         if not board.alone():
             board.post("leaving/told", board.name())
         while True:  # it may come to where it has nothing to lose before it asks
@@ -126,5 +126,7 @@ class Preemption:
                 leave(EXIT_CODE, f"SIGTERM: {saved}")
 
 
-def _say(message: str) -> None:
-    os.write(sys.stderr.fileno(), f"main: {message}\n".encode())
+def say(message: str) -> None:
+    """Writes a line to stderr, from any thread; where nobody reads it any more, there is nobody to tell."""
+    with contextlib.suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), f"main: {message}\n".encode(errors="backslashreplace"))

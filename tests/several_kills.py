@@ -152,7 +152,7 @@ def kill(
             flush=True,
         )
         if launcher.poll() is not None:
-            launcher, seen = run(), set()
+            launcher = run()
     code = launcher.wait(timeout=1200)
     if code:
         raise WrongEndError(f"the run did not go on after the kills, but ended with {code}: see {log_of(workdir)}")

@@ -43,6 +43,20 @@ def test_a_process_that_has_nothing_to_lose_leaves_at_once():
     assert errors == "main: SIGTERM: nothing was done yet that could be lost; the same command goes on\n"
 
 
+def test_a_process_leaves_where_nobody_reads_what_it_says():
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.stdout.close()
+    process.stderr.close()  # as where the launcher was killed
+    process.send_signal(signal.SIGTERM)
+    try:
+        assert process.wait(timeout=20) == 75
+    finally:
+        process.kill()
+
+
 def test_a_run_that_is_told_to_leave_saves_its_step_and_exits_with_75(data_dir, tmp_path):
     settings = tiny.SETTINGS | {"data_dir": data_dir, "num_train_steps": 10**6, "eval_every_steps": 10**6}
     settings |= {"checkpoint_every_steps": 10**6, "log_every_steps": 1}
