@@ -3,7 +3,7 @@
 import dataclasses
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import logging
 from etils import epath
@@ -42,7 +42,7 @@ def read_scalars(workdir: epath.Path, tell: Callable[[str], None] = _warn) -> di
     An event file that ends in the middle, since its writer was killed or still writes, counts up to there. Of one that
     is damaged, what comes from there on is left out, and `tell` is given a line on it.
     """
-    logged: dict[str, list[list[Point]]] = defaultdict(list)  # by tag, what each file has of it
+    logged: dict[str, dict[str, list[Point]]] = defaultdict(dict)  # by tag, what each file has of it
     for path in sorted(workdir.glob("events.out.tfevents.*"), key=lambda path: path.name.split(".")[3:]):
         ours = defaultdict(list)
         try:
@@ -54,23 +54,28 @@ def read_scalars(workdir: epath.Path, tell: Callable[[str], None] = _warn) -> di
         except DamageError as error:
             tell(str(error))
         for tag, points in ours.items():
-            logged[tag].append(points)
+            logged[tag][path.name] = points
+    # What is logged most often tells the order of the files best: an evaluation may be logged by two that follow.
+    finest = max(logged.values(), key=lambda parts: sum(map(len, parts.values())), default={})
+    ordered = list(_in_order(finest))
     scalars: dict[str, list[Point]] = {}
     for tag, parts in logged.items():
+        names = [name for name in ordered if name in parts] if parts.keys() <= finest.keys() else _in_order(parts)
         curve: list[Point] = []
-        for points in _in_order(parts):
+        for points in (parts[name] for name in names):
             first = min(point.step for point in points)
             curve = [point for point in curve if point.step < first] + points
         scalars[tag] = curve
     return scalars
 
 
-def _in_order(parts: Sequence[list[Point]]) -> Iterator[list[Point]]:
-    """The points of one scalar, file by file: each time the earliest that can follow, else the one of lowest steps.
+def _in_order(parts: Mapping[str, Sequence[Point]]) -> Iterator[str]:
+    """The files that have points of one scalar: each time the earliest that can follow, else the one of lowest steps.
 
     It can follow if it begins at most an interval, as it logs itself, beyond the last step so far.
     """
-    steps = [[point.step for point in points] for points in parts]
+    steps = [[point.step for point in points] for points in parts.values()]
+    names = list(parts)
     intervals = [min((b - a for a, b in zip(s, s[1:], strict=False) if b > a), default=0) for s in steps]
     usual = max(intervals, default=0)
     left, reached = list(range(len(parts))), 0
@@ -79,7 +84,7 @@ def _in_order(parts: Sequence[list[Point]]) -> Iterator[list[Point]]:
         index = can[0] if can else min(left, key=lambda index: min(steps[index]))
         left.remove(index)
         reached = max(reached, *steps[index])
-        yield parts[index]
+        yield names[index]
 
 
 def _read_events(path: epath.Path) -> Iterator[Event]:

@@ -205,12 +205,12 @@ def test_curves_of_a_run_that_was_killed_are_those_of_what_counts(run):
     ]
 
 
-def write_events(path, steps, start):
-    """An event file as TensorFlow writes it, of losses that are their steps."""
-    with path.open("wb") as file:
+def write_events(path, steps, start, tag="train/loss"):
+    """An event file as TensorFlow writes it, of scalars that are their steps; added to what is there."""
+    with path.open("ab") as file:
         for index, step in enumerate(steps):
             event = Event(step=step, wall_time=start + index)
-            value = event.summary.value.add(tag="train/loss", tensor=tensor_util.make_tensor_proto(float(step)))
+            value = event.summary.value.add(tag=tag, tensor=tensor_util.make_tensor_proto(float(step)))
             value.metadata.plugin_data.plugin_name = "scalars"
             data = event.SerializeToString()
             for part in (struct.pack("<Q", len(data)), data):
@@ -234,6 +234,19 @@ def test_curves_follow_the_steps_where_clocks_do_not(files, expected, tmp_path):
     assert [point.step for point in points] == list(expected)
     newest = max(files)
     assert [point.time for point in points if point.step == newest[1][0]] == [newest[0]]
+
+
+def test_an_evaluation_that_both_files_hold_follows_the_order_of_the_losses(tmp_path):
+    """Killed in the evaluation of step 20, made up for by a host whose clock is behind."""
+    for time, losses, evaluated in ((200, (10, 20), (20,)), (190, (30, 40), (20, 40))):
+        path = tmp_path / f"events.out.tfevents.{time}.host.1.0.v2"
+        write_events(path, losses, time)
+        write_events(path, evaluated, time, "eval/mIoU")
+    scalars = events.read_scalars(epath.Path(tmp_path))
+    assert {tag: [point.step for point in points] for tag, points in scalars.items()} == {
+        "train/loss": [10, 20, 30, 40],
+        "eval/mIoU": [20, 40],
+    }
 
 
 def test_a_damaged_event_file_is_named_in_the_log_and_on_the_page(run, tmp_path, caplog):
