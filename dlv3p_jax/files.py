@@ -51,7 +51,7 @@ def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
     Raises:
         OSError: it cannot be written; `filename` is `path` where the system names none, or the unfinished one.
     """
-    path = epath.Path(path)
+    path = epath.Path(path) if "://" in os.fspath(path) else pathlib.Path(path)  # which needs no TensorFlow at all
     unfinished = path.with_name(unfinished_name())
     try:
         yield unfinished

@@ -9,6 +9,7 @@ import several
 import tiny
 
 from dlv3p_jax import agreement, checkpoints
+from dlv3p_jax.data import records
 
 COMPARE = """
 import json, sys, time
@@ -68,6 +69,7 @@ def other_labels(data_dir, tmp_path):
     metadata = json.loads(file.read_text())
     metadata["class_pixels"]["val"][0] += 1
     file.write_text(json.dumps(metadata))
+    records.write_digests(file.parent)
     return [f"--config.data_dir={data_dir}"], [f"--config.data_dir={tmp_path / 'data'}"]
 
 

@@ -228,6 +228,7 @@ def test_data_whose_classes_have_other_names_is_refused(data_dir, tmp_path, scor
     (file,) = other.glob("image_folder/*/metadata.json")
     metadata = json.loads(file.read_text()) | {"picture_range": [0, 4095]}
     file.write_text(json.dumps(metadata))
+    records.write_digests(file.parent)
     with pytest.raises(Killed):
         train.train_and_evaluate(tiny.make_config(other), workdir)
     dataset = records.open_dataset("image_folder", other)

@@ -83,7 +83,7 @@ def test_metadata_counts_every_pixel(prepared):
     assert dataset.class_names == ["a", "b", "c"]
     assert dataset.palette == [[0, 0, 0], [255, 0, 0], [0, 255, 0]]
     assert dataset.ignore_label == 255
-    assert set(dataset.metadata) == {*records.METADATA, *records.OPTIONAL_METADATA}
+    assert set(dataset.metadata) == {*records.METADATA, "digests"}
     assert dataset.metadata["notes"] == {"odd": 2}
     assert dataset.metadata["sizes"]["train"] == [[4, 6, 2], [6, 4, 1], [4, 6, 1], [6, 4, 1]]
     for split, sizes in SIZES.items():
