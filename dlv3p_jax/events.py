@@ -113,5 +113,24 @@ def _read_events(path: epath.Path) -> Iterator[Event]:
                 raise _damage(path, start) from error
 
 
+def count_whole(path: epath.Path, start: int) -> tuple[int, int]:
+    """How many events from byte `start` on are whole, and where the last of them ends.
+
+    Raises:
+      OSError: the file cannot be read; it names it.
+    """
+    count = 0
+    with files.naming(path), path.open("rb") as file:
+        file.seek(start)
+        while len(header := file.read(12)) == 12 and masked_crc32c(header[:8]) == struct.unpack("<I", header[8:])[0]:
+            length = struct.unpack("<Q", header[:8])[0]
+            data, end = file.read(length), file.read(4)
+            whole = len(data) == length and len(end) == 4
+            if not whole or (length <= _LARGEST and struct.pack("<I", masked_crc32c(data)) != end):
+                break
+            count, start = count + 1, file.tell()
+    return count, start
+
+
 def _damage(path: epath.Path, position: int) -> DamageError:
     return DamageError(f"{path} is damaged at byte {position:,}: what it logged from there on is not in the curves")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import logging
-from clu import metric_writers, periodic_actions
+from clu import periodic_actions
 from etils import epath
 
 from dlv3p_jax import (
@@ -20,6 +20,7 @@ from dlv3p_jax import (
     checkpoints,
     configuration,
     ending,
+    event_writer,
     losses,
     memory,
     preemption,
@@ -61,6 +62,7 @@ def train_and_evaluate(
       ValueError: configuration, data set, mesh or checkpoint cannot be used; subclasses name what.
       TrainingError: the loss is no longer finite.
       SaveError: a checkpoint could not be written.
+      OSError: something else could not be, such as the event file.
       WorkdirInUse: another run lives in `workdir`.
       DifferenceError: the processes of the run do not have the same.
       GivenUp: too many starts of this run were killed or hung without getting on.
@@ -112,8 +114,7 @@ def train_and_evaluate(
         ending.count(start)
         watchdog = stack.enter_context(Watchdog(hang_timeout, told, start.code))
         saved = stack.enter_context(checkpoints.Checkpoints(workdir, config.keep_checkpoints, meta))
-        writer = metric_writers.create_default_writer(str(workdir), just_logging=jax.process_index() > 0)
-        stack.enter_context(metric_writers.ensure_flushes(writer))
+        writer = stack.enter_context(event_writer.EventWriter(workdir))
         begun_with = config_of_run(saved, workdir)
         if begun_with is not None:
             configuration.check_resume(begun_with, config, workdir)
@@ -146,7 +147,7 @@ def train_and_evaluate(
                 if anew is not None:
                     saved.measured_again(anew, views, val)
             except Preempted:
-                _save_and_leave(state, saved)
+                _save_and_leave(state, saved, writer)
             for suffix, result in results.items():
                 _write_evaluation(writer, step, f"eval_{suffix}" if suffix else "eval", result, dataset)
             mean_iou = results[max(results)].summary["mIoU"]  # the averaged model's, where there is one
@@ -164,7 +165,9 @@ def train_and_evaluate(
     return result.summary
 
 
-def _write_evaluation(writer, step: int, prefix: str, result: Result, dataset: records.Dataset) -> None:
+def _write_evaluation(
+    writer: event_writer.EventWriter, step: int, prefix: str, result: Result, dataset: records.Dataset
+) -> None:
     scalars = {name: result.summary[name] for name in ("mIoU", "accuracy", "kappa", "dice")}
     scalars |= {
         f"IoU/{name}": float(value)
@@ -294,7 +297,7 @@ def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved
         if told.reached():
             if previous is not None:
                 _check_finite(*previous, saved)
-            _save_and_leave(state, saved)
+            _save_and_leave(state, saved, writer)
         with meter.waiting_for_input(), progress.timed("input", wait_jax_async_dispatch=False):
             batch, picture_ids = next(batches)
         logging.debug("Step %d, read here: %s", step, b" ".join(picture_ids).decode())
@@ -323,10 +326,13 @@ def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved
     return results
 
 
-def _save_and_leave(state: steps.TrainState, saved: checkpoints.Checkpoints) -> NoReturn:
+def _save_and_leave(
+    state: steps.TrainState, saved: checkpoints.Checkpoints, writer: event_writer.EventWriter
+) -> NoReturn:
     step = int(state.step)
     if step == 0:
         raise Preempted("told to leave before the first step; the same command begins")
+    writer.flush()  # what a run that goes on from here will not log again
     saved.save(state)
     saved.wait()
     raise Preempted(f"told to leave; {_saved(step, saved)}")

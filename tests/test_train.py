@@ -13,11 +13,13 @@ import drawn
 import jax
 import numpy as np
 import pytest
+from clu import metric_writers
+from etils import epath
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from configs import common
-from dlv3p_jax import checkpoints, evaluator, metrics, picture_scores, sharding, train
+from dlv3p_jax import checkpoints, disk_errors, evaluator, events, metrics, picture_scores, sharding, train
 from dlv3p_jax.configuration import ConfigError
 from dlv3p_jax.data import records
 from dlv3p_jax.evaluate import predict_logits
@@ -203,6 +205,24 @@ def test_ema_is_evaluated_and_saved_beside_the_plain_weights(data_dir, tmp_path)
     assert jax.tree.structure(checkpoints.read_variables(path)) == jax.tree.structure(
         checkpoints.read_variables(path, "ema")
     )
+
+
+def test_curves_that_are_not_in_the_event_file_stop_the_run_before_it_saves(data_dir, tmp_path, monkeypatch):
+    """The write of one step fails, of which TensorFlow's writer says nothing; then the same command goes on."""
+    config = make_config(data_dir, num_train_steps=6, eval_every_steps=6)
+    write = metric_writers.SummaryWriter.write_scalars
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            *(metric_writers.SummaryWriter, "write_scalars"),
+            lambda self, step, scalars: None if step == 5 else write(self, step, scalars),
+        )
+        with pytest.raises(OSError) as stopped:
+            train.train_and_evaluate(config, tmp_path)
+    assert "events.out.tfevents" in stopped.value.filename and disk_errors.passing(stopped.value)
+    assert checkpoints.find(tmp_path / "checkpoints" / "latest").name == "3"
+    train.train_and_evaluate(config, tmp_path)
+    curves = {name: [p.step for p in points] for name, points in events.read_scalars(epath.Path(tmp_path)).items()}
+    assert curves["train/loss"] == [1, 2, 3, 4, 5, 6] and curves["eval/mIoU"] == [6]
 
 
 def test_scales_that_do_not_fit_are_refused_in_one_line_before_anything_is_compiled(data_dir, tmp_path, caplog):
