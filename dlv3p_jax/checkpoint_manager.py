@@ -30,7 +30,12 @@ class Manager(ocp.CheckpointManager):
             options=ocp.CheckpointManagerOptions(
                 cleanup_tmp_directories="://" not in str(directory),  # in a bucket, it takes whole ones for such
                 multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=directory.name),
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+                async_options=ocp.AsyncOptions(
+                    post_finalization_callback=self._write_digests,
+                    # Else threads that are to write wait for the folders for 300 s where these cannot be made, and
+                    # Python does not end before they do.
+                    create_directories_asynchronously=False,
+                ),
                 **options,
             ),
         )
