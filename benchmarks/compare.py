@@ -19,7 +19,8 @@ import tempfile
 from absl import app, flags, logging
 
 from benchmarks import rounds
-from dlv3p_jax import arguments, commands, configuration, speed
+from dlv3p_jax.performance import measured
+from dlv3p_jax.runtime import arguments, cli, configuration
 
 TORCH_VARIANTS = ("eager", "eager-channels_last", "compiled", "compiled-channels_last")
 WORKS = ("train", "predict", "evaluate", "evaluate-flip", "evaluate-flip-scales")
@@ -50,18 +51,18 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
-    commands.require_config(argv)
+    cli.require_config(argv)
     for name, known in (("work", WORKS), ("torch_variants", TORCH_VARIANTS)):
         if unknown := set(values[name].value) - set(known):
             raise app.UsageError(f"--{name}: {sorted(unknown)[0]} is none of {', '.join(known)}")
-    commands.configure_logging()
+    cli.configure_logging()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the contestants are ended too
     try:
         if values.config.dataset is None:
             values.config.dataset = "made"
         configuration.check(values.config)
         _check_loss(values.config.loss)
-        size = speed.parse_size(values.size) if values.size else tuple(values.config.crop_size)
+        size = measured.parse_size(values.size) if values.size else tuple(values.config.crop_size)
         contestants = _contestants(values)
         reports = []
         for work in values.work:
@@ -125,8 +126,9 @@ def specification(work: str, config, size: tuple[int, int], threads: int | None,
     import numpy as np
     from flax import traverse_util
 
-    from dlv3p_jax import paddle_weights, workloads
     from dlv3p_jax.models import build_model
+    from dlv3p_jax.performance import workloads
+    from dlv3p_jax.weights import paddle
 
     config = workloads.prepare(config)
     kind, *views = work.split("-")
@@ -138,7 +140,7 @@ def specification(work: str, config, size: tuple[int, int], threads: int | None,
     configuration.write(config, folder / "config.json")
     variables = workloads.init_variables(config)
     np.savez(folder / "weights.npz", **traverse_util.flatten_dict(variables, sep="/"))
-    np.savez(folder / "paddle_weights.npz", **paddle_weights.revert(variables, build_model(config)))
+    np.savez(folder / "paddle_weights.npz", **paddle.revert(variables, build_model(config)))
     np.savez(folder / "batch.npz", **workloads.made_batch(config, batch_size, size, np.float32))
     return {
         "work": kind,
@@ -165,4 +167,4 @@ def specification(work: str, config, size: tuple[int, int], threads: int | None,
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=commands.make_flags_parser("compare"))
+    app.run(main, flags_parser=cli.make_flags_parser("compare"))

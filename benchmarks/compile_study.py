@@ -16,7 +16,7 @@ import sys
 
 from absl import app, flags
 
-from dlv3p_jax import arguments, commands
+from dlv3p_jax.runtime import arguments, cli
 
 _TRANSPOSE = re.compile(
     r"^\s*%?(?:wrapped_transpose|transpose|\w*transpose_fusion|input_transpose\w*)[\w.]* = (.*?) fusion\("
@@ -35,7 +35,7 @@ def define_flags() -> None:
 
 def read_tpu(text: str) -> dict[str, float]:
     """Of a program compiled for TPUs: estimated millions of cycles, and MiB of what chips exchange, by kind."""
-    from dlv3p_jax import hlo
+    from dlv3p_jax.performance import hlo
 
     cycles = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', text)))
     exchanged = {f"{item.kind} MiB": item.bytes / 2**20 for item in hlo.collectives(text)}
@@ -44,7 +44,7 @@ def read_tpu(text: str) -> dict[str, float]:
 
 def read_gpu(text: str, least_side: int = 8) -> dict[str, float]:
     """Of a program compiled for a GPU: convolutions, those with windows of `least_side` and more, MiB of transposes."""
-    from dlv3p_jax import hlo
+    from dlv3p_jax.performance import hlo
 
     convolutions = [line for line in text.splitlines() if "__cudnn$conv" in line]
     windows = [re.search(r"window=\{size=(\d+)x(\d+)", line) for line in convolutions]
@@ -70,8 +70,8 @@ def study(config, mesh, kind: str, size: tuple[int, int], straight: bool) -> dic
         size: (height, width) of evaluated pictures.
         straight: whether to compile the straightforward network's training step too.
     """
-    from dlv3p_jax import straightforward, workloads
     from dlv3p_jax.models import build_model
+    from dlv3p_jax.performance import straightforward, workloads
 
     config = workloads.prepare(config)
     shapes = workloads.variable_shapes(config)
@@ -101,7 +101,7 @@ def study(config, mesh, kind: str, size: tuple[int, int], straight: bool) -> dic
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
-    commands.require_config(argv)
+    cli.require_config(argv)
     if values.config.accumulate_steps > 1 or values.config.eval.window is not None:
         raise app.UsageError(
             "accumulate_steps and eval.window are loops, of which compilers count one turn: leave them"
@@ -110,17 +110,18 @@ def main(argv: list[str]) -> None:
         os.environ["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] = "-1"
     from jax.experimental import topologies
 
-    from dlv3p_jax import ahead, sharding, slices, speed, timing
+    from dlv3p_jax.performance import compile_child, measured, slices, timing
+    from dlv3p_jax.runtime import sharding
 
     config = values.config
     try:
-        size = speed.parse_size(values.size)
+        size = measured.parse_size(values.size)
         if pathlib.Path(values.target).is_file():
             target = pathlib.Path(values.target).read_text(encoding="utf-8")
             gpu = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=target)
             mesh = sharding.make_mesh(1, 1, gpu.devices)
         else:
-            mesh = ahead.make_mesh(config, slices.find(values.target))
+            mesh = compile_child.make_mesh(config, slices.find(values.target))
         results = study(config, mesh, values.kind, size, values.straightforward)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"compile_study: {error}")
@@ -136,4 +137,4 @@ if __name__ == "__main__":
         f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     )
     define_flags()
-    app.run(main, flags_parser=commands.make_flags_parser("compile_study"))
+    app.run(main, flags_parser=cli.make_flags_parser("compile_study"))

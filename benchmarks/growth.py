@@ -14,7 +14,7 @@ import sys
 
 from absl import app, flags
 
-from dlv3p_jax import arguments, commands
+from dlv3p_jax.runtime import arguments, cli
 
 DEVICES = (1, 2, 4, 8)
 SIDES = (1, 2, 3, 4)  # of a picture, in units
@@ -41,7 +41,8 @@ def measure(config, unit: tuple[int, int], repeats: int) -> dict[str, list[dict[
     """
     import jax
 
-    from dlv3p_jax import sharding, timing, workloads
+    from dlv3p_jax.performance import timing, workloads
+    from dlv3p_jax.runtime import sharding
 
     config = workloads.prepare(config)
     config.crop_size, config.eval_size = unit, None
@@ -111,15 +112,15 @@ def draw(curves: dict[str, list[dict[str, float]]], path: pathlib.Path) -> None:
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
-    commands.require_config(argv)
+    cli.require_config(argv)
     if importlib.util.find_spec("matplotlib") is None:  # before minutes of measuring
         sys.exit("growth: needs matplotlib: pip install matplotlib")
-    from dlv3p_jax import speed
+    from dlv3p_jax.performance import measured
 
     for path in filter(None, (values.output, values.json)):
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
-        curves = measure(values.config, speed.parse_size(values.unit), values.repeats)
+        curves = measure(values.config, measured.parse_size(values.unit), values.repeats)
     except ValueError as error:
         sys.exit(f"growth: {error}")
     if values.json is not None:
@@ -131,4 +132,4 @@ if __name__ == "__main__":
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={max(DEVICES)}"
     os.environ["JAX_PLATFORMS"] = "cpu"
     define_flags()
-    app.run(main, flags_parser=commands.make_flags_parser("growth"))
+    app.run(main, flags_parser=cli.make_flags_parser("growth"))

@@ -22,7 +22,8 @@ import numpy as np
 from absl import app, flags, logging
 from PIL import Image, ImageEnhance
 
-from dlv3p_jax import arguments, commands, configuration, speed, timing
+from dlv3p_jax.performance import measured, timing
+from dlv3p_jax.runtime import arguments, cli, configuration
 
 Picture = tuple[np.ndarray, np.ndarray]
 
@@ -38,8 +39,8 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
-    commands.require_config(argv)
-    commands.configure_logging()
+    cli.require_config(argv)
+    cli.configure_logging()
     if hasattr(os, "sched_setaffinity"):  # before TensorFlow counts the cores
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     try:
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
             import cv2  # noqa: F401
         except ImportError as error:
             raise ValueError(f"OpenCV is not installed ({error}): pip install opencv-python-headless") from error
-        result = compare(values.config, speed.parse_size(values.size), values.repeats, values.turn_seconds)
+        result = compare(values.config, measured.parse_size(values.size), values.repeats, values.turn_seconds)
         if values.json is not None:
             pathlib.Path(values.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
@@ -63,12 +64,12 @@ def compare(config, size: Sequence[int], repeats: int, turn_seconds: float) -> d
     """Measures ours and theirs in turn, with and without decoding.
 
     Returns:
-        What can be written as JSON: 'programs' as in `throughput.report`, and 'ratios', `timing.spread` of our pictures
+        What can be written as JSON: 'programs' as in `input.report`, and 'ratios', `timing.spread` of our pictures
         a CPU second over theirs, measurement by measurement.
     """
     import cv2
 
-    from dlv3p_jax.data import throughput
+    from dlv3p_jax.performance import input as throughput
 
     cv2.setNumThreads(1)
     before = timing.processor_seconds(), time.process_time()
@@ -86,7 +87,7 @@ def compare(config, size: Sequence[int], repeats: int, turn_seconds: float) -> d
             next(iterators["ours, decoded"])
         reads = {name: throughput.reader(iterator) for name, iterator in iterators.items()}
         times = throughput.measure(reads, repeats, turn_seconds)
-    result = speed.describe("input", config) | {
+    result = measured.describe("input", config) | {
         "source_size": list(size),
         "crop_size": list(config.crop_size),
         "batch_size": config.batch_size,
@@ -219,4 +220,4 @@ def to_text(result: dict[str, Any]) -> str:
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     define_flags()
-    app.run(main, flags_parser=commands.make_flags_parser("input"))
+    app.run(main, flags_parser=cli.make_flags_parser("input"))

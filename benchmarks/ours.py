@@ -11,8 +11,9 @@ def setup(specification: dict) -> worker.Contestant:
     import numpy as np
     from flax import traverse_util
 
-    from dlv3p_jax import configuration, sharding, workloads
     from dlv3p_jax.models import build_model
+    from dlv3p_jax.performance import workloads
+    from dlv3p_jax.runtime import configuration, sharding
 
     config = configuration.read(specification["config"])
     mesh = sharding.make_mesh(1, 1)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dlv3p_jax import timing
+from dlv3p_jax.performance import timing
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 _PAUSE_SECONDS = 0.5  # threads that wait for more work by spinning have given up by then

@@ -11,7 +11,8 @@ import json
 import math
 import pathlib
 
-from dlv3p_jax import planning, pretrained, slices, workloads
+from dlv3p_jax.performance import planned, slices, workloads
+from dlv3p_jax.weights import published
 
 RECIPES = ("cityscapes_r50", "cityscapes_r50_rmi", "cityscapes_r101", "cityscapes_r101_769", "voc_r50", "voc_r101")
 SLICES = ("v5e-8", "v5e-16", "v4-32", "v6e-8", "v4-8")
@@ -32,16 +33,16 @@ HEAD = (
 
 def make_config(recipe: str, piece: slices.Slice):
     """A published recipe in bfloat16 on the first sensible mesh; where there is none, with a picture a chip."""
-    config = pretrained.config_of(recipe)
+    config = published.config_of(recipe)
     config.model.dtype = "bfloat16"
-    size, _ = planning.evaluated_size(config)
+    size, _ = planned.evaluated_size(config)
     try:
-        meshes = planning.sensible_meshes(config, piece.num_chips, size)
+        meshes = planned.sensible_meshes(config, piece.num_chips, size)
     except ValueError:
         batch_size = math.lcm(config.batch_size, piece.num_chips)
         config.num_train_steps = config.num_train_steps * config.batch_size // batch_size
         config.batch_size = config.eval.batch_size = batch_size
-        meshes = planning.sensible_meshes(config, piece.num_chips, size)
+        meshes = planned.sensible_meshes(config, piece.num_chips, size)
     config.mesh.data, config.mesh.space = meshes[0]
     return config, size
 
@@ -50,7 +51,7 @@ def compile_row(recipe: str, slice_name: str) -> dict:
     piece = slices.find(slice_name)
     config, size = make_config(recipe, piece)
     config = workloads.prepare(config)
-    trained = planning.training(config, piece, size, "low")
+    trained = planned.training(config, piece, size, "low")
     return {"batch_size": config.batch_size, "usable_bytes": piece.chip.usable_bytes} | trained
 
 
@@ -70,7 +71,7 @@ def _cells(row: dict) -> list[str]:
     place = [str(row["batch_size"]), f"{mesh['data']}x{mesh['space']}"]
     usable = f"of {row['usable_bytes'] / 2**30:.2f} GiB"
     if not program["fits"]:
-        needed = planning.needed_bytes(program)
+        needed = planned.needed_bytes(program)
         size = "" if needed is None else f": {needed / 2**30:.2f} {usable}"
         return [*place, f"does not fit{size}", *[""] * (len(HEAD) - 5)]
     sent = sum(item["sent_bytes"] for item in program["collectives"])

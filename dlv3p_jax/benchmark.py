@@ -15,7 +15,8 @@ import sys
 import jax
 from absl import app, flags, logging
 
-from dlv3p_jax import arguments, commands, configuration, files, speed
+from dlv3p_jax.performance import measured
+from dlv3p_jax.runtime import arguments, cli, configuration, files
 
 _INPUT_SIZE = (1024, 2048)  # of Cityscapes
 
@@ -26,7 +27,7 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "kind",
         "train",
-        speed.KINDS,
+        measured.KINDS,
         "A training step; a forward pass; evaluation plain, with flip and with flip + scales, with counts; or the "
         "training pipeline from prepared PNG records to crops, with decoding and with decoded pictures kept.",
     )
@@ -44,15 +45,15 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
-    commands.require_config(argv)
+    cli.require_config(argv)
     if values.size is not None and (values.kind == "train" or values.use_data):
         what = "--kind=train takes crops of --config.crop_size" if values.kind == "train" else "--use_data has its own"
         raise app.UsageError(f"--size={','.join(values.size)}: {what}")
     if values.use_data and values.kind != "input":
         raise app.UsageError("--use_data goes with --kind=input; the others measure made batches")
     if values.json is not None:
-        commands.check_folder("benchmark", "json", pathlib.Path(values.json).parent)
-    commands.configure_logging()
+        cli.check_folder("benchmark", "json", pathlib.Path(values.json).parent)
+    cli.configure_logging()
     stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)  # it tells of every change of its cache
     try:
         report = _measure(values)
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         sys.exit(f"benchmark: the devices' memory is too small: take fewer or smaller pictures ({_first_line(error)})")
-    print(speed.to_text(report), flush=True)
+    print(measured.to_text(report), flush=True)
 
 
 def _first_line(error: Exception) -> str:
@@ -79,14 +80,14 @@ def _measure(values):
     config = values.config
     size = _INPUT_SIZE if values.kind == "input" else tuple(config.crop_size)
     if values.size is not None:
-        size = speed.parse_size(values.size)
+        size = measured.parse_size(values.size)
     if config.dataset is None:
         config.dataset = "made"
     configuration.check(config)
     if values.kind != "input":
-        return speed.report(values.kind, config, size, values.repeats, values.compile_twice)
+        return measured.report(values.kind, config, size, values.repeats, values.compile_twice)
     try:
-        from dlv3p_jax.data import throughput
+        from dlv3p_jax.performance import input as throughput
     except ImportError as error:
         raise ValueError(
             f"--kind=input needs TensorFlow and tensorflow_datasets ({error}): pip install tensorflow-cpu "
@@ -98,4 +99,4 @@ def _measure(values):
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     define_flags()
-    commands.run(main, "benchmark")
+    cli.run(main, "benchmark")

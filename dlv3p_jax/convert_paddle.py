@@ -18,10 +18,12 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from dlv3p_jax import arguments, checkpoints, commands, pretrained, weights
 from dlv3p_jax.models import build_model
-from dlv3p_jax.paddle_weights import ConversionError, convert, revert
-from dlv3p_jax.pdparams import PdparamsError, load_pdparams, save_pdparams
+from dlv3p_jax.runtime import arguments, cli
+from dlv3p_jax.weights import checkpoints, published
+from dlv3p_jax.weights import trained as weights
+from dlv3p_jax.weights.paddle import ConversionError, convert, revert
+from dlv3p_jax.weights.pdparams import PdparamsError, load_pdparams, save_pdparams
 
 __all__ = ["ConversionError", "PdparamsError", "convert", "load_pdparams", "main", "revert", "save_pdparams"]
 
@@ -30,7 +32,7 @@ def define_flags() -> None:
     """Defines the command's flags; not at import, since this module is a library too."""
     arguments.DEFINE_config("config", "A file of configs/, of the model; not needed with --weights.")
     flags.DEFINE_string("pdparams", None, "The file to convert: .pdparams, or a .tar.gz with one.")
-    flags.DEFINE_string("weights", None, f"A name to download and convert: {', '.join(pretrained.names())}.")
+    flags.DEFINE_string("weights", None, f"A name to download and convert: {', '.join(published.names())}.")
     flags.DEFINE_string("output", None, "The folder to make; with --reverse, the .pdparams file.")
     flags.DEFINE_bool("reverse", False, "Write a .pdparams file from --checkpoint.")
     flags.DEFINE_string(
@@ -40,7 +42,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
-    commands.refuse_words(argv)
+    cli.refuse_words(argv)
     if values.output is None:
         raise app.UsageError("give --output")
     if values.reverse and (values.checkpoint is None or values.pdparams or values.weights):
@@ -49,13 +51,13 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("give --pdparams=FILE or --weights=NAME (--checkpoint goes with --reverse)")
     if values.pdparams and values.config is None:
         raise app.UsageError("give --config=FILE with --pdparams: it says of which model the file is")
-    commands.configure_logging()
+    cli.configure_logging()
     try:
         if values.reverse:
             write_pdparams(values.config, values.checkpoint, pathlib.Path(values.output))
         else:
-            config = values.config or pretrained.config_of(values.weights)
-            file = pretrained.fetch(values.weights) if values.weights else pathlib.Path(values.pdparams)
+            config = values.config or published.config_of(values.weights)
+            file = published.fetch(values.weights) if values.weights else pathlib.Path(values.pdparams)
             write_checkpoint(config, file, values.output)
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
@@ -97,4 +99,4 @@ def write_pdparams(config, checkpoint: str, output: pathlib.Path) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    commands.run(main, "convert_paddle")
+    cli.run(main, "convert_paddle")

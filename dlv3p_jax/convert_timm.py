@@ -12,19 +12,20 @@ import sys
 import jax
 from absl import flags, logging
 
-from dlv3p_jax import checkpoints, commands, pretrained, timm_weights
+from dlv3p_jax.runtime import cli
+from dlv3p_jax.weights import checkpoints, published, timm
 
 _WEIGHTS = flags.DEFINE_string("weights", None, "The .safetensors file to convert.")
 _BACKBONE = flags.DEFINE_enum(
-    "backbone", None, timm_weights.BACKBONES, "What the file is converted into; found out from its names by default."
+    "backbone", None, timm.BACKBONES, "What the file is converted into; found out from its names by default."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to make.")
 
 
 def main(argv: list[str]) -> None:
-    commands.refuse_words(argv)
-    weights, output = commands.required(_WEIGHTS), commands.required(_OUTPUT)
-    commands.configure_logging()
+    cli.refuse_words(argv)
+    weights, output = cli.required(_WEIGHTS), cli.required(_OUTPUT)
+    cli.configure_logging()
     try:
         _convert(pathlib.Path(weights), pathlib.Path(output))
     except (ValueError, OSError) as error:
@@ -33,14 +34,14 @@ def main(argv: list[str]) -> None:
 
 
 def _convert(file: pathlib.Path, output: pathlib.Path) -> None:
-    state = timm_weights.load_safetensors(file)
+    state = timm.load_safetensors(file)
     try:
-        backbone = _BACKBONE.value or timm_weights.infer_backbone(state)
-        variables, dropped = timm_weights.convert(state, backbone)
-    except timm_weights.ConversionError as error:
-        raise timm_weights.ConversionError(f"{file}: {error}") from error
+        backbone = _BACKBONE.value or timm.infer_backbone(state)
+        variables, dropped = timm.convert(state, backbone)
+    except timm.ConversionError as error:
+        raise timm.ConversionError(f"{file}: {error}") from error
     meta = {"source": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    checkpoints.write_variables(output, variables, pretrained.config_of(backbone), meta)
+    checkpoints.write_variables(output, variables, published.config_of(backbone), meta)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables))
     print(f"{backbone}: {count / 1e6:.1f} million numbers from {file}")
     if dropped:
@@ -56,4 +57,4 @@ def _convert(file: pathlib.Path, output: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main, "convert_timm")
+    cli.run(main, "convert_timm")

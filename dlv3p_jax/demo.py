@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from dlv3p_jax import commands
+from dlv3p_jax.runtime import cli
 
 
 def define_flags() -> None:
@@ -40,13 +40,13 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
-    commands.refuse_words(argv)
+    cli.refuse_words(argv)
     if values.checkpoint is None:
         raise app.UsageError("give --checkpoint=WORKDIR, or another checkpoint")
     views = _views(values.flip, values.scales)
     if importlib.util.find_spec("nicegui") is None:
         sys.exit("demo: the page needs NiceGUI, which is not installed: pip install '.[demo]'")
-    commands.configure_logging()
+    cli.configure_logging()
     try:
         with _listen(values.host, values.port) as listening:
             _serve(values, views, listening)
@@ -87,8 +87,8 @@ def _known_hosts(host: str, address: str) -> list[str]:
 
 
 def _serve(values, views: dict[str, Any], listening: socket.socket) -> None:
-    from dlv3p_jax import demo_page  # NiceGUI and JAX: wrong flags do not wait for them
-    from dlv3p_jax.segmenter import Segmenter
+    from dlv3p_jax.inference import demo_page  # NiceGUI and JAX: wrong flags do not wait for them
+    from dlv3p_jax.inference.segmenter import Segmenter
 
     address, port = listening.getsockname()[:2]
     host = f"[{values.host}]" if ":" in values.host else values.host
@@ -103,4 +103,4 @@ def _serve(values, views: dict[str, Any], listening: socket.socket) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    commands.run(main, "demo")
+    cli.run(main, "demo")

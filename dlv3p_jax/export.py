@@ -15,8 +15,8 @@ import sys
 
 from absl import app, flags, logging
 
-from dlv3p_jax import arguments, commands, disk_errors
-from dlv3p_jax.exporting import folders
+from dlv3p_jax.inference.export import folders
+from dlv3p_jax.runtime import arguments, cli, disk_errors
 
 _CONFIG = arguments.DEFINE_config("config", "A file of configs/; the one the checkpoint was trained with by default.")
 _CHECKPOINT = flags.DEFINE_string(
@@ -36,7 +36,7 @@ _PICTURE = flags.DEFINE_string("picture", None, "The picture to compare on; a dr
 
 
 def main(argv: list[str]) -> None:
-    commands.refuse_words(argv)
+    cli.refuse_words(argv)
     checkpoint, folder, names, size = _CHECKPOINT.value, _OUTPUT.value, _FORMATS.value, _given_size()
     if not (checkpoint and folder and names):
         raise app.UsageError("give --checkpoint, --output and --format")
@@ -52,9 +52,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--version is for --format=savedmodel")
     if "://" in folder:
         raise app.UsageError(f"--output={folder}: give a folder on this machine")
-    commands.configure_logging()
+    cli.configure_logging()
     output = pathlib.Path(folder)
-    commands.check_folder("export", "output", output)
+    cli.check_folder("export", "output", output)
     try:
         for name in names:
             folders.check(_folder(output, name), name)
@@ -84,8 +84,9 @@ def _folder(output: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def _export(checkpoint: str, output: pathlib.Path, names: list[str], size: tuple[int, int] | None) -> None:
-    from dlv3p_jax import segmenter, weights  # these import JAX: what is wrong so far does not wait for it
-    from dlv3p_jax.exporting import sizes, write
+    from dlv3p_jax.inference import segmenter
+    from dlv3p_jax.inference.export import sizes, write
+    from dlv3p_jax.weights import trained as weights  # these import JAX: what is wrong so far does not wait for it
 
     picture = None if _PICTURE.value is None else segmenter.as_array(_PICTURE.value)
     trained = weights.load_checkpoint(_CONFIG.value, checkpoint, {"model.dtype": "float32"})
@@ -118,4 +119,4 @@ def _export(checkpoint: str, output: pathlib.Path, names: list[str], size: tuple
 
 
 if __name__ == "__main__":
-    commands.run(main, "export")
+    cli.run(main, "export")

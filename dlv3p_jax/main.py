@@ -9,23 +9,21 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dlv3p_jax import (
+from dlv3p_jax.runtime import (
     agreement,
     arguments,
     board,
-    checkpoints,
-    commands,
+    cli,
     configuration,
     disk_errors,
-    distributed,
-    download,
     ending,
     memory,
     preemption,
-    pretrained,
+    processes,
     starts,
     warned,
 )
+from dlv3p_jax.weights import checkpoints, download, published
 
 _CONFIG = arguments.DEFINE_config("config", "A file of configs/; --config.KEY=VALUE changes one key.")
 _WORKDIR = flags.DEFINE_string(
@@ -59,7 +57,7 @@ def main(argv: list[str]) -> None:
     # Exit codes: 0 done, 1 an error, 75 start me again (preemption.py), 70 that will not help (starts.py), 130 Ctrl-C.
     told = preemption.Preemption()
     try:
-        with ending.together(told, distributed.heartbeat):
+        with ending.together(told, processes.heartbeat):
             _run(argv, told)
     except KeyboardInterrupt:
         training = "; the same command goes on from the newest checkpoint" if _MODE.value == "train" else ""
@@ -68,16 +66,16 @@ def main(argv: list[str]) -> None:
 
 
 def _run(argv: list[str], told: preemption.Preemption) -> None:
-    commands.refuse_words(argv)
+    cli.refuse_words(argv)
     if _CONFIG.value is None:
         raise app.UsageError("give --config=FILE, such as --config=configs/quickstart.py")
     if _CHECKPOINT.value is not None and _MODE.value != "eval":
         raise app.UsageError("--checkpoint goes with --mode=eval; to start from weights, --config.pretrained=PATH")
     if _ABSENT_CLASS.value != "nan" and _MODE.value != "eval":
         raise app.UsageError("--absent_class goes with --mode=eval")
-    commands.configure_logging()
+    cli.configure_logging()
     if _DETERMINISTIC.value:
-        commands.make_deterministic()
+        cli.make_deterministic()
     try:
         config = _CONFIG.value
         configuration.check(config)  # before TensorFlow is imported, so that a slip is told at once
@@ -86,30 +84,32 @@ def _run(argv: list[str], told: preemption.Preemption) -> None:
     name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))[0]
     workdir = _WORKDIR.value or (os.path.join("workdir", name) if _CHECKPOINT.value is None else None)
     if workdir is not None:
-        commands.check_folder("main", "workdir", workdir)
+        cli.check_folder("main", "workdir", workdir)
 
     told.install(ending.leave)
     jax.config.update("jax_enable_preemption_service", False)  # which takes SIGTERM, and then waits for a step
 
-    from dlv3p_jax import evaluator, reporting, train
+    from dlv3p_jax.evaluation import evaluator
+    from dlv3p_jax.reporting import run_page
+    from dlv3p_jax.training import loop
 
     try:
-        distributed.initialize()
+        processes.initialize()
         ending.listen(told)
         warned.once()
         flags_ = {"mode": _MODE.value, "absent_class": _ABSENT_CLASS.value, "deterministic": _DETERMINISTIC.value}
         versions = {"versions": agreement.versions()}
         agreement.require("flags", flags_ | versions | {"config": agreement.configured(config)})
         if workdir is not None:
-            distributed.check_shared(workdir)
+            processes.check_shared(workdir)
         if _MODE.value == "eval":
             result = evaluator.evaluate_checkpoint(config, workdir, _CHECKPOINT.value, _ABSENT_CLASS.value)
-            reporting.write_after_run(result.path.parent.parent, result.step)
+            run_page.write_after_run(result.path.parent.parent, result.step)
         else:
-            for note in pretrained.recipe_notes(name, config):
+            for note in published.recipe_notes(name, config):
                 logging.info("%s", note)
-            train.train_and_evaluate(config, workdir, told, _HANG_TIMEOUT.value)
-            reporting.write_after_run(workdir)
+            loop.train_and_evaluate(config, workdir, told, _HANG_TIMEOUT.value)
+            run_page.write_after_run(workdir)
     except preemption.Preempted as error:
         # A second one, while Python ends and has no handlers, would kill.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -125,7 +125,7 @@ def _run(argv: list[str], told: preemption.Preemption) -> None:
             raise
         if (message := _passing(error, workdir)) is not None:
             _leave_for_now(message)
-        message, known = _message(error, workdir), (train.TrainingError, evaluator.EvaluationError)
+        message, known = _message(error, workdir), (loop.TrainingError, evaluator.EvaluationError)
         if message is None and not isinstance(error, (ValueError, OSError, *known)):
             raise
         logging.debug("The traceback of the error below", exc_info=True)
@@ -169,4 +169,4 @@ def _leave_for_now(message: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    commands.run(main, "main")
+    cli.run(main, "main")

@@ -13,7 +13,8 @@ import sys
 
 from absl import app, flags, logging
 
-from dlv3p_jax import arguments, commands, files, slices
+from dlv3p_jax.performance import slices
+from dlv3p_jax.runtime import arguments, cli, files
 
 
 def define_flags() -> None:
@@ -35,15 +36,15 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
-    commands.refuse_words(argv)
+    cli.refuse_words(argv)
     for name, example in (("config", "configs/cityscapes_r50.py"), ("topology", "v5e-8")):
         if values[name].value is None:
             raise app.UsageError(f"give --{name}=…, such as --{name}={example}")
     if values.compare_meshes and values.all_views:
         raise app.UsageError("--compare_meshes compiles training steps only: leave --all_views")
     if values.json is not None:
-        commands.check_folder("plan", "json", pathlib.Path(values.json).parent)
-    commands.configure_logging()
+        cli.check_folder("plan", "json", pathlib.Path(values.json).parent)
+    cli.configure_logging()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the compiler ends with us
     try:
         piece = slices.find(values.topology)
@@ -65,23 +66,24 @@ def main(argv: list[str]) -> None:
 
 def _plan(values, piece: slices.Slice):
     """(the report as text, the report, whether all of it fits)."""
-    from dlv3p_jax import compilation, configuration, plan_text, planning, speed  # JAX: wrong flags do not wait for it
+    from dlv3p_jax.performance import compile_process, measured, plan_text, planned
+    from dlv3p_jax.runtime import configuration  # JAX: wrong flags do not wait for it
 
     config = values.config
     if config.dataset is None:
         config.dataset = "made"
     configuration.check(config)
-    compilation.require_compiler()
+    compile_process.require_compiler()
     if values.size is not None:
-        size = speed.parse_size(values.size)
+        size = measured.parse_size(values.size)
     else:
-        size, source = planning.evaluated_size(config)
+        size, source = planned.evaluated_size(config)
         logging.info("Evaluation is of %dx%d pixels (height x width): %s", *size, source)
     if values.compare_meshes:
-        report = planning.compare_meshes(config, piece, size, values.effort, values.price_per_chip_hour)
+        report = planned.compare_meshes(config, piece, size, values.effort, values.price_per_chip_hour)
         fits = report["meshes"][0]["programs"][0]["fits"]
     else:
-        report = planning.report(
+        report = planned.report(
             config,
             piece,
             size,
@@ -97,4 +99,4 @@ def _plan(values, piece: slices.Slice):
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     define_flags()
-    commands.run(main, "plan")
+    cli.run(main, "plan")

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
-from dlv3p_jax import arguments, commands, disk_errors, picture_files, pretrained
 from dlv3p_jax.data import ranges
 from dlv3p_jax.data.pictures import Problem
+from dlv3p_jax.inference import finding
+from dlv3p_jax.runtime import arguments, cli, disk_errors
+from dlv3p_jax.weights import published
 
 _CONFIG = arguments.DEFINE_config(
     "config", "A file of configs/; the one the checkpoint was trained with by default. --config.KEY=VALUE with it."
@@ -69,13 +71,13 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--label_ids is for Cityscapes, and --submission=voc is not")
     if "://" in _OUTPUT.value:
         raise app.UsageError(f"--output={_OUTPUT.value}: give a folder on this machine")
-    commands.configure_logging()
+    cli.configure_logging()
     output = pathlib.Path(_OUTPUT.value)
-    commands.check_folder("predict", "output", output)
+    cli.check_folder("predict", "output", output)
     try:
         changes = _changes()
         _check_checkpoint(_CHECKPOINT.value)
-        pictures, problems = picture_files.find_pictures(argv[1:], output)
+        pictures, problems = finding.find_pictures(argv[1:], output)
         if pictures:
             problems += _predict(changes, pictures, output)
     except KeyboardInterrupt:
@@ -115,14 +117,16 @@ def _changes() -> dict[str, Any]:
 
 def _check_checkpoint(checkpoint: str) -> None:
     """Raises ValueError where there is nothing of this name; what it is shows when it is loaded."""
-    if "://" not in checkpoint and not os.path.exists(checkpoint) and not pretrained.is_name(checkpoint):
-        names = ", ".join(pretrained.PUBLISHED)
+    if "://" not in checkpoint and not os.path.exists(checkpoint) and not published.is_name(checkpoint):
+        names = ", ".join(published.PUBLISHED)
         raise ValueError(f"--checkpoint={checkpoint}: no such file or folder, and no published model ({names})")
 
 
-def _predict(changes: dict[str, Any], pictures: list[picture_files.Picture], output: pathlib.Path) -> list[Problem]:
+def _predict(changes: dict[str, Any], pictures: list[finding.Picture], output: pathlib.Path) -> list[Problem]:
     """Predicts and writes everything that can be, says where, and returns what could not."""
-    from dlv3p_jax import prediction_files, prediction_run, sharding, weights  # JAX: wrong flags do not wait for it
+    from dlv3p_jax.inference import folder_run, outputs
+    from dlv3p_jax.runtime import sharding
+    from dlv3p_jax.weights import trained as weights  # JAX: wrong flags do not wait for it
 
     picture_range = ranges.parse(_PICTURE_RANGE.value)
     trained = weights.load_checkpoint(_CONFIG.value, _CHECKPOINT.value, changes)
@@ -135,7 +139,7 @@ def _predict(changes: dict[str, Any], pictures: list[picture_files.Picture], out
         )
     # The mesh is of the machine: that of the checkpoint's config.json is of the one that trained.
     sizes = () if _CONFIG.value is None else (trained.config.mesh.data, trained.config.mesh.space)
-    pixels, problems = prediction_run.write_predictions(
+    pixels, problems = folder_run.write_predictions(
         trained,
         pictures,
         sharding.make_mesh(*sizes),
@@ -148,7 +152,7 @@ def _predict(changes: dict[str, Any], pictures: list[picture_files.Picture], out
     if len(problems) < len(pictures):
         _print_shares(pixels, trained.class_names, trained.palette)
         print(f"{len(pictures) - len(problems)} pictures")
-        print(f"labels: {output / prediction_files.label_folder(_SUBMISSION.value)}\noverlays: {output / 'overlays'}")
+        print(f"labels: {output / outputs.label_folder(_SUBMISSION.value)}\noverlays: {output / 'overlays'}")
         if _PROBABILITIES.value:
             print(f"probabilities: {output / 'probabilities'}")
     return problems
@@ -171,4 +175,4 @@ def _message(error: ValueError | OSError) -> str:
 
 
 if __name__ == "__main__":
-    commands.run(main, "predict")
+    cli.run(main, "predict")

@@ -12,9 +12,9 @@ import time
 
 from absl import flags, logging
 
-from dlv3p_jax import commands, files
-from dlv3p_jax.data import file_names
 from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.datasets import file_names
+from dlv3p_jax.runtime import cli, files
 
 _DATASET = flags.DEFINE_string(
     "dataset", None, "toy_streets (drawn by this program), image_folder (your own data), cityscapes or voc2012."
@@ -66,18 +66,18 @@ _CROP_SIZE = flags.DEFINE_list("crop_size", None, "HEIGHT,WIDTH of crops in --pr
 
 def _toy_streets(data_dir, skip_bad):
     del skip_bad  # nothing that is drawn is bad
-    from dlv3p_jax.data.toy_streets import ToyStreets
+    from dlv3p_jax.datasets.toy_streets.builder import ToyStreets
 
     return ToyStreets(data_dir, workers=_WORKERS.value)
 
 
 def _image_folder(data_dir, skip_bad):
     from dlv3p_jax.data import ranges
-    from dlv3p_jax.data.image_folder import ImageFolder
+    from dlv3p_jax.datasets.image_folder import ImageFolder
 
     return ImageFolder(
         data_dir,
-        commands.required(_SOURCE),
+        cli.required(_SOURCE),
         class_names=_CLASS_NAMES.value,
         label_map=_LABEL_MAP.value,
         ignore_label=_IGNORE_LABEL.value,
@@ -88,17 +88,15 @@ def _image_folder(data_dir, skip_bad):
 
 
 def _cityscapes(data_dir, skip_bad):
-    from dlv3p_jax.data.cityscapes import Cityscapes
+    from dlv3p_jax.datasets.cityscapes import Cityscapes
 
-    return Cityscapes(data_dir, commands.required(_SOURCE), workers=_WORKERS.value, skip_bad=skip_bad)
+    return Cityscapes(data_dir, cli.required(_SOURCE), workers=_WORKERS.value, skip_bad=skip_bad)
 
 
 def _voc2012(data_dir, skip_bad):
-    from dlv3p_jax.data.voc2012 import Voc2012
+    from dlv3p_jax.datasets.voc2012 import Voc2012
 
-    return Voc2012(
-        data_dir, commands.required(_SOURCE), sbd_folder=_SBD.value, workers=_WORKERS.value, skip_bad=skip_bad
-    )
+    return Voc2012(data_dir, cli.required(_SOURCE), sbd_folder=_SBD.value, workers=_WORKERS.value, skip_bad=skip_bad)
 
 
 _OF_A_SOURCE = (_SOURCE, _CLASS_NAMES, _LABEL_MAP, _IGNORE_LABEL, _PICTURE_RANGE, _SBD, _SKIP_BAD)
@@ -116,7 +114,7 @@ BUILDERS = {
 
 
 def main(argv: list[str]) -> None:
-    commands.configure_logging()
+    cli.configure_logging()
     logging.set_verbosity(logging.WARNING)  # TFDS tells every file that it reads
     try:
         _run(argv[1:])
@@ -155,22 +153,23 @@ def _run(arguments: list[str]) -> None:
 
 
 def _prepare(name: str, config: str) -> None:
-    from dlv3p_jax.data import builder, records, staging, summary
+    from dlv3p_jax.data import bucket, records
+    from dlv3p_jax.datasets import builder, summary
 
     def make_builder(data_dir):
         return BUILDERS[name][0](data_dir, _SKIP_BAD.value)
 
     start = time.perf_counter()
-    data_dir, overwrite, remote = _DATA_DIR.value, _OVERWRITE.value, staging.is_remote(_DATA_DIR.value)
+    data_dir, overwrite, remote = _DATA_DIR.value, _OVERWRITE.value, bucket.is_remote(_DATA_DIR.value)
     here: str | os.PathLike = data_dir
     if remote:
-        commands.configure_logging()  # shows how far the copy is
-        if staging.is_there(name, records.VERSION, data_dir) and not overwrite:
+        cli.configure_logging()  # shows how far the copy is
+        if bucket.is_there(name, records.VERSION, data_dir) and not overwrite:
             raise builder.already_there(f"{data_dir.rstrip('/')}/{name}")
-        here, overwrite = staging.local_data_dir(data_dir), True  # what is here is a copy of what is there, or was
+        here, overwrite = bucket.local_data_dir(data_dir), True  # what is here is a copy of what is there, or was
     dataset, made_by = builder.prepare_dataset(name, make_builder, here, overwrite)
     if remote:
-        staging.upload(name, records.VERSION, data_dir)
+        bucket.upload(name, records.VERSION, data_dir)
     seconds = time.perf_counter() - start
     _warn(*made_by.remarks, *summary.warnings(dataset))
     if made_by.problems:
@@ -183,7 +182,7 @@ def _prepare(name: str, config: str) -> None:
 
 
 def _check_source(name: str) -> None:
-    from dlv3p_jax.data import summary
+    from dlv3p_jax.datasets import summary
 
     made_by = BUILDERS[name][0](pathlib.Path(_DATA_DIR.value), skip_bad=True)
     dataset = made_by.survey(_SOURCE.value)
@@ -197,10 +196,11 @@ def _check_source(name: str) -> None:
 
 
 def _look_at_prepared(name: str, config: str) -> None:
-    from dlv3p_jax.data import builder, check, records, staging, summary
+    from dlv3p_jax.data import bucket, records
+    from dlv3p_jax.datasets import builder, check, summary
 
-    if staging.is_remote(_DATA_DIR.value):
-        commands.configure_logging()  # shows how far the copy is
+    if bucket.is_remote(_DATA_DIR.value):
+        cli.configure_logging()  # shows how far the copy is
     dataset = records.open_dataset(name, _DATA_DIR.value)
     if _CHECK.value:
         problems = check.check_records(dataset, _WORKERS.value)
@@ -213,7 +213,7 @@ def _look_at_prepared(name: str, config: str) -> None:
             raise DatasetError(listed)
         print(f"{dataset.folder} is whole: every record was decoded")
     if _PREVIEW.value is not None:
-        from dlv3p_jax.data import preview
+        from dlv3p_jax.datasets import preview
 
         settings = _preview_config(config)
         split = settings.train_split if settings.train_split in dataset.splits else dataset.splits[0]
@@ -243,4 +243,4 @@ def _warn(*warnings: str) -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main, "prepare")
+    cli.run(main, "prepare")

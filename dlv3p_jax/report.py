@@ -8,7 +8,7 @@ import sys
 
 from absl import app, flags, logging
 
-from dlv3p_jax import commands, disk_errors
+from dlv3p_jax.runtime import cli, disk_errors
 
 
 def define_flags() -> None:
@@ -29,17 +29,22 @@ def main(argv: list[str]) -> None:
         if len(workdirs) != 2 or values.workdir is not None or values.step is not None:
             raise app.UsageError("--compare takes two workdirs and no --workdir or --step: --compare WORKDIR WORKDIR")
     else:
-        commands.refuse_words(argv)
+        cli.refuse_words(argv)
         if values.workdir is None:
             raise app.UsageError("give --workdir=WORKDIR, or --compare WORKDIR WORKDIR")
     try:
-        from dlv3p_jax import comparing, reporting  # JAX and Matplotlib: wrong flags do not wait for them
+        from dlv3p_jax.reporting import (  # JAX and Matplotlib: wrong flags do not wait for them
+            comparison_page,
+            run_page,
+        )
 
         if values.compare:
-            verdict, path = comparing.write_comparison(workdirs[0], workdirs[1], values.output or "comparison.html")
+            verdict, path = comparison_page.write_comparison(
+                workdirs[0], workdirs[1], values.output or "comparison.html"
+            )
             print(verdict)
         else:
-            path = reporting.write_report(values.workdir, values.output, values.step)
+            path = run_page.write_report(values.workdir, values.output, values.step)
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
         if isinstance(error, OSError) and error.errno is not None:
@@ -50,4 +55,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    commands.run(main, "report")
+    cli.run(main, "report")

@@ -18,8 +18,10 @@ import ml_collections
 from absl import app, flags, logging
 from etils import epath
 
-from dlv3p_jax import arguments, commands, configuration, files, pretrained, provenance, sealing, sharding, weights
 from dlv3p_jax.models import build_model
+from dlv3p_jax.runtime import arguments, cli, configuration, files, provenance, sealing, sharding
+from dlv3p_jax.weights import published as pretrained
+from dlv3p_jax.weights import trained
 
 SCALES = (0.75, 1.0, 1.25)  # PaddleSeg's documentation has these; its table does not say which
 _PUBLISHED_PICTURES = {"cityscapes": 500, "voc2012": 1449}  # that the published figures are of
@@ -66,7 +68,7 @@ def main(argv: list[str]) -> None:
     if len(argv) != 2 or argv[1] not in pretrained.PUBLISHED:
         raise app.UsageError(f"give one of {', '.join(pretrained.PUBLISHED)}; --list shows them")
     name = argv[1]
-    commands.configure_logging()
+    cli.configure_logging()
     from dlv3p_jax.data import records  # imports TensorFlow, which wrong flags do not wait for
 
     try:
@@ -105,7 +107,7 @@ def reproduce(
 
     Args:
       name: of the row, for the report.
-      published: what was published of it, a `pretrained.Published`.
+      published: what was published of it, a `published.Published`.
       config: the configuration to evaluate with; its data, model, evaluation batch and mesh are read.
       file: the published `.pdparams`.
       scales: of ms + flip.
@@ -119,11 +121,11 @@ def reproduce(
     Raises:
       ValueError, OSError: data set, weights or mesh cannot be used; the message names what.
     """
-    from dlv3p_jax import evaluator
+    from dlv3p_jax.evaluation import evaluator
 
     config, dataset, mesh = evaluator.prepare_run(config)
     model = build_model(config)
-    variables = weights.load_paddle(file, model, allow_new_head=False)
+    variables = trained.load_paddle(file, model, allow_new_head=False)
     if "decoder" not in variables["params"]:
         raise ValueError(f"{file} holds only a backbone: give the file of the whole model")
     variables = jax.device_put(variables, sharding.replicated(mesh))
@@ -225,4 +227,4 @@ def _markdown(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 if __name__ == "__main__":
     define_flags()
-    commands.run(main, "reproduce")
+    cli.run(main, "reproduce")

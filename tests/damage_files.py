@@ -39,23 +39,16 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import disk_faults  # noqa: E402
 import tiny  # noqa: E402
 
-from dlv3p_jax import (  # noqa: E402
-    checkpoints,
-    configuration,
-    download,
-    evaluator,
-    events,
-    picture_files,
-    prediction_run,
-    reporting,
-    segmenter,
-    sharding,
-    train,
-    weights,
-)
 from dlv3p_jax.data import labels, records  # noqa: E402
-from dlv3p_jax.data.builder import prepare_dataset  # noqa: E402
-from dlv3p_jax.data.image_folder import ImageFolder  # noqa: E402
+from dlv3p_jax.datasets.builder import prepare_dataset  # noqa: E402
+from dlv3p_jax.datasets.image_folder import ImageFolder  # noqa: E402
+from dlv3p_jax.evaluation import evaluator  # noqa: E402
+from dlv3p_jax.inference import finding, folder_run, segmenter  # noqa: E402
+from dlv3p_jax.reporting import run_page  # noqa: E402
+from dlv3p_jax.runtime import configuration, events, sharding  # noqa: E402
+from dlv3p_jax.training import loop  # noqa: E402
+from dlv3p_jax.weights import checkpoints, download  # noqa: E402
+from dlv3p_jax.weights import trained as weights  # noqa: E402
 
 Values = Mapping[str, Any]
 WEIGHTS = "http://localhost:9/weights/model.pdparams"  # nothing answers there
@@ -64,7 +57,7 @@ WEIGHTS = "http://localhost:9/weights/model.pdparams"  # nothing answers there
 @contextlib.contextmanager
 def small_network() -> Iterator[None]:
     """Has the package build the network of tiny.py."""
-    modules = (train, evaluator, weights)
+    modules = (loop, evaluator, weights)
     before = [module.build_model for module in modules]
     for module in modules:
         module.build_model = tiny.build_model
@@ -80,8 +73,8 @@ def make(folder: pathlib.Path) -> None:
     disk_faults.draw(folder)
     source = functools.partial(ImageFolder, source=folder / "source")
     prepare_dataset("image_folder", source, folder / "data", overwrite=False)
-    train.train_and_evaluate(tiny.make_config(folder / "data", **disk_faults.SETTINGS), folder / "run")
-    reporting.write_report(folder / "run")
+    loop.train_and_evaluate(tiny.make_config(folder / "data", **disk_faults.SETTINGS), folder / "run")
+    run_page.write_report(folder / "run")
     read_predictions(folder)
     path = folder / "cache" / "weights" / "model.pdparams"
     path.parent.mkdir(parents=True)
@@ -96,14 +89,14 @@ def arrays_of(tree: Any) -> dict[str, np.ndarray]:
 
 def read_resume(folder: pathlib.Path) -> Values:
     """The state that training goes on from, and the score that the next is compared with."""
-    config, dataset, mesh = train.prepare_run(tiny.make_config(folder / "data", **disk_faults.SETTINGS))
+    config, dataset, mesh = loop.prepare_run(tiny.make_config(folder / "data", **disk_faults.SETTINGS))
     run = epath.Path(folder / "run")
     meta = checkpoints.describe_classes(dataset.class_names, dataset.palette, dataset.ignore_label)
     meta["data"] = {"train": dataset.digest(config.train_split), "val": dataset.digest(config.eval_split)}
     with checkpoints.Checkpoints(run, config.keep_checkpoints, meta) as saved:
-        begun_with = train.config_of_run(saved, run)
+        begun_with = loop.config_of_run(saved, run)
         configuration.check_resume(begun_with, config, run)
-        state = train.first_state(config, tiny.build_model(config), mesh, saved, run)
+        state = loop.first_state(config, tiny.build_model(config), mesh, saved, run)
         return arrays_of(state) | {"best": repr(saved.best_metrics), "path": str(saved.latest_path)}
 
 
@@ -121,13 +114,13 @@ def read_segmenter(folder: pathlib.Path) -> Values:
 
 def read_report(folder: pathlib.Path) -> Values:
     """The report's page, but for the time of its making."""
-    page = reporting.write_report(folder / "run", folder / "page.html").read_text(encoding="utf-8")
+    page = run_page.write_report(folder / "run", folder / "page.html").read_text(encoding="utf-8")
     return {"page": re.sub(r"Written by .*", "", page)}
 
 
 def read_events(folder: pathlib.Path) -> Values:
     """The curves of a report, which warns where they end too early."""
-    reporting.write_report(folder / "run", folder / "page.html")
+    run_page.write_report(folder / "run", folder / "page.html")
     return events.read_scalars(epath.Path(folder / "run"))
 
 
@@ -139,9 +132,9 @@ def _trained(run: str) -> weights.TrainedModel:
 def read_predictions(folder: pathlib.Path) -> Values:
     """What predict gives where it ran before."""
     trained, output = _trained(str(folder / "run")), folder / "out"
-    found, problems = picture_files.find_pictures([str(folder / "source" / "images" / "val")], output)
+    found, problems = finding.find_pictures([str(folder / "source" / "images" / "val")], output)
     assert not problems
-    pixels, problems = prediction_run.write_predictions(trained, found, sharding.make_mesh(1, 1), output)
+    pixels, problems = folder_run.write_predictions(trained, found, sharding.make_mesh(1, 1), output)
     assert not problems
     files = {path.name: path.read_bytes() for path in sorted((output / "labels").iterdir())}
     return files | {"pixels": pixels}
@@ -230,7 +223,7 @@ def answer(reader: Callable[[pathlib.Path], Values], folder: pathlib.Path, expec
     absl_logging.get_absl_logger().addHandler(collected)
     try:
         found = reader(folder)
-    except (ValueError, OSError, evaluator.EvaluationError, train.TrainingError) as error:
+    except (ValueError, OSError, evaluator.EvaluationError, loop.TrainingError) as error:
         if not str(error).strip() or len(str(error)) > 1500:
             return "WRONG", f"an error without words, or with too many: {error!r}"[:400]
         return "error", str(error)

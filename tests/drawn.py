@@ -4,8 +4,10 @@ import jax
 import numpy as np
 
 from configs import common
-from dlv3p_jax import checkpoints, configuration, steps
-from dlv3p_jax.models import build_model
+from dlv3p_jax.models import Variables, build_model
+from dlv3p_jax.runtime import configuration
+from dlv3p_jax.training import steps
+from dlv3p_jax.weights import checkpoints
 
 NETWORK = {
     "model.backbone": "resnet18_vd",
@@ -29,11 +31,11 @@ def make_config(changes=(), num_classes=19):
     return config
 
 
-def draw_variables(config) -> steps.Variables:
+def draw_variables(config) -> Variables:
     return draw_variables_of(build_model(config))
 
 
-def draw_variables_of(model) -> steps.Variables:
+def draw_variables_of(model) -> Variables:
     """Kernels of the scale that keeps activations as they are, normalisations that change nothing."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))

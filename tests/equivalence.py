@@ -26,10 +26,13 @@ import numpy as np
 from PIL import Image
 
 from configs import common
-from dlv3p_jax import evaluate, losses, metrics, preprocess, steps
-from dlv3p_jax.evaluate import predict_logits
+from dlv3p_jax.data import colors
+from dlv3p_jax.evaluation import metrics
+from dlv3p_jax.evaluation import views as evaluate
+from dlv3p_jax.evaluation.views import predict_logits
 from dlv3p_jax.models import build_model, ops
-from dlv3p_jax.paddle_weights import convert, revert
+from dlv3p_jax.training import losses, steps
+from dlv3p_jax.weights.paddle import convert, revert
 
 
 class Row(NamedTuple):
@@ -297,17 +300,17 @@ def views(shared: pathlib.Path, file: str, case: str) -> Iterator[Row]:
 # Transforms.
 
 COLOURS = {
-    "brightness": preprocess.adjust_brightness,
-    "contrast": preprocess.adjust_contrast,
-    "saturation": preprocess.adjust_saturation,
-    "hue": preprocess.adjust_hue,
+    "brightness": colors.adjust_brightness,
+    "contrast": colors.adjust_contrast,
+    "saturation": colors.adjust_saturation,
+    "hue": colors.adjust_hue,
 }
 
 
 def transforms(shared: pathlib.Path) -> Iterator[Row]:
     arrays = recorded(shared, "transforms")
     images = arrays["image"][None]
-    error = float(np.abs(preprocess.normalize(images)[0] - arrays["normalize"]).max())
+    error = float(np.abs(colors.normalize(images)[0] - arrays["normalize"]).max())
     yield Row("transforms", "normalize", "largest difference", error, 2e-7)
     for name, adjust in COLOURS.items():
         keys = [key for key in arrays if key.startswith(f"{name}/")]
@@ -345,7 +348,7 @@ def geometry(shared: pathlib.Path) -> Iterator[Row]:
     padded = arrays["pad_eval/image"]
     ours = np.zeros((1, *padded.shape), np.float32)
     ours[0, : image.shape[0], : image.shape[1]] = image
-    ours = evaluate.clear_padding(preprocess.normalize(ours), np.array([image.shape[:2]]))
+    ours = evaluate.clear_padding(colors.normalize(ours), np.array([image.shape[:2]]))
     error = float(np.abs(ours[0] - (padded / 127.5 - 1)).max())
     yield Row("transforms", "pad_eval", "normalised: largest difference", error, 2e-7)
 
@@ -502,17 +505,17 @@ Made {made}.
 - **bfloat16** rounds weights and layer outputs to 8 bits: rounding PaddleSeg's own so moves 1.6 % of the pixels.
 - **Training, step 5**: five steps amplify the rounding of float32. The limit is 1e-4, or ten times what our own
   float32 and float64 differ by where that is more.
-- **RMI**: PaddleSeg computes it in float64; here it is float32 throughout (`dlv3p_jax/rmi.py`). On nearly perfect
-  predictions of large pictures PaddleSeg's formula loses digits itself, in float64 too, so `tests/test_rmi.py` compares
-  with an equal formula that does not.
+- **RMI**: PaddleSeg computes it in float64; here it is float32 throughout (`dlv3p_jax/training/rmi.py`). On nearly
+  perfect predictions of large pictures PaddleSeg's formula loses digits itself, in float64 too, so
+  `tests/training/test_rmi.py` compares with an equal formula that does not.
 - **Dice** is that of PaddleSeg since April 2022, a mean over pictures. **Cross-entropy** with class weights and `top_k`
   together is the same where the kept pixels are valid, as recorded. Where ignored pixels are kept too, for want of
   others, PaddleSeg's denominator counts them with the weight of class 0; here they weigh nothing. That case is held by
-  `tests/test_losses.py` alone.
+  `tests/training/test_losses.py` alone.
 - **Views**: `tta_r18` is today's definition (`eval.average=logits`), `tta_legacy_r18` the one of 2020 to 2023
   (`eval.average=legacy`), which PaddleSeg's published flip and first ms + flip columns were measured with.
 - **Metrics** are with `absent_class=one`, PaddleSeg's convention for a class in neither labels nor predictions.
-  `mean_accuracy` is not PaddleSeg's: scikit-learn's balanced accuracy holds it (`tests/test_metrics.py`).
+  `mean_accuracy` is not PaddleSeg's: scikit-learn's balanced accuracy holds it (`tests/evaluation/test_metrics.py`).
 - **Transforms**: where a resampled value lies on a whole number, its last bit decides whether truncation moves it by
   one grey level.
 - **A trained model** goes the way that a user goes: `prepare`, `convert_paddle`, `main --mode=eval`.

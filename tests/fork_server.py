@@ -105,8 +105,8 @@ class Server:
 
 def _serve() -> tuple[str, list[str]]:
     """Forks for each line of stdin; returns, in the child, the command and its arguments."""
-    from dlv3p_jax import commands, comparing, evaluator, prediction_run, reporting, train  # noqa: F401
-    from dlv3p_jax.data import builder, image_folder  # noqa: F401
+    from dlv3p_jax.datasets import builder, image_folder  # noqa: F401
+    from dlv3p_jax.training import loop  # noqa: F401
 
     library = ctypes.CDLL(None)
     library.faults_what.restype = ctypes.c_char_p
@@ -147,9 +147,12 @@ if __name__ == "__main__":
     command, arguments = _serve()
     import tiny
 
-    from dlv3p_jax import disk_errors, evaluator, train, weights
+    from dlv3p_jax.evaluation import evaluator
+    from dlv3p_jax.runtime import disk_errors
+    from dlv3p_jax.training import loop
+    from dlv3p_jax.weights import trained
 
     disk_errors.WAITS = (0.05, 0.05)
-    train.build_model = evaluator.build_model = weights.build_model = tiny.build_model
+    loop.build_model = evaluator.build_model = trained.build_model = tiny.build_model
     sys.argv = [f"{command}.py", *arguments]
     runpy.run_module(f"dlv3p_jax.{command}", run_name="__main__", alter_sys=True)

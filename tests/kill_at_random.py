@@ -33,9 +33,9 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import several_kills  # noqa: E402
 import tiny  # noqa: E402
 
-from dlv3p_jax import checkpoint_files  # noqa: E402
-from dlv3p_jax.data.builder import prepare_dataset  # noqa: E402
-from dlv3p_jax.data.image_folder import ImageFolder  # noqa: E402
+from dlv3p_jax.datasets.builder import prepare_dataset  # noqa: E402
+from dlv3p_jax.datasets.image_folder import ImageFolder  # noqa: E402
+from dlv3p_jax.weights import checkpoint_files  # noqa: E402
 
 SETTINGS = {
     "checkpoint_every_steps": 7,

@@ -79,7 +79,7 @@ TESTED = {
     r"python -m dlv3p_jax\.convert_paddle .*--weights": "tests/test_convert_paddle.py",  # of a server of its own
     r"python -m dlv3p_jax\.convert_timm": "tests/test_convert_timm.py",
     r"python -m dlv3p_jax\.reproduce": "tests/test_reproduce.py",
-    r"python launch/local\.py": "tests/test_distributed.py",
+    r"python launch/local\.py": "tests/runtime/test_processes.py",
     r"(JAX_PLATFORMS=cpu .*)?python -m benchmarks\.compare|… --work=train": "tests/benchmarks/test_compare.py",
     r"python -m benchmarks\.compile_study": "tests/benchmarks/test_compile_study.py",
     r"python -m benchmarks\.growth": "tests/benchmarks/test_growth.py",
@@ -89,7 +89,7 @@ TESTED = {
     r"launch/tpu_vm\.sh|python launch/gke/gke\.py|sbatch .*launch/slurm\.sh": "tests/test_launch.py",  # no cloud
 }
 NOT_RUN = {
-    r".*gs://BUCKET": "Google Cloud; tests/test_bucket.py has a server in its place",
+    r".*gs://BUCKET": "Google Cloud; tests/test_runs_in_buckets.py has a server in its place",
     r"(gcloud|kubectl|for role in|--member=|done|export (TPU_NAME|IMAGE)=)": "Google Cloud",
     r"(sbatch|squeue|scancel|tail -F slurm|git clone|python3\.11 -m venv|\.venv/bin/pip)": "a SLURM cluster",
     r"pip install '\.\[(gpu|tpu|plan)\]'": "a GPU, a TPU or its compiler: downloads of GB",

@@ -23,16 +23,19 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import tiny  # noqa: E402
 
-from dlv3p_jax import checkpoints  # noqa: E402
+from dlv3p_jax.weights import checkpoints  # noqa: E402
 
 # As tiny.MAIN; what an evaluated step scores is set, and a process may be told to leave right after a best was found.
 MAIN = """
 import dataclasses, os, signal
 import jax, tiny
 from absl import app
-from dlv3p_jax import checkpoints, commands, main, train
-train.build_model = tiny.build_model
-make, save_best = train.make_evaluator, checkpoints.Checkpoints.save_best
+from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.runtime import cli
+from dlv3p_jax.training import loop
+from dlv3p_jax import main
+loop.build_model = tiny.build_model
+make, save_best = loop.make_evaluator, checkpoints.Checkpoints.save_best
 
 def make_evaluator(*arguments, **options):
     run = make(*arguments, **options)
@@ -47,8 +50,8 @@ def save_and_tell(self, state, *arguments, **options):
         os.kill(os.getpid(), signal.SIGTERM)
     return found
 
-train.make_evaluator, checkpoints.Checkpoints.save_best = make_evaluator, save_and_tell
-app.run(main.main, flags_parser=commands.make_flags_parser("main"))
+loop.make_evaluator, checkpoints.Checkpoints.save_best = make_evaluator, save_and_tell
+app.run(main.main, flags_parser=cli.make_flags_parser("main"))
 """
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from dlv3p_jax import checkpoint_files
+from dlv3p_jax.weights import checkpoint_files
 
 HERE = pathlib.Path(__file__).resolve().parent
 WHEN = ("in a save", "in the start", "in the steps", "in a save", "in an evaluation", "in the first seconds")
@@ -20,8 +20,8 @@ SITE = """
 import sys
 if "dlv3p_jax.main" in sys.orig_argv:
     import tiny
-    from dlv3p_jax import train
-    train.build_model = tiny.build_model
+    from dlv3p_jax.training import loop
+    loop.build_model = tiny.build_model
 """
 
 

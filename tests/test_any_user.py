@@ -23,7 +23,7 @@ AS_USER = ["setpriv", f"--reuid={USER}", f"--regid={GROUP}", "--clear-groups", "
 AS_USER += ["--ambient-caps=+dac_read_search", "sh", "-c", 'umask 077; exec "$@"', "sh", sys.executable]
 COMMAND = """
 import importlib, sys
-from dlv3p_jax import commands
+from dlv3p_jax.runtime import cli
 name = sys.argv.pop(1)
 module = importlib.import_module(f"dlv3p_jax.{name}")
 if hasattr(module, "define_flags"):
@@ -32,11 +32,12 @@ if hasattr(module, "define_flags"):
 def main(argv):
     if name in ("main", "predict", "export"):
         import tiny
-        from dlv3p_jax import train, weights
-        train.build_model = weights.build_model = tiny.build_model
+        from dlv3p_jax.training import loop
+        from dlv3p_jax.weights import trained
+        loop.build_model = trained.build_model = tiny.build_model
     module.main(argv)
 
-commands.run(main, name)
+cli.run(main, name)
 """
 # As containers have it, and with Python's modes for UTF-8 off: then names of files are ASCII, too.
 LOCALES = {

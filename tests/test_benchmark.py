@@ -12,7 +12,8 @@ import pytest
 import tiny
 
 from configs import common
-from dlv3p_jax import sharding, speed, straightforward, timing, workloads
+from dlv3p_jax.performance import measured, straightforward, timing, workloads
+from dlv3p_jax.runtime import sharding
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 TINY = {
@@ -76,21 +77,21 @@ def test_predict_without_tensorflow(tmp_path):
 def test_train_and_evaluate(monkeypatch):
     monkeypatch.setattr(workloads, "build_model", tiny.build_model)
     monkeypatch.setattr(straightforward, "build", tiny.build_model)
-    report = speed.report("train", make_config(**{"mesh.data": 2, "model.dtype": "bfloat16"}), (1, 1), 1, False)
+    report = measured.report("train", make_config(**{"mesh.data": 2, "model.dtype": "bfloat16"}), (1, 1), 1, False)
     (train,) = report["programs"]
     assert report["devices"]["mesh"] == {"data": 2, "space": 1} and train["size"] == [32, 32]
     assert train["pictures_per_second_per_device"] == pytest.approx(train["pictures_per_second"] / 2)
     assert report["product"]["dtype"] == train["dtype"] == "bfloat16" and "seconds" in train["compile"]
     assert report["start_to_first_call_seconds"] > 0
 
-    report = speed.report("evaluate", make_config(**{"eval.scales": (1.0, 0.5)}), (32, 48), 1, False)
+    report = measured.report("evaluate", make_config(**{"eval.scales": (1.0, 0.5)}), (32, 48), 1, False)
     names = ["predict at 0.5", "predict", "evaluate plain", "evaluate flip", "evaluate flip + scales"]
     assert [program["name"] for program in report["programs"]] == names
     half, forward, plain, flip, scales = (program["teraflop_per_picture"] for program in report["programs"])
     assert (plain, flip) == (forward, 2 * forward)
     assert scales == pytest.approx(2 * (forward + half)) and 2 * half < forward < train["teraflop_per_picture"]
     assert len(report["ratios"]) == 3
-    assert "flip + scales over its forward passes" in speed.to_text(report)
+    assert "flip + scales over its forward passes" in measured.to_text(report)
 
 
 def test_windows_count_as_often_as_the_network_looks():

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from configs import common
-from dlv3p_jax import configuration, losses
 from dlv3p_jax.models import build_model
+from dlv3p_jax.runtime import configuration
+from dlv3p_jax.training import losses
 
 # Sizes as PaddleSeg writes them, width x height; batches are global: 4 cards of 2 pictures, and of 4.
 #                        backbone        crop       steps  batch  CE   RMI  align  padded for evaluation

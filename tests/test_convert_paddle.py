@@ -12,9 +12,11 @@ import pytest
 from drawn import draw_variables_of
 
 from configs import common
-from dlv3p_jax import checkpoints, configuration, convert_paddle, weights
+from dlv3p_jax import convert_paddle
 from dlv3p_jax.convert_paddle import ConversionError, convert, load_pdparams, revert, save_pdparams
 from dlv3p_jax.models import build_model
+from dlv3p_jax.runtime import configuration
+from dlv3p_jax.weights import checkpoints, trained
 
 
 def make_model(backbone="resnet18_vd", num_classes=2):
@@ -152,13 +154,13 @@ def test_an_archive_with_a_backbone_and_its_classifier_becomes_what_training_sta
     fresh = draw_variables_of(model)
     for source in (tmp_path / "backbone", archive):
         with caplog.at_level("INFO"):
-            variables = weights.load_pretrained(str(source), model, fresh)
+            variables = trained.load_pretrained(str(source), model, fresh)
         assert f"Loaded 115 of 200 arrays from {source}" in caplog.text
         back = revert(variables, model)
         expected = revert(fresh, model) | {f"backbone.{k}": v for k, v in backbone_of(state).items()}
         assert_same_state(back, {name: expected[name] for name in back})
     with pytest.raises(checkpoints.CheckpointError, match="holds only a backbone: to train from it"):
-        weights.load_checkpoint(make_config(), tmp_path / "backbone", {"num_classes": 5})
+        trained.load_checkpoint(make_config(), tmp_path / "backbone", {"num_classes": 5})
 
 
 def test_training_starts_from_a_model_of_other_classes(state, tmp_path, caplog):
@@ -166,7 +168,7 @@ def test_training_starts_from_a_model_of_other_classes(state, tmp_path, caplog):
     model = make_model(num_classes=3)
     fresh = draw_variables_of(model)
     with caplog.at_level("INFO"):
-        variables = weights.load_pretrained(str(tmp_path / "model.pdparams"), model, fresh)
+        variables = trained.load_pretrained(str(tmp_path / "model.pdparams"), model, fresh)
     assert "initialised afresh: params/decoder/classifier/bias, params/decoder/classifier/kernel" in caplog.text
     back = revert(variables, model)
     for name, value in back.items():
@@ -183,9 +185,9 @@ def test_a_published_name_is_taken_from_the_cache(state, tmp_path, monkeypatch, 
     file = tmp_path / "cache.pdparams"
     save_pdparams(state, file)
     asked = []
-    monkeypatch.setattr(weights.pretrained, "fetch", lambda name: asked.append(name) or file)
+    monkeypatch.setattr(trained.published, "fetch", lambda name: asked.append(name) or file)
     model = make_model()
-    variables = weights.load_pretrained("cityscapes_r50", model, draw_variables_of(model))
+    variables = trained.load_pretrained("cityscapes_r50", model, draw_variables_of(model))
     assert asked == ["cityscapes_r50"]
     assert_same_state(revert(variables, model), state)
 

@@ -19,10 +19,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs import common
-from dlv3p_jax import checkpoints
 from dlv3p_jax.models import build_model
 from dlv3p_jax.models.resnet import BLOCKS, ResNet
-from dlv3p_jax.timm_weights import ConversionError, convert, infer_backbone, load_safetensors
+from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.weights.timm import ConversionError, convert, infer_backbone, load_safetensors
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 TIMM_NAMES = {"resnet50_vd": "resnet50d", "resnet101_vd": "resnet101d", "resnet152_vd": "resnet152d"}

@@ -23,14 +23,15 @@ import pytest
 from absl import app
 from PIL import Image
 
-from dlv3p_jax import demo, viz
-from dlv3p_jax.segmenter import Segmenter
+from dlv3p_jax import demo
+from dlv3p_jax.data import viz
+from dlv3p_jax.inference.segmenter import Segmenter
 
 pytest.importorskip("nicegui", reason="nicegui is not installed (the extra demo)")
 import nicegui  # noqa: E402
 import uvicorn  # noqa: E402
 
-from dlv3p_jax import demo_page  # noqa: E402
+from dlv3p_jax.inference import demo_page  # noqa: E402
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 NAMES = ("floor", "wall", "lamp", "<b>unseen</b>")
@@ -40,10 +41,11 @@ UPGRADE = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Versi
 UPGRADE |= {"Sec_WebSocket_Key": base64.b64encode(bytes(16)).decode()}
 COMMAND = """
 import sys
-from dlv3p_jax import commands, demo
+from dlv3p_jax.runtime import cli
+from dlv3p_jax import demo
 demo.define_flags()
 try:
-    commands.run(demo.main, "demo")
+    cli.run(demo.main, "demo")
 finally:
     assert "jax" not in sys.modules
 """

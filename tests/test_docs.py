@@ -56,13 +56,6 @@ def test_keys_that_pages_name_are_keys():
             assert key in config[group] or key in ("json", "md", "py"), f"{page.name}: {group}.{key}"
 
 
-def test_every_file_of_the_package_is_on_the_map():
-    text = (ROOT / "docs" / "developing.md").read_text()
-    names = {path.stem for path in (ROOT / "dlv3p_jax").rglob("*.py")} - {"__init__"}
-    assert {name for name in names if f"`{name}`" not in text} == set()
-    assert set(re.findall(r"`(\w+)`", text[: text.index("## How a batch flows")])) <= names | {"common"}
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     folder = (ROOT / page).parent

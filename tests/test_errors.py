@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlv3p_jax import checkpoints, workdir_lock
+from dlv3p_jax.runtime import workdir_lock
+from dlv3p_jax.weights import checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COMMANDS = sorted(
@@ -171,7 +172,7 @@ def run_command(argv: list[str], output: pathlib.Path, unread: bool) -> None:
 def run(tmp_path_factory):
     """Runs a command in a fork; gives its exit code and what it wrote. `unread`: stdout is a pipe without a reader."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dlv3p_jax.train", "dlv3p_jax.evaluator", "test_errors"])
+    context.set_forkserver_preload(["dlv3p_jax.training.loop", "dlv3p_jax.evaluation.evaluator", "test_errors"])
     output = tmp_path_factory.mktemp("output") / "output.txt"
 
     def run(command, *arguments, unread=False):

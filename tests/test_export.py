@@ -16,10 +16,11 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from dlv3p_jax import configuration, files, preprocess
-from dlv3p_jax.exporting import folders, onnx, programs, sizes, write
+from dlv3p_jax.data import colors
+from dlv3p_jax.inference.export import folders, onnx, programs, sizes, write
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
-from dlv3p_jax.weights import TrainedModel
+from dlv3p_jax.runtime import configuration, files
+from dlv3p_jax.weights.trained import TrainedModel
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 SIZE = (48, 80)
@@ -133,7 +134,7 @@ def test_the_description_says_what_a_user_needs(trained, tmp_path):
 
     images = pictures(*SIZE)
     mean, std = (np.float32(description["normalization"][key]) for key in ("mean", "std"))
-    np.testing.assert_allclose((images / np.float32(255) - mean) / std, preprocess.normalize(images), atol=1e-6)
+    np.testing.assert_allclose((images / np.float32(255) - mean) / std, colors.normalize(images), atol=1e-6)
     session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
     with pytest.raises(Exception, match="Expected: 48"):
         session.run(None, {"image": images[:, :-1]})

@@ -13,9 +13,13 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 import dlv3p_jax
-from dlv3p_jax import losses, metrics, models, optim, preprocess, sharding, steps
+from dlv3p_jax.training import losses, optim, steps
+from dlv3p_jax.evaluation import metrics
+from dlv3p_jax.data import colors
+from dlv3p_jax.runtime import sharding
+from dlv3p_jax import models
 from dlv3p_jax.convert_paddle import convert, revert
-from dlv3p_jax.evaluate import predict_logits
+from dlv3p_jax.evaluation.views import predict_logits
 """
 
 

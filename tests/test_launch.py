@@ -1,4 +1,4 @@
-"""launch/: what can be checked without a cloud or a cluster. (tests/test_distributed.py runs launch/local.py for real.)
+"""launch/: what can be checked without a cloud or a cluster; tests/runtime/test_processes.py runs launch/local.py.
 
 gcloud, srun and scontrol are programs that record how they were called; bash, the scripts and their signals are real.
 """
@@ -655,7 +655,7 @@ def test_slurm_refuses_a_job_that_cannot_work(slurm, changes, message):
 
 @pytest.mark.parametrize(("nodes", "first"), [("node[001-002]", "node001"), ("gpu7", "gpu7")])
 def test_jax_finds_the_run_in_what_slurm_sets(monkeypatch, nodes, first):
-    """What JAX's own detection, which dlv3p_jax.distributed asks, makes of the variables of a process of two nodes."""
+    """What JAX's own detection, which `processes` asks, makes of the variables of a process of two nodes."""
     from jax._src.clusters import SlurmCluster
 
     task = {"SLURM_STEP_NODELIST": nodes, "SLURM_NTASKS": "16", "SLURM_PROCID": "11", "SLURM_LOCALID": "3"}

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from configs import common
-from dlv3p_jax import evaluate, metrics, sharding, steps
+from dlv3p_jax.evaluation import metrics, views
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
+from dlv3p_jax.runtime import sharding
+from dlv3p_jax.training import steps
 
 # Features of 8 x 4: sub-images, but on 1x8. Of 9 x 3: dilations up to 36, on rows that do not divide; there, whole
 # pictures on each device are nothing new.
@@ -79,7 +81,7 @@ def train(mesh, variables, size):
         state, scalars = step(state, batch, rng)
 
     def predict(variables, batch):
-        logits = evaluate.predict_logits(model, variables, batch["image"])
+        logits = views.predict_logits(model, variables, batch["image"])
         counts = metrics.confusion_matrix(batch["label"], jnp.argmax(logits, -1), 5, 255)
         return logits, counts
 
@@ -126,7 +128,7 @@ def compile_evaluation(shape, size, **changes):
     }
     abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3), jnp.float32), train=False))
     replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
-    step = evaluate.make_eval_step(config, model)
+    step = views.make_eval_step(config, model)
     return sharding.jit(mesh, step, (replicated, batched), (replicated, batched)).lower(abstract, batch).compile()
 
 

@@ -14,18 +14,18 @@ import pytest
 import tiny
 
 from configs import cityscapes_r50, common, voc_r50
-from dlv3p_jax import (
-    ahead,
-    compilation,
+from dlv3p_jax.data import colors
+from dlv3p_jax.performance import (
+    compile_child,
+    compile_process,
     plan_text,
-    planning,
-    preprocess,
+    planned,
     roofline,
-    sharding,
     slices,
     straightforward,
     workloads,
 )
+from dlv3p_jax.runtime import sharding
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 V5E = slices.find("v5e-8")
@@ -86,8 +86,8 @@ def compiled(monkeypatch):
             program = made_program(config, views, fits=views is not None or config.batch_size <= usable)
             return {"name": name} | program
 
-        monkeypatch.setattr(compilation, "compile_for", compile_for)
-        monkeypatch.setattr(planning.importlib.metadata, "version", lambda name: "1.2.3")
+        monkeypatch.setattr(compile_process, "compile_for", compile_for)
+        monkeypatch.setattr(planned.importlib.metadata, "version", lambda name: "1.2.3")
         return calls
 
     return use
@@ -102,17 +102,17 @@ def test_roofline():
 
 
 def test_the_largest_batch_is_on_the_line_through_two():
-    assert planning.largest_batch_of([(8, 3 * GIB), (16, 5 * GIB)], 8, 16 * GIB) == 56  # 60 fit, in eights
-    assert planning.largest_batch_of([(8, 20 * GIB), (4, 12 * GIB)], 4, 16 * GIB) == 4
-    assert planning.largest_batch_of([(8, 20 * GIB), (4, 19 * GIB)], 4, 16 * GIB) == 0
-    assert planning.largest_batch_of([(8, 20 * GIB), (4, None)], 4, 16 * GIB) is None
-    assert planning.largest_batch_of([(8, GIB), (16, GIB)], 4, 16 * GIB) is None
+    assert planned.largest_batch_of([(8, 3 * GIB), (16, 5 * GIB)], 8, 16 * GIB) == 56  # 60 fit, in eights
+    assert planned.largest_batch_of([(8, 20 * GIB), (4, 12 * GIB)], 4, 16 * GIB) == 4
+    assert planned.largest_batch_of([(8, 20 * GIB), (4, 19 * GIB)], 4, 16 * GIB) == 0
+    assert planned.largest_batch_of([(8, 20 * GIB), (4, None)], 4, 16 * GIB) is None
+    assert planned.largest_batch_of([(8, GIB), (16, GIB)], 4, 16 * GIB) is None
 
 
 def test_a_report(compiled):
     calls = compiled()
     config = make_config(**{"model.dtype": "bfloat16"})
-    report = planning.report(config, V5E, (1024, 2048), "low", price_per_chip_hour=1.5)
+    report = planned.report(config, V5E, (1024, 2048), "low", price_per_chip_hour=1.5)
     assert calls == [("train", 8, -1, 1), ("train", 16, -1, 1), ("evaluate plain", 8, -1, 1)]
     train, evaluation = report["programs"]
     # 8 pictures: 1.97 TFLOP and 8.19 GB a chip are 10 ms each; 0.2 GB over 100 GB/s are 2 ms.
@@ -135,7 +135,7 @@ def test_a_report(compiled):
 
 def test_a_report_of_a_step_that_does_not_fit(compiled):
     calls = compiled(usable=4)
-    report = planning.report(make_config(), slices.find("v4-8"), (1024, 2048), "low", all_views=True)
+    report = planned.report(make_config(), slices.find("v4-8"), (1024, 2048), "low", all_views=True)
     assert [call[:2] for call in calls[:2]] == [("train", 8), ("train", 4)]
     assert [call[0] for call in calls[2:]] == ["evaluate plain", "evaluate flip", "evaluate flip + scales"]
     assert report["recipe"] is None
@@ -148,7 +148,7 @@ def test_a_report_of_a_step_that_does_not_fit(compiled):
 
 def test_a_mesh_that_takes_no_smaller_batch(compiled):
     calls = compiled(usable=4)
-    report = planning.report(make_config(), V5E, (1024, 2048), "low")
+    report = planned.report(make_config(), V5E, (1024, 2048), "low")
     assert [call[:2] for call in calls] == [("train", 8), ("evaluate plain", 8)]
     assert report["largest_batch"]["pictures"] == 0
     assert "No batch fits this mesh: 8 pictures are too many" in plan_text.to_text(report)
@@ -159,10 +159,10 @@ def test_a_mesh_that_takes_no_smaller_batch(compiled):
 def test_a_step_that_nearly_fills_the_memory_is_told_of(compiled):
     compiled()
     config = make_config(batch_size=13, **{"model.dtype": "bfloat16"})
-    programs = [planning.training(config, slices.find("v5e-1"), (64, 64), "low")["programs"][0]]  # 14 of 15.75 GiB
-    (low,) = planning.warnings(config, slices.find("v5e-1"), programs, "low")
+    programs = [planned.training(config, slices.find("v5e-1"), (64, 64), "low")["programs"][0]]  # 14 of 15.75 GiB
+    (low,) = planned.warnings(config, slices.find("v5e-1"), programs, "low")
     assert low.startswith("train takes 89% of a chip's memory: check with --effort=full, or take ")
-    assert planning.warnings(config, slices.find("v5e-1"), programs, "full") == []
+    assert planned.warnings(config, slices.find("v5e-1"), programs, "full") == []
 
 
 def test_meshes_are_ranked_by_fit_and_estimate(compiled, monkeypatch):
@@ -175,7 +175,7 @@ def test_meshes_are_ranked_by_fit_and_estimate(compiled, monkeypatch):
 
     calls = []
     monkeypatch.setattr(roofline, "estimate", longer_on_the_first)
-    report = planning.compare_meshes(make_config(**{"model.dtype": "bfloat16"}), V5E, (1024, 2048), "low")
+    report = planned.compare_meshes(make_config(**{"model.dtype": "bfloat16"}), V5E, (1024, 2048), "low")
     meshes = [tuple(candidate["mesh"].values()) for candidate in report["meshes"]]
     totals = [candidate["programs"][0]["estimate"]["total"] for candidate in report["meshes"]]
     assert sorted(meshes) == [(1, 8), (2, 4), (4, 2), (8, 1)]
@@ -184,7 +184,7 @@ def test_meshes_are_ranked_by_fit_and_estimate(compiled, monkeypatch):
 
 
 def test_sensible_meshes():
-    sixteen = lambda config, size: planning.sensible_meshes(config, 16, size)  # noqa: E731
+    sixteen = lambda config, size: planned.sensible_meshes(config, 16, size)  # noqa: E731
     assert sixteen(make_config(), (1024, 2048)) == [(8, 2), (4, 4), (2, 8)]
     assert sixteen(make_config(voc_r50.get_config), (512, 512)) == [(16, 1), (8, 2), (4, 4), (2, 8)]
     assert sixteen(make_config(batch_size=16, crop_size=(769, 769), **{"eval.batch_size": 16}), (1025, 2049)) == [
@@ -195,17 +195,19 @@ def test_sensible_meshes():
 
 
 def test_the_evaluated_size_and_where_it_is_from():
-    assert planning.evaluated_size(make_config())[0] == (1024, 2048)
-    assert planning.evaluated_size(make_config(eval_size=(1025, 2049)))[0] == (1025, 2049)
-    assert planning.evaluated_size(make_config(voc_r50.get_config))[0] == (512, 512)
-    size, source = planning.evaluated_size(make_config(common.get_config, crop_size=(96, 64)))
+    assert planned.evaluated_size(make_config())[0] == (1024, 2048)
+    assert planned.evaluated_size(make_config(eval_size=(1025, 2049)))[0] == (1025, 2049)
+    assert planned.evaluated_size(make_config(voc_r50.get_config))[0] == (512, 512)
+    size, source = planned.evaluated_size(make_config(common.get_config, crop_size=(96, 64)))
     assert size == (96, 64) and "--size" in source
 
 
 def test_plan_needs_no_tensorflow():
     script = WITHOUT_JAX.replace('("jax", "flax", "tensorflow")', '("tensorflow", "tensorflow_datasets", "clu")')
-    script = script.replace('runpy.run_module("dlv3p_jax.plan", run_name="__main__")', "import dlv3p_jax.ahead")
-    script += "import dlv3p_jax.plan, dlv3p_jax.planning, dlv3p_jax.plan_text"
+    script = script.replace(
+        'runpy.run_module("dlv3p_jax.plan", run_name="__main__")', "import dlv3p_jax.performance.compile_child"
+    )
+    script += "import dlv3p_jax.plan, dlv3p_jax.performance.planned, dlv3p_jax.performance.plan_text"
     result = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
@@ -213,7 +215,7 @@ def test_plan_needs_no_tensorflow():
 @pytest.fixture
 def two_convolutions(monkeypatch):
     """A network that compiles in a second, in place of the real one, and no distortion of colours."""
-    monkeypatch.setattr(preprocess, "distort", lambda images, rng, **factors: images)
+    monkeypatch.setattr(colors, "distort", lambda images, rng, **factors: images)
     monkeypatch.setattr(workloads, "build_model", tiny.build_model)
     monkeypatch.setattr(straightforward, "build", tiny.build_model)
 
@@ -221,7 +223,7 @@ def two_convolutions(monkeypatch):
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_training_step_compiled_for_devices(two_convolutions, parts):
     config = make_config(batch_size=16, accumulate_steps=parts, num_classes=3, crop_size=(32, 32))
-    program = ahead.compile_program(config, sharding.make_mesh(8), None, (32, 32))
+    program = compile_child.compile_program(config, sharding.make_mesh(8), None, (32, 32))
     kernels = 3 * 3 * 3 * 4 + 4 * 3  # with biases of 4 and 3, and scales and biases of BatchNorm
     parameters = 4 * (kernels + 4 + 3 + 2 * 4)
     memory = program["memory"]
@@ -238,8 +240,8 @@ def test_a_training_step_compiled_for_devices(two_convolutions, parts):
 def test_an_evaluation_with_flip_runs_its_loop_twice(two_convolutions):
     config = make_config(num_classes=3, **{"eval.batch_size": 8})
     mesh, size = sharding.make_mesh(8), (64, 64)
-    plain = ahead.compile_program(config, mesh, {"scales": (1.0,), "flip": False}, size)
-    flip = ahead.compile_program(config, mesh, {"scales": (1.0,), "flip": True}, size)
+    plain = compile_child.compile_program(config, mesh, {"scales": (1.0,), "flip": False}, size)
+    flip = compile_child.compile_program(config, mesh, {"scales": (1.0,), "flip": True}, size)
     assert (plain["turns"], flip["turns"]) == (1, 2)
     assert flip["model_flops"] == 2 * plain["model_flops"]
     assert 1.5 < flip["flops"] / plain["flops"] < 2.5
@@ -249,7 +251,7 @@ def test_an_evaluation_with_flip_runs_its_loop_twice(two_convolutions):
 def test_a_batch_that_does_not_divide():
     config = make_config(num_classes=3, batch_size=6)
     with pytest.raises(ValueError, match="config.batch_size=6 does not divide over mesh.data=8"):
-        ahead.compile_program(config, sharding.make_mesh(8), None, (64, 64))
+        compile_child.compile_program(config, sharding.make_mesh(8), None, (64, 64))
 
 
 @pytest.mark.parametrize(
@@ -263,9 +265,9 @@ def test_a_batch_that_does_not_divide():
     ],
 )
 def test_batches_that_do_not_divide_are_told_before_anything_is_compiled(changes, message, monkeypatch):
-    monkeypatch.setattr(planning.compilation, "compile_for", lambda *_: pytest.fail("compiles"))
+    monkeypatch.setattr(planned.compile_process, "compile_for", lambda *_: pytest.fail("compiles"))
     with pytest.raises(ValueError, match=message):
-        planning.report(make_config(num_classes=3, batch_size=8, **changes), slices.find("v5e-8"), (64, 64), "low")
+        planned.report(make_config(num_classes=3, batch_size=8, **changes), slices.find("v5e-8"), (64, 64), "low")
 
 
 @pytest.mark.parametrize(
@@ -277,26 +279,26 @@ def test_batches_that_do_not_divide_are_told_before_anything_is_compiled(changes
     ],
 )
 def test_what_a_program_that_is_too_large_needs(message, gib):
-    assert ahead.needed_bytes(message) == (None if gib is None else gib * GIB)
+    assert compile_child.needed_bytes(message) == (None if gib is None else gib * GIB)
 
 
 def test_a_missing_compiler(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match=r"libtpu.*pip install '\.\[plan\]'"):
-        compilation.require_compiler()
+        compile_process.require_compiler()
 
 
 @pytest.fixture
 def compiler(monkeypatch, tmp_path):
     """Puts a shell script in place of the process that compiles; gives a function that calls it."""
-    monkeypatch.setattr(compilation, "require_compiler", lambda: None)
+    monkeypatch.setattr(compile_process, "require_compiler", lambda: None)
 
     def call(script):
         path = tmp_path / "python"
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o700)
         monkeypatch.setattr(sys, "executable", str(path))
-        return compilation.compile_for(make_config(), V5E, "train", None, (64, 64), "low")
+        return compile_process.compile_for(make_config(), V5E, "train", None, (64, 64), "low")
 
     return call
 
@@ -327,7 +329,7 @@ def test_an_interrupt_ends_the_compiler(compiler, monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     processes = []
-    monkeypatch.setattr(compilation, "_wait", interrupt)
+    monkeypatch.setattr(compile_process, "_wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
         compiler(f"touch {tmp_path}/started; exec sleep 60")
     assert processes[0].returncode == -9
@@ -355,7 +357,7 @@ def test_with_googles_compiler(name):
     """A step and an evaluation of a small network, two minutes each: python -m pytest -m slow tests/test_plan.py."""
     piece = slices.find(name)
     config = make_config(**SMALL)
-    report = planning.report(config, piece, (64, 128), "low", largest_batch=False)
+    report = planned.report(config, piece, (64, 128), "low", largest_batch=False)
     train, evaluation = report["programs"]
     shapes = workloads.variable_shapes(config)
     parameters = sum(4 * np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))

@@ -15,12 +15,15 @@ import pytest
 from drawn import draw_picture, make_config, save_checkpoint
 from PIL import Image
 
-from dlv3p_jax import checkpoints, configuration, evaluator, steps, viz
-from dlv3p_jax.data import cityscapes_labels
-from dlv3p_jax.data.builder import prepare_dataset
-from dlv3p_jax.data.cityscapes import Cityscapes
-from dlv3p_jax.evaluate import predict_logits
+from dlv3p_jax.data import cityscapes_labels, viz
+from dlv3p_jax.datasets.builder import prepare_dataset
+from dlv3p_jax.datasets.cityscapes import Cityscapes
+from dlv3p_jax.evaluation import evaluator
+from dlv3p_jax.evaluation.views import predict_logits
 from dlv3p_jax.models import build_model
+from dlv3p_jax.runtime import configuration
+from dlv3p_jax.training import steps
+from dlv3p_jax.weights import checkpoints
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 VAL = [("frankfurt", 294), ("frankfurt", 576), ("munster", 19)]
@@ -187,13 +190,14 @@ def test_voc_submission(workdir, tmp_path):
 MESSAGES = """
 import ast, sys
 from absl import app, flags
-from dlv3p_jax import commands, predict
+from dlv3p_jax.runtime import cli
+from dlv3p_jax import predict
 for line in sys.stdin:
     flags.FLAGS.unparse_flags()
     for name in ("checkpoint", "output", "submission", "window", "stride", "scales", "pad_to"):
         flags.FLAGS[name].value = None
     try:
-        predict.main(commands.make_flags_parser("predict")(["predict", *ast.literal_eval(line)]))
+        predict.main(cli.make_flags_parser("predict")(["predict", *ast.literal_eval(line)]))
     except (SystemExit, app.UsageError) as stopped:
         print(repr((str(stopped), "jax" in sys.modules)))
 """

@@ -23,7 +23,7 @@ def test_every_key_is_listed_with_its_default():
 
 
 def test_keys_that_may_change_on_resume_are_listed():
-    from dlv3p_jax.configuration import MAY_CHANGE
+    from dlv3p_jax.runtime.configuration import MAY_CHANGE
 
     paragraph = README[README.index("These keys may change") : README.index("Any other difference is refused")]
     listed = {key.removesuffix(".*") for key in re.findall(r"`([\w.*]+)`", paragraph)}
@@ -43,7 +43,7 @@ def test_every_config_loads_and_differs_from_the_common_one():
 
 
 def test_the_published_table_is_listed():
-    from dlv3p_jax.pretrained import PUBLISHED
+    from dlv3p_jax.weights.published import PUBLISHED
 
     listed = {}
     for line in re.findall(r"^\| `\w+` \| ResNet.*", README, re.MULTILINE):

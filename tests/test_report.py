@@ -21,19 +21,12 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util import tensor_util
 
 from configs import common
-from dlv3p_jax import (
-    comparing,
-    configuration,
-    disk_errors,
-    evaluations,
-    events,
-    metrics,
-    picture_scores,
-    provenance,
-    reporting,
-    viz,
-)
-from dlv3p_jax.evaluations import ReportError
+from dlv3p_jax.data import viz
+from dlv3p_jax.evaluation import files as evaluations
+from dlv3p_jax.evaluation import metrics, picture_scores
+from dlv3p_jax.evaluation.files import ReportError
+from dlv3p_jax.reporting import comparison_page, run_page
+from dlv3p_jax.runtime import configuration, disk_errors, events, provenance
 
 NAMES = ("road", "<b>wall</b> & $x$", "lamp", "absent")
 SIZE = (30, 64)  # of pictures
@@ -140,7 +133,7 @@ def is_dark(color):
 
 
 def test_the_report_on_a_phone_and_in_the_dark(run, page_of):
-    path = reporting.write_report(run)
+    path = run_page.write_report(run)
     assert path == epath.Path(run) / "report.html" and path.stat().length < 500_000
     page, troubles = page_of(path)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
@@ -257,7 +250,7 @@ def test_a_damaged_event_file_is_named_in_the_log_and_on_the_page(run, tmp_path,
     record = len(data) // 6
     data[2 * record] ^= 1 << 5  # the length of the third
     path.write_bytes(data)
-    assert f"{path} is damaged at byte {2 * record}" in reporting.write_report(tmp_path).read_text()
+    assert f"{path} is damaged at byte {2 * record}" in run_page.write_report(tmp_path).read_text()
     assert f"{path} is damaged" in caplog.text
     assert [point.step for point in events.read_scalars(epath.Path(tmp_path))["train/loss"]] == [10, 20]
 
@@ -273,7 +266,7 @@ def test_what_cannot_be_read_now_is_not_called_damaged(run, tmp_path, monkeypatc
     monkeypatch.setattr(disk_errors, "WAITS", ())
     monkeypatch.setattr(type(epath.Path()), "read_text" if suffix == ".json" else "read_bytes", away)
     with pytest.raises(ReportError, match=rf"4\.plain\{suffix} cannot be read now: Input/output error") as caught:
-        reporting.write_report(tmp_path)
+        run_page.write_report(tmp_path)
     assert "damaged" not in str(caught.value) and "remove" not in str(caught.value)
 
 
@@ -282,7 +275,7 @@ def test_curves_that_end_long_before_the_evaluation_are_told(run, tmp_path, capl
     """A file that is cut short at a record's end looks whole by itself."""
     write_evaluation(tmp_path, "plain", step, 0.4)
     write_events(tmp_path / "events.out.tfevents.1.host.1.0.v2", (10, 20, 30), 1)
-    for text in (reporting.write_report(tmp_path).read_text(), caplog.text):
+    for text in (run_page.write_report(tmp_path).read_text(), caplog.text):
         assert (f"ends at step 30, before step {step}" in text) == said
 
 
@@ -297,11 +290,11 @@ def test_curves_of_a_file_that_ends_in_the_middle(run, tmp_path):
 
 
 def test_another_step_and_another_file(run, tmp_path):
-    path = reporting.write_report(run, tmp_path / "sub" / "page.html", step=60)
+    path = run_page.write_report(run, tmp_path / "sub" / "page.html", step=60)
     text = path.read_text()
     assert "Step 60" in text and "flip + scales" not in text
     with pytest.raises(ReportError, match="step 50 of .* was not evaluated: take one of 40, 60"):
-        reporting.write_report(run, step=50)
+        run_page.write_report(run, step=50)
 
 
 FIRST = ("absent_class", "checkpoint", "model", "version", "synthetic")  # what the first versions did not write
@@ -315,7 +308,7 @@ def test_a_run_of_an_older_version_is_reported_without_pictures(missing, run, tm
         for key in ("devices", "git_revision", "versions", "date", "palette", *missing):
             del report[key]
         (tmp_path / "eval" / name).write_text(json.dumps(report))
-    text = reporting.write_report(tmp_path).read_text()
+    text = run_page.write_report(tmp_path).read_text()
     assert "There are no intervals and pictures here" in text and "<figure" not in text and "Training" not in text
     assert ">None" not in text and ("does not say absent_class, checkpoint," in text) == bool(missing)
     assert ("40.plain.json (without absent_class, checkpoint," in caplog.text) == bool(missing)
@@ -380,7 +373,7 @@ def test_evaluations_of_something_else_are_left_out_and_named(tmp_path, caplog):
     for index, changes in enumerate(others.values()):
         write_evaluation(tmp_path, f"flip-{index}", 4, 0.4, flip=True, **changes)
     (tmp_path / "eval" / "4.flip-6.npz").unlink()  # its counts are of four classes
-    reporting.write_report(tmp_path)
+    run_page.write_report(tmp_path)
     (message,) = [record.getMessage() for record in caplog.records]
     left_out = dict(re.findall(r"(4\.flip-\d\.json) \(another (.*?)\)", message))
     assert left_out == {f"4.flip-{index}.json": why for index, why in enumerate(others)}
@@ -389,18 +382,18 @@ def test_evaluations_of_something_else_are_left_out_and_named(tmp_path, caplog):
 
 def test_a_single_picture_is_reported_without_intervals(tmp_path):
     write_evaluation(tmp_path, "plain", 4, 0.4, number=1)
-    text = reporting.write_report(tmp_path).read_text()
+    text = run_page.write_report(tmp_path).read_text()
     assert "no interval; accuracy" in text and 'class="interval"' not in text
-    verdict, path = comparing.write_comparison(tmp_path, tmp_path, tmp_path / "page.html")
+    verdict, path = comparison_page.write_comparison(tmp_path, tmp_path, tmp_path / "page.html")
     assert "points of mIoU (B - A = +0.00, no interval, p = 1" in verdict and "<td>n/a</td>" in path.read_text()
 
 
 def test_pictures_without_a_labelled_pixel_have_no_scores_and_cannot_be_compared(tmp_path):
     write_evaluation(tmp_path, "plain", 4, 0.4, labels=np.full((12, *SIZE), 255, np.uint8))
-    text = reporting.write_report(tmp_path).read_text()
+    text = run_page.write_report(tmp_path).read_text()
     assert "made val: mIoU n/a</title>" in text and '<div class="figure">n/a</div>' in text
     with pytest.raises(ReportError, match="cannot be compared: no pixel of the pictures is labelled"):
-        comparing.write_comparison(tmp_path, tmp_path, tmp_path / "page.html")
+        comparison_page.write_comparison(tmp_path, tmp_path, tmp_path / "page.html")
 
 
 def damage_json(folder):
@@ -448,31 +441,31 @@ def test_damaged_files_are_named(damage, message, tmp_path):
     write_evaluation(tmp_path, "plain", 40, 0.4)
     damage(tmp_path)
     with pytest.raises(ReportError, match=message) as caught:
-        reporting.write_report(tmp_path)
+        run_page.write_report(tmp_path)
     assert "\n" not in str(caught.value) and not (tmp_path / "report.html").exists()
 
 
 def test_a_workdir_without_evaluations_is_told(tmp_path):
     with pytest.raises(ReportError, match="nowhere is no folder: give the --workdir of a run"):
-        reporting.write_report(tmp_path / "nowhere")
+        run_page.write_report(tmp_path / "nowhere")
     (tmp_path / "my run").mkdir()
     for _ in range(2):  # without and with the folder
         with pytest.raises(
             ReportError, match="eval holds no evaluations: evaluate with python -m dlv3p_jax.main --mode.*'.*/my run'"
         ):
-            reporting.write_report(tmp_path / "my run")
+            run_page.write_report(tmp_path / "my run")
         (tmp_path / "my run" / "eval").mkdir(exist_ok=True)
 
 
 def test_a_report_that_fails_at_the_end_of_a_run_is_a_warning(tmp_path, caplog, capsys):
-    reporting.write_after_run(tmp_path)
+    run_page.write_after_run(tmp_path)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert f"{tmp_path} has no report.html: " in caplog.text and not capsys.readouterr().out
 
 
 def test_two_runs_side_by_side(run, page_of, tmp_path):
     better = make_run(tmp_path / "b", quality=0.5)
-    verdict, path = comparing.write_comparison(run, better, tmp_path / "page.html")
+    verdict, path = comparison_page.write_comparison(run, better, tmp_path / "page.html")
     reports = [json.loads((workdir / "eval" / "40.plain.json").read_text()) for workdir in (run, better)]
     points = 100 * (reports[1]["mIoU"] - reports[0]["mIoU"])
     assert verdict.startswith(f"The difference is real: B is better than A by {points:.2f} points of mIoU (B - A = +")
@@ -486,7 +479,7 @@ def test_two_runs_side_by_side(run, page_of, tmp_path):
     assert rows[0][1:4] == [f"{100 * report['mIoU']:.2f}" for report in reports] + [f"{points:+.2f}"]
     assert "The two are the same." in page.inner_text("main")
 
-    same, _ = comparing.write_comparison(run, run, tmp_path / "page.html")
+    same, _ = comparison_page.write_comparison(run, run, tmp_path / "page.html")
     assert same.startswith("No real difference is seen: A and B differ by 0.00 points of mIoU")
     assert same.endswith("So few pictures can hardly tell.")
 
@@ -512,7 +505,7 @@ def test_runs_that_cannot_be_compared_are_told_apart(name, changes, message, tmp
     write_evaluation(a, "plain", 4, 0.4)
     write_evaluation(b, name, 8, 0.4, **changes)
     with pytest.raises(ReportError, match=message) as caught:
-        comparing.write_comparison(a, b, tmp_path / "page.html")
+        comparison_page.write_comparison(a, b, tmp_path / "page.html")
     assert str(caught.value).startswith(f"{a} and {b} ") and "\n" not in str(caught.value)
 
 
@@ -520,16 +513,17 @@ def test_runs_without_single_pictures_cannot_be_compared(tmp_path):
     write_evaluation(tmp_path, "plain", 4, 0.4)
     (tmp_path / "eval" / "4.plain.npz").unlink()
     with pytest.raises(ReportError, match=r"eval/4\.plain\.npz, the counts of single pictures, is not there"):
-        comparing.write_comparison(tmp_path, tmp_path, tmp_path / "page.html")
+        comparison_page.write_comparison(tmp_path, tmp_path, tmp_path / "page.html")
 
 
 COMMAND = """
 import sys
-from dlv3p_jax import commands, report
+from dlv3p_jax.runtime import cli
+from dlv3p_jax import report
 assert not {"jax", "matplotlib", "tensorflow"} & set(sys.modules)
 report.define_flags()
 try:
-    commands.run(report.main, "report")
+    cli.run(report.main, "report")
 finally:
     assert "tensorflow" not in sys.modules
 """

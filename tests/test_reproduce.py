@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from configs import common
-from dlv3p_jax import evaluator, pretrained, provenance, reproduce, sealing
+from dlv3p_jax import reproduce
 from dlv3p_jax.data import records
+from dlv3p_jax.evaluation import evaluator
 from dlv3p_jax.models import build_model
-from dlv3p_jax.paddle_weights import revert
-from dlv3p_jax.pdparams import save_pdparams
+from dlv3p_jax.runtime import provenance, sealing
+from dlv3p_jax.weights import published as pretrained
+from dlv3p_jax.weights.paddle import revert
+from dlv3p_jax.weights.pdparams import save_pdparams
 
 SCALES = (0.5, 1.0)
 

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 import tiny
 
-from dlv3p_jax import checkpoints, preemption, train, weights
-from dlv3p_jax.checkpoints import CheckpointError
-from dlv3p_jax.configuration import ConfigError
 from dlv3p_jax.data import records
+from dlv3p_jax.runtime import preemption
+from dlv3p_jax.runtime.configuration import ConfigError
+from dlv3p_jax.training import loop
+from dlv3p_jax.weights import checkpoints, trained
+from dlv3p_jax.weights.checkpoints import CheckpointError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
@@ -32,7 +34,7 @@ class Killed(BaseException):
 @pytest.fixture
 def scores(monkeypatch):
     """The mIoU of each evaluated step, to be filled in; None kills the run while it evaluates this step."""
-    table, make = {}, train.make_evaluator
+    table, make = {}, loop.make_evaluator
 
     def make_evaluator(*arguments, **options):
         run = make(*arguments, **options)
@@ -45,8 +47,8 @@ def scores(monkeypatch):
 
         return scored
 
-    monkeypatch.setattr(train, "build_model", tiny.build_model)
-    monkeypatch.setattr(train, "make_evaluator", make_evaluator)
+    monkeypatch.setattr(loop, "build_model", tiny.build_model)
+    monkeypatch.setattr(loop, "make_evaluator", make_evaluator)
     return table
 
 
@@ -86,25 +88,25 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(data_dir, tmp_path
     changes = {"checkpoint_every_steps": 100}
     scores |= {2: 0.9, 4: None}
     with pytest.raises(Killed):
-        train.train_and_evaluate(tiny.make_config(data_dir, **changes), tmp_path)
+        loop.train_and_evaluate(tiny.make_config(data_dir, **changes), tmp_path)
     assert best(tmp_path) == (2, 0.9)
     with pytest.raises(ConfigError, match="learning_rate: 0.01 then, 0.1 now"):
-        train.train_and_evaluate(tiny.make_config(data_dir, learning_rate=0.1, **changes), tmp_path)
+        loop.train_and_evaluate(tiny.make_config(data_dir, learning_rate=0.1, **changes), tmp_path)
     assert best(tmp_path) == (2, 0.9)
     scores |= {2: 0.1, 4: 0.3, 6: 0.2}
     shutil.rmtree(tmp_path / "checkpoints" / "latest")  # as a version that evaluated before it saved had left it
     with caplog.at_level("INFO"):
-        train.train_and_evaluate(tiny.make_config(data_dir, **changes), tmp_path)
+        loop.train_and_evaluate(tiny.make_config(data_dir, **changes), tmp_path)
     assert f"begins anew; its first best replaces {tmp_path}/checkpoints/best/2" in caplog.text
     assert best(tmp_path) == (4, 0.3)
 
 
 def test_a_best_without_the_checkpoints_that_it_came_from_is_not_deleted(data_dir, tmp_path, scores):
     scores |= {2: 0.1, 4: 0.3, 6: 0.2}
-    train.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+    loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "latest")
     with pytest.raises(CheckpointError, match=f"{tmp_path} holds .*best/4, but no checkpoint in checkpoints/latest"):
-        train.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+        loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
     assert best(tmp_path) == (4, 0.3)
 
 
@@ -112,11 +114,11 @@ def test_an_evaluation_that_was_killed_is_made_up_for(data_dir, tmp_path, scores
     """Step 4 is saved before it is evaluated; the network of this step is the best of the run."""
     scores |= {2: 0.1, 4: None}
     with pytest.raises(Killed):
-        train.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+        loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
     assert checkpoints.find(tmp_path / "checkpoints" / "latest").name == "4"
     assert not (tmp_path / "eval" / "4.json").exists()
     scores |= {4: 0.9, 6: 0.5}
-    train.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+    loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
     assert (tmp_path / "eval" / "4.json").exists() and best(tmp_path) == (4, 0.9)
 
 
@@ -126,19 +128,19 @@ def test_the_best_is_measured_again_where_evaluation_changed_and_kept_where_trai
     """What was the best stays until something is better under one measure."""
     scores |= {2: 0.9, 4: None}
     with pytest.raises(Killed):
-        train.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+        loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
     scores |= {2: 0.45}
     with caplog.at_level("INFO"), pytest.raises(Killed):
-        train.train_and_evaluate(tiny.make_config(data_dir, **{"eval.flip": True}), tmp_path)
+        loop.train_and_evaluate(tiny.make_config(data_dir, **{"eval.flip": True}), tmp_path)
     assert "found with plain, and this evaluates flip: the comparison begins anew" in caplog.text
     assert "checkpoints/best/2, has a mIoU of 0.4500 so" in caplog.text
     assert best(tmp_path) == (2, 0.9)
     scores |= {4: 0.4, 6: 0.5}
-    train.train_and_evaluate(tiny.make_config(data_dir, **{"eval.flip": True}), tmp_path)
+    loop.train_and_evaluate(tiny.make_config(data_dir, **{"eval.flip": True}), tmp_path)
     assert best(tmp_path) == (6, 0.5)
     scores[6] = 0.99
     with caplog.at_level("INFO"):
-        train.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+        loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
     assert "found with flip, and this evaluates plain: it stays" in caplog.text
     assert best(tmp_path) == (6, 0.5)
 
@@ -159,21 +161,21 @@ def test_data_that_was_prepared_anew_is_noticed(data_dir, tmp_path, scores, capl
     scores |= {2: 0.9, 4: None}
     workdir = tmp_path / "run"
     with pytest.raises(Killed):
-        train.train_and_evaluate(tiny.make_config(prepared_anew(data_dir, tmp_path / "then", "other")), workdir)
+        loop.train_and_evaluate(tiny.make_config(prepared_anew(data_dir, tmp_path / "then", "other")), workdir)
     other = prepared_anew(data_dir, tmp_path / "other", split)
     scores |= {2: 0.3, 4: 0.4, 6: 0.2}
     config = {"allow_changed_data": False}
     if split == "train":
         with pytest.raises(CheckpointError, match="latest/4 was trained on other pictures or labels .*content"):
-            train.train_and_evaluate(tiny.make_config(other), workdir)
+            loop.train_and_evaluate(tiny.make_config(other), workdir)
         assert best(workdir) == (2, 0.9)
         config["allow_changed_data"] = True
     with caplog.at_level("INFO"):
-        train.train_and_evaluate(tiny.make_config(other, **config), workdir)
+        loop.train_and_evaluate(tiny.make_config(other, **config), workdir)
     found = "found with other pictures or labels, and this evaluates image_folder val as it is now" in caplog.text
     assert found == (split == "val")
     assert best(workdir) == ((4, 0.4) if split == "val" else (2, 0.9))
-    train.train_and_evaluate(tiny.make_config(other), workdir)  # what it goes on with, is now its data
+    loop.train_and_evaluate(tiny.make_config(other), workdir)  # what it goes on with, is now its data
 
 
 def as_older_versions_wrote(checkpoint):
@@ -191,19 +193,19 @@ def as_older_versions_wrote(checkpoint):
 def test_without_its_config_a_run_goes_on_with_what_it_was_begun_with_or_not_at_all(data_dir, tmp_path, scores, caplog):
     """And a workdir of an older version that was copied elsewhere ends as one that was left alone, to the bit."""
     scores |= {2: 0.1, 4: 0.3, 6: 0.2}
-    train.train_and_evaluate(tiny.make_config(data_dir), tmp_path / "alone")
+    loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path / "alone")
     scores |= {4: None}
     run, config = tmp_path / "run", tmp_path / "run" / "config.json"
     with pytest.raises(Killed):
-        train.train_and_evaluate(tiny.make_config(data_dir), run)
+        loop.train_and_evaluate(tiny.make_config(data_dir), run)
     scores |= {4: 0.3}
     older = shutil.copytree(run, tmp_path / "older")
     written = config.read_text()
     config.unlink()
     for changes in ({"learning_rate": 0.1}, {"seed": 1}, {"num_train_steps": 8}):
         with pytest.raises(ConfigError, match=f"{next(iter(changes))}: .* then, {next(iter(changes.values()))} now"):
-            train.train_and_evaluate(tiny.make_config(data_dir, **changes), run)
-    train.train_and_evaluate(tiny.make_config(data_dir, pretrained="/nowhere"), run)
+            loop.train_and_evaluate(tiny.make_config(data_dir, **changes), run)
+    loop.train_and_evaluate(tiny.make_config(data_dir, pretrained="/nowhere"), run)
     assert f"{config} is gone" in caplog.text and "pretrained=/nowhere is not used" in caplog.text
     assert config.read_text() == written  # of which the weights that it began from are a part
 
@@ -211,9 +213,9 @@ def test_without_its_config_a_run_goes_on_with_what_it_was_begun_with_or_not_at_
         as_older_versions_wrote(path)
     kept = (older / "config.json").rename(tmp_path / "kept.json")
     with pytest.raises(CheckpointError, match=f"{older}/config.json is gone"):
-        train.train_and_evaluate(tiny.make_config(data_dir), older)
+        loop.train_and_evaluate(tiny.make_config(data_dir), older)
     kept.rename(older / "config.json")
-    train.train_and_evaluate(tiny.make_config(data_dir), older)
+    loop.train_and_evaluate(tiny.make_config(data_dir), older)
     assert best(older) == (4, 0.3)
     for folder in (run, older):
         for kind in ("latest/6", "best/4"):
@@ -230,7 +232,7 @@ def test_data_whose_classes_have_other_names_is_refused(data_dir, tmp_path, scor
     file.write_text(json.dumps(metadata))
     records.write_digests(file.parent)
     with pytest.raises(Killed):
-        train.train_and_evaluate(tiny.make_config(other), workdir)
+        loop.train_and_evaluate(tiny.make_config(other), workdir)
     dataset = records.open_dataset("image_folder", other)
     meta = checkpoints.read_meta(workdir / "checkpoints" / "latest" / "4")
     assert meta["step"] == 4 and meta["config"]["seed"] == 0
@@ -240,7 +242,7 @@ def test_data_whose_classes_have_other_names_is_refused(data_dir, tmp_path, scor
     file.write_text(json.dumps(metadata | {"class_names": ["floor", "dog", "mouse"]}))
     records.write_digests(file.parent)
     with pytest.raises(CheckpointError, match="latest/4 was trained with other classes") as caught:
-        train.train_and_evaluate(tiny.make_config(other), workdir)
+        loop.train_and_evaluate(tiny.make_config(other), workdir)
     assert str(caught.value).splitlines()[1:-1] == [
         "  class 1: 'wall' then, 'dog' now",
         "  class 2: 'lamp' then, 'mouse' now",
@@ -250,33 +252,33 @@ def test_data_whose_classes_have_other_names_is_refused(data_dir, tmp_path, scor
 def test_a_damaged_config_is_named(data_dir, tmp_path, scores):
     scores |= {2: 0.1, 4: None}
     with pytest.raises(Killed):
-        train.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+        loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
     file = tmp_path / "config.json"
     file.write_text(file.read_text()[:40])
     with pytest.raises(ConfigError, match=f"{file} is no configuration that this program wrote"):
-        train.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+        loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
 
 
 def test_the_averaged_weights_are_started_from_and_a_wrong_source_is_named(data_dir, tmp_path, scores, caplog):
     scores |= {2: 0.1}
     config = tiny.make_config(data_dir, ema_decay=0.5, num_train_steps=2)
-    train.train_and_evaluate(config, tmp_path)
+    loop.train_and_evaluate(config, tmp_path)
     path = checkpoints.find(tmp_path)
     averaged = checkpoints.read_variables(path, "ema")
     model = tiny.Tiny(3)
     fresh = jax.tree.map(np.zeros_like, averaged)
     with caplog.at_level("INFO"):
-        loaded = weights.load_pretrained(str(tmp_path), model, fresh)
+        loaded = trained.load_pretrained(str(tmp_path), model, fresh)
     jax.tree.map(np.testing.assert_array_equal, loaded, averaged)
     assert f"arrays from {path}, the averaged ones" in caplog.text
     fresh["params"]["norm"]["scale"] = np.zeros(5, np.float32)
     with pytest.raises(CheckpointError, match=f"^{path} is of another model"):
-        weights.load_pretrained(str(tmp_path), model, fresh)
+        trained.load_pretrained(str(tmp_path), model, fresh)
 
 
 def test_a_run_goes_on_on_other_devices_with_the_same_pictures(data_dir, tmp_path, monkeypatch, caplog):
     """4x1, then 2x2, then one device, against one device alone: two steps, two, and two, across an epoch's end."""
-    monkeypatch.setattr(train, "build_model", tiny.build_model)
+    monkeypatch.setattr(loop, "build_model", tiny.build_model)
     caplog.set_level("DEBUG", logger="absl")
 
     def run(workdir, data, space, steps=None):
@@ -284,7 +286,7 @@ def test_a_run_goes_on_on_other_devices_with_the_same_pictures(data_dir, tmp_pat
         config = tiny.make_config(data_dir, eval_every_steps=6, checkpoint_every_steps=100, **changes)
         caplog.clear()
         with contextlib.suppress(preemption.Preempted):
-            train.train_and_evaluate(config, workdir, tiny.Told(steps + 1 if steps is not None else None))
+            loop.train_and_evaluate(config, workdir, tiny.Told(steps + 1 if steps is not None else None))
         return re.findall(r"Step (\d), read here: (.*)", caplog.text)
 
     alone = run(tmp_path / "alone", 1, 1)

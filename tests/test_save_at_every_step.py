@@ -4,7 +4,7 @@ import re
 
 import save_at_every_step
 
-from dlv3p_jax import checkpoints
+from dlv3p_jax.weights import checkpoints
 
 
 def test_saves_of_both_kinds_at_every_step_do_not_meet_and_a_preemption_right_after_one_is_answered(data_dir, tmp_path):

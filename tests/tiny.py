@@ -3,8 +3,8 @@
 import flax.linen as nn
 
 from configs import common
-from dlv3p_jax import preemption
 from dlv3p_jax.models import ops
+from dlv3p_jax.runtime import preemption
 
 SETTINGS = {
     "dataset": "image_folder",
@@ -21,9 +21,11 @@ SETTINGS = {
 # What to run with `python -c` in place of dlv3p_jax.main.
 MAIN = """
 import tiny
-from dlv3p_jax import commands, main, train
-train.build_model = tiny.build_model
-commands.run(main.main, "main")
+from dlv3p_jax.runtime import cli
+from dlv3p_jax.training import loop
+from dlv3p_jax import main
+loop.build_model = tiny.build_model
+cli.run(main.main, "main")
 """
 
 

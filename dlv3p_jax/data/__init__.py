@@ -1,0 +1,1 @@
+"""What training reads, and what a picture, a label and a class are."""

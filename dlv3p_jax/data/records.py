@@ -21,10 +21,10 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from dlv3p_jax import disk_errors, files, local_paths
-from dlv3p_jax.data import downloads, staging
+from dlv3p_jax.data import bucket, downloads
 from dlv3p_jax.data.errors import DatasetError as DatasetError
 from dlv3p_jax.data.labels import read_label as read_label
+from dlv3p_jax.runtime import disk_errors, files, local_paths
 
 VERSION = "1.0.0"  # of this layout; data sets of another version are prepared anew
 METADATA = {
@@ -217,10 +217,10 @@ def open_dataset(dataset: str, data_dir: str | os.PathLike) -> Dataset:
     Raises:
         DatasetError: not prepared (it says how to), unfinished or damaged, or it cannot be copied.
     """
-    origin = os.fspath(data_dir) if staging.is_remote(data_dir) else None
-    folder = _newest(data_dir, dataset) if origin is None else staging.stage(dataset, origin)
+    origin = os.fspath(data_dir) if bucket.is_remote(data_dir) else None
+    folder = _newest(data_dir, dataset) if origin is None else bucket.stage(dataset, origin)
     if folder is None:
-        prepared = _prepared(data_dir) if origin is None else staging.names(origin)
+        prepared = _prepared(data_dir) if origin is None else bucket.names(origin)
         raise DatasetError(
             f'data set "{dataset}" is not prepared in {data_dir} ({", ".join(prepared) or "nothing"} is); run\n'
             f"  {prepare_command(dataset, data_dir)}{_how_to_get(dataset)}"

@@ -1,11 +1,15 @@
 """DeepLabV3+ on dilated ResNet-vd backbones."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+Variables = dict[str, Any]  # {'params': …, 'batch_stats': …}
 
 
 def build_model(config) -> DeepLabV3Plus:

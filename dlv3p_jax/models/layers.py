@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dlv3p_jax import sharding
 from dlv3p_jax.models import ops
+from dlv3p_jax.runtime import sharding
 
 BATCH_NORM_MOMENTUM = 0.9  # new running statistic = 0.9 old + 0.1 batch
 BATCH_NORM_EPSILON = 1e-5

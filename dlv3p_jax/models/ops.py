@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dlv3p_jax import sharding
 from dlv3p_jax.models import products, winograd
 from dlv3p_jax.models.products import precision
 from dlv3p_jax.models.strips import add_neighbours
+from dlv3p_jax.runtime import sharding
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dlv3p_jax import sharding
+from dlv3p_jax.runtime import sharding
 
 
 def precision(dtype) -> lax.Precision:

@@ -12,7 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from dlv3p_jax import sharding
+from dlv3p_jax.runtime import sharding
 
 _SUBLANES = 16
 

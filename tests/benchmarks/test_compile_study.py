@@ -4,7 +4,8 @@ import tiny
 
 from benchmarks import compile_study
 from configs import common
-from dlv3p_jax import sharding, straightforward, workloads
+from dlv3p_jax.performance import straightforward, workloads
+from dlv3p_jax.runtime import sharding
 
 TPU = """
 HloModule step, num_partitions=2

@@ -6,7 +6,7 @@ from PIL import Image
 
 from benchmarks import growth
 from configs import common
-from dlv3p_jax import workloads
+from dlv3p_jax.performance import workloads
 
 
 def test_every_curve_is_measured_and_drawn(monkeypatch, tmp_path):

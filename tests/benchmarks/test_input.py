@@ -5,8 +5,8 @@ import pytest
 
 from benchmarks import input as comparison
 from configs import common
-from dlv3p_jax import speed
-from dlv3p_jax.data import throughput
+from dlv3p_jax.performance import input as throughput
+from dlv3p_jax.performance import measured
 
 
 def make_config(**changes):
@@ -25,7 +25,7 @@ def test_both_are_measured_with_and_without_decoding():
 
 
 def test_the_benchmark_reads_made_pictures():
-    result = speed.to_text(throughput.report(make_config(), (64, 96), repeats=1, turn_seconds=0.05)).splitlines()
+    result = measured.to_text(throughput.report(make_config(), (64, 96), repeats=1, turn_seconds=0.05)).splitlines()
     assert result[0].startswith("made PNGs from 64x96 to crops of 32x64")
     assert [line.split("  ")[0] for line in result[2:4]] == ["records to crops", "kept pictures to crops"]
 

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from benchmarks import scaling_table
-from dlv3p_jax import slices
+from dlv3p_jax.performance import slices
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 

@@ -8,8 +8,8 @@ import pytest
 from flax import traverse_util
 
 from configs import common
-from dlv3p_jax import workloads
 from dlv3p_jax.models import build_model
+from dlv3p_jax.performance import workloads
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,12 @@ import pytest
 import tiny
 from PIL import Image
 
-from dlv3p_jax import checkpoints, train
-from dlv3p_jax.data import builder, pipeline, records
-from dlv3p_jax.data.image_folder import ImageFolder
+from dlv3p_jax.data import pipeline, records
 from dlv3p_jax.data.pictures import Example
+from dlv3p_jax.datasets import builder
+from dlv3p_jax.datasets.image_folder import ImageFolder
+from dlv3p_jax.training import loop
+from dlv3p_jax.weights import checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETTINGS = dict(
@@ -174,23 +176,25 @@ def test_a_run_whose_data_go_keeps_what_it_saved_and_goes_on_from_there(data, tm
         for number in range(3):
             empty(data, number)
 
-    monkeypatch.setattr(train, "build_model", tiny.build_model)
+    monkeypatch.setattr(loop, "build_model", tiny.build_model)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.Checkpoints, "save", save_and_damage)
         with pytest.raises(records.DatasetError, match="train: record . cannot be read"):
-            train.train_and_evaluate(tiny.make_config(data, **changes), tmp_path / "run")
+            loop.train_and_evaluate(tiny.make_config(data, **changes), tmp_path / "run")
     assert 8 <= checkpoints.read_meta(checkpoints.find(tmp_path / "run"))["step"] < 24
-    ended = train.train_and_evaluate(tiny.make_config(whole, **changes), tmp_path / "run")
-    undisturbed = train.train_and_evaluate(tiny.make_config(whole, **changes), tmp_path / "undisturbed")
+    ended = loop.train_and_evaluate(tiny.make_config(whole, **changes), tmp_path / "run")
+    undisturbed = loop.train_and_evaluate(tiny.make_config(whole, **changes), tmp_path / "undisturbed")
     np.testing.assert_array_equal(ended["IoU"], undisturbed["IoU"])
 
 
 MAIN = """
 import tiny
 from absl import app
-from dlv3p_jax import commands, main, train
-train.build_model = tiny.build_model
-app.run(main.main, flags_parser=commands.make_flags_parser("main"))
+from dlv3p_jax.runtime import cli
+from dlv3p_jax.training import loop
+from dlv3p_jax import main
+loop.build_model = tiny.build_model
+app.run(main.main, flags_parser=cli.make_flags_parser("main"))
 """
 
 

@@ -13,9 +13,12 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dlv3p_jax import disk_errors
-from dlv3p_jax.data import builder, records, street_scenes, toy_streets
+from dlv3p_jax.data import records
 from dlv3p_jax.data.pictures import Example, encode_example
+from dlv3p_jax.datasets import builder
+from dlv3p_jax.datasets.toy_streets import builder as toy_streets
+from dlv3p_jax.datasets.toy_streets import scenes
+from dlv3p_jax.runtime import disk_errors
 
 SIZES = {"train": [(4, 6), (4, 6), (6, 4), (4, 6), (6, 4)], "val": [(3, 5)]}
 
@@ -332,10 +335,10 @@ def test_two_preparations_at_once_are_refused(tmp_path):
 def test_toy_streets_holds_the_scenes_as_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(toy_streets, "NUM_PICTURES", {"train": 3, "val": 2})
     dataset, _ = builder.prepare_dataset("toy_streets", toy_streets.ToyStreets, tmp_path, overwrite=False)
-    assert dataset.class_names == list(street_scenes.CLASS_NAMES)
+    assert dataset.class_names == list(scenes.CLASS_NAMES)
     assert dataset.metadata["synthetic"]
     assert dataset.num_pictures("train") == 3
-    image, label = street_scenes.draw_scene("val", 1)
+    image, label = scenes.draw_scene("val", 1)
     record = dataset.source("val")[1]
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(record["image"]))), image)
     np.testing.assert_array_equal(records.read_label(record["label"]), label)

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlv3p_jax import sharding
 from dlv3p_jax.models import ops
+from dlv3p_jax.runtime import sharding
 
 
 def integers(shape, dtype, seed=0, limit=1):

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from configs import common
-from dlv3p_jax import sharding, steps
 from dlv3p_jax.models import build_model
+from dlv3p_jax.runtime import sharding
+from dlv3p_jax.training import steps
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import quick
 
-from dlv3p_jax import sharding
 from dlv3p_jax.models import ops
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.models.strips import count_strips, from_strips, to_strips
+from dlv3p_jax.runtime import sharding
 
 
 def integers(*shape):

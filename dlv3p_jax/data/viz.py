@@ -1,0 +1,161 @@
+"""Label maps as people can read them: colours, overlays, palette PNGs, contact sheets. On the host, in NumPy."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dlv3p_jax.data import fonts
+
+IGNORED = (255, 255, 255)  # the colour of ignored pixels; no class of `palette` has it
+WRONG = (220, 30, 30)  # the colour of pixels that are predicted wrongly
+_INK, _PAPER, _OUTLINE = (20, 20, 20), (246, 246, 246), (150, 150, 150)
+_MARGIN = 12
+
+Palette = Sequence[Sequence[int]] | np.ndarray
+
+
+def palette(num_classes: int) -> np.ndarray:
+    """Pascal VOC's colour map, uint8 `[num_classes, 3]`.
+
+    Bits 0, 3, 6 of the index become the high bits of red, bits 1, 4, 7 of green, bits 2, 5 of blue; class 0 is black.
+    """
+    if not 0 < num_classes <= 256:
+        raise ValueError(f"num_classes = {num_classes}: a palette has 1 to 256 colours")
+    index = np.arange(num_classes)[:, None]
+    channel = np.arange(3)
+    return np.add.reduce([(index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)]).astype(np.uint8)
+
+
+def colorize(label: np.ndarray, palette: Palette) -> np.ndarray:
+    """The classes' colours, `IGNORED` outside the palette: integers `[..., H, W]` to uint8 `[..., H, W, 3]`."""
+    label = np.asarray(label)
+    table = np.concatenate([_as_table(palette), _as_table([IGNORED])])
+    ignored = len(table) - 1
+    return table[np.where((label >= 0) & (label < ignored), label, ignored)]
+
+
+def overlay(image: np.ndarray, label: np.ndarray, palette: Palette, alpha: float = 0.5) -> np.ndarray:
+    """(1 - alpha) image + alpha colour, rounded; the image itself where the label is outside the palette.
+
+    uint8 `[H, W, 3]` and integers `[H, W]` to uint8 `[H, W, 3]`. Raises ValueError where `alpha` is not in 0..1.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha = {alpha}: it is the share of the classes' colours, 0 to 1")
+    image, label = np.asarray(image), np.asarray(label)
+    if image.shape[:2] != label.shape:
+        raise ValueError(f"image {image.shape} and label {label.shape} differ in height or width")
+    blend = np.round((1 - alpha) * image + alpha * colorize(label, palette)).astype(np.uint8)
+    is_class = (label >= 0) & (label < len(palette))
+    return np.where(is_class[..., None], blend, image)
+
+
+def label_png(label: np.ndarray, palette: Palette) -> Image.Image:
+    """A mode "P" image: its pixels are the class indices, and viewers show them in the palette's colours.
+
+    Raises:
+        ValueError: if a value of the label, integers `[H, W]`, does not fit into 0..255.
+    """
+    label = np.asarray(label)
+    if label.min() < 0 or label.max() > 255:
+        raise ValueError(f"labels {label.min()}..{label.max()} do not fit into an 8-bit PNG, which holds 0..255")
+    colors = np.tile(_as_table([IGNORED]), (256, 1))
+    colors[: len(palette)] = _as_table(palette)
+    image = Image.fromarray(label.astype(np.uint8))
+    image.putpalette(colors.tobytes())
+    return image
+
+
+def error_png(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> bytes:
+    """A PNG to lie over a picture: `WRONG` where the prediction is, pale where the label is no class, else transparent.
+
+    `label` and `prediction` are integers `[H, W]`.
+    """
+    ignored = (label < 0) | (label >= num_classes)
+    image = Image.fromarray(np.where(ignored, 2, label != prediction).astype(np.uint8))
+    image.putpalette([0, 0, 0, *WRONG, *IGNORED])
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=bytes([0, 255, 140]))
+    return file.getvalue()
+
+
+def contact_sheet(
+    images: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    predictions: Sequence[np.ndarray],
+    class_names: Sequence[str],
+    palette: Palette,
+    ignore_label: int = 255,
+    cell_width: int = 400,
+) -> Image.Image:
+    """Picture, label, prediction and errors side by side, a row for each picture, with a legend of the classes.
+
+    Ignored pixels are white in label and errors. The errors show the picture in grey, red where a pixel is wrong.
+
+    Args:
+        images: uint8 `[H, W, 3]` each; sizes may differ from picture to picture.
+        labels: integers `[H, W]` each.
+        predictions: integers `[H, W]` each.
+        class_names: C names.
+        palette: at least C colours.
+        ignore_label: the label that is ignored.
+        cell_width: pictures are scaled to this width.
+    """
+    if len(palette) < len(class_names):
+        raise ValueError(f"{len(palette)} colours for {len(class_names)} classes: give one for each")
+    font, heading_font = fonts.font(13), fonts.font(15)
+    colors = _as_table(palette)[: len(class_names)]
+    rows = []
+    for image, label, prediction in zip(images, labels, predictions, strict=True):
+        label = np.where(np.asarray(label) == ignore_label, -1, np.asarray(label, np.int32))
+        pictures = (image, colorize(label, colors), colorize(prediction, colors), _errors(image, label, prediction))
+        size = (cell_width, max(round(cell_width * image.shape[0] / image.shape[1]), 1))
+        smooth, crisp = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
+        rows.append(
+            [Image.fromarray(p).resize(size, f) for p, f in zip(pictures, (smooth, crisp, crisp, crisp), strict=True)]
+        )
+
+    headings = ("picture", "label", "prediction", "errors")
+    entries = [
+        *zip(fonts.drawable_names(class_names), colors.tolist(), strict=True),
+        ("ignored", IGNORED),
+        ("wrong", WRONG),
+    ]
+    line_height, swatch = 26, 18
+    entry_width = swatch + 8 + max(int(np.ceil(font.getlength(name))) for name, _ in entries) + 18
+    width = len(headings) * (cell_width + _MARGIN) + _MARGIN
+    per_line = max((width - _MARGIN) // entry_width, 1)
+    legend_height = -(-len(entries) // per_line) * line_height
+    height = _MARGIN + line_height + sum(row[0].height + _MARGIN for row in rows) + legend_height + _MARGIN
+
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    lefts = [_MARGIN + column * (cell_width + _MARGIN) for column in range(len(headings))]
+    for left, heading in zip(lefts, headings, strict=True):
+        draw.text((left + cell_width / 2, _MARGIN + line_height / 2), heading, _INK, heading_font, anchor="mm")
+    top = _MARGIN + line_height
+    for row in rows:
+        for left, cell in zip(lefts, row, strict=True):
+            sheet.paste(cell, (left, top))
+            draw.rectangle((left - 1, top - 1, left + cell.width, top + cell.height), outline=_OUTLINE)
+        top += row[0].height + _MARGIN
+    for i, (name, color) in enumerate(entries):
+        left, y = _MARGIN + i % per_line * entry_width, top + i // per_line * line_height + line_height // 2
+        box = (left, y - swatch // 2, left + swatch, y + swatch // 2)
+        draw.rectangle(box, fill=tuple(color), outline=_OUTLINE)
+        draw.text((left + swatch + 8, y), name, _INK, font, anchor="lm")
+    return sheet
+
+
+def _errors(image, label, prediction):
+    grey = np.asarray(Image.fromarray(image).convert("L"))[..., None] // 2 + np.uint8(64)
+    wrong = np.where((label != prediction)[..., None], _as_table([WRONG]), grey)
+    return np.where((label == -1)[..., None], _as_table([IGNORED]), wrong)
+
+
+def _as_table(palette):
+    table = np.asarray(palette)
+    if table.ndim != 2 or table.shape[1] != 3 or len(table) > 256 or table.min() < 0 or table.max() > 255:
+        raise ValueError(f"a palette holds up to 256 colours (red, green, blue) in 0..255, not {palette!r}")
+    return table.astype(np.uint8)

@@ -1,0 +1,380 @@
+"""The TFDS builder behind all our data sets, and how it is run so that a killed run leaves nothing behind."""
+
+import collections
+import contextlib
+import fcntl
+import functools
+import io
+import itertools
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from dlv3p_jax.data import ranges, records
+from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.label_map import LabelMap, suggest
+from dlv3p_jax.data.pictures import Example, Pair, Problem
+from dlv3p_jax.datasets.digests import Digest, digest_contents
+from dlv3p_jax.datasets.file_names import leave_out_no_text, printable
+from dlv3p_jax.datasets.palettes import Palettes
+from dlv3p_jax.datasets.repeats import Repeats, every_pair
+from dlv3p_jax.datasets.workers import ordered_map
+
+_PICTURES_A_SHARD = 512
+_MEND = "\nMend these, or leave them out with --skip_bad"
+_STAGING = "incomplete"  # beside the finished versions; TFDS's own unfinished folders begin with this word too
+_REPLACED = "replaced"  # in there: the version that makes room for a new one
+
+
+class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS has no types
+    """Writes pictures and labels as records in the given order, and counts what it writes.
+
+    It streams: a GeneratorBasedBuilder that keeps the order holds a whole split in memory.
+    """
+
+    VERSION = tfds.core.Version(records.VERSION)
+    code_path = (
+        None  # where TFDS looks for checksums of downloads; finding it takes a package that TFDS does not install
+    )
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__(skip_registration=True)
+
+    def __init__(
+        self,
+        data_dir: str | os.PathLike,
+        splits: Mapping[str, Sequence[Any]],
+        read: Callable[[Any], Example | Problem],
+        *,
+        class_names: Sequence[str],
+        palette: Sequence[Sequence[int]],
+        ignore_label: int,
+        description: str,
+        synthetic: bool,
+        problems: Sequence[Problem] = (),
+        remarks: Sequence[str] = (),
+        apart: Sequence[tuple[str, str]] | None = None,
+        as_published: bool = False,
+        label_map: LabelMap | None = None,
+        picture_range: ranges.Range | None = None,
+        workers: int = 1,
+        skip_bad: bool = False,
+    ):
+        """
+        Args:
+            data_dir: where TFDS makes NAME/VERSION.
+            splits: what `read` takes, by split.
+            read: makes a record's contents of one item; it is pickled, and run in worker processes.
+            class_names, palette, ignore_label, description, synthetic: see `records.METADATA`.
+            problems: what is known to be wrong already.
+            remarks: what the user should hear about the items.
+            apart: pairs of splits that should have no picture in common; None: all pairs.
+            as_published: a benchmark's own files, of which every one counts: a picture with two labels is no problem.
+            label_map: what `read` applies; colours that it lacks are suggested beside those that it has.
+            picture_range: the values that `read` makes 0 and 255 of, in pictures of more than 8 bits; None: it goes by
+                their files.
+            workers: number of processes; 1 runs everything in this one.
+            skip_bad: leave out what has a problem and list it in skipped.txt, instead of failing.
+
+        Raises:
+            DatasetError: there are problems, and they are not to be skipped.
+        """
+        self._items, self._read = {}, functools.partial(_read_and_digest, read)
+        self._problems, self._remarks = dict.fromkeys(problems), tuple(remarks)
+        for split, items in splits.items():
+            self._items[split], no_text = leave_out_no_text(items)
+            self._problems |= dict.fromkeys(no_text)
+        self._workers, self._skip_bad, self._label_map = workers, skip_bad, label_map
+        self._metadata = tfds.core.MetadataDict(
+            description=printable(description),
+            synthetic=synthetic,
+            class_names=list(class_names),
+            palette=[list(map(int, color)) for color in palette],
+            ignore_label=ignore_label,
+            class_pixels={split: [0] * len(class_names) for split in splits},
+            ignored_pixels=dict.fromkeys(splits, 0),
+            sizes={split: [] for split in splits},
+            notes=collections.Counter(),
+            digests=dict.fromkeys(splits, ""),
+        )
+        if picture_range is not None:
+            self._metadata["picture_range"] = list(picture_range)
+        self._palettes = Palettes()
+        self._ranges = ranges.Seen()
+        self._repeats = Repeats(every_pair(splits) if apart is None else apart, as_published)
+        self._digests = {split: Digest() for split in splits}
+        if self._problems and not skip_bad:  # before anything is read
+            raise DatasetError(self.describe_problems() + _MEND)
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What could not be used, each once, however many splits hold it."""
+        return list(self._problems)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the user should hear about the pictures, as far as they have been read."""
+        return [*self._remarks, *self._repeats.remarks()]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self._metadata["description"],
+            features=records.features(),
+            metadata=self._metadata,
+            disable_shuffling=True,
+        )
+
+    def _shard_iterators_per_split(self, dl_manager):
+        del dl_manager
+        return {
+            split: [
+                functools.partial(self._records, split, min(_PICTURES_A_SHARD, len(items) - start))
+                for start in range(0, len(items), _PICTURES_A_SHARD)
+            ]
+            for split, items in self._items.items()
+        }
+
+    def _records(self, split: str, count: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The records of the next `count` items; shards are written one after the other, from one iterator."""
+        for item, (result, contents) in itertools.islice(self._results, count):
+            problem = result if isinstance(result, Problem) else self._compare(split, item, result, contents)
+            if problem is not None:
+                self._problems[problem] = None
+            elif self._skip_bad or not self._problems:
+                self._count(split, result)
+                self._digests[split].add(result.id.encode(), contents)
+                record = {"id": result.id, "image": result.image, "label": result.label}
+                yield result.id, record
+                record.clear()  # it is written by now, but TFDS holds what was yielded until the shard is complete
+
+    def _compare(self, split: str, item: Any, example: Example, contents: tuple[bytes, bytes]) -> Problem | None:
+        """Holds a picture against those before it."""
+        files = (item.image, item.label or "") if isinstance(item, Pair) else (example.id, example.id)
+        self._palettes.add(files[1], example.colors)
+        if example.values and example.taken_for:
+            self._ranges.add(files[0], example.values, example.taken_for)
+        try:
+            self._repeats.add(split, example.id, contents, files, has_label=bool(example.label))
+        except DatasetError as error:
+            return Problem(example.id, str(error))
+        return None
+
+    def _count(self, split: str, example: Example) -> None:
+        pixels = self._metadata["class_pixels"][split]
+        pixels[:] = [total + int(count) for total, count in zip(pixels, example.class_pixels, strict=True)]
+        self._metadata["ignored_pixels"][split] += example.ignored_pixels
+        self._metadata["notes"].update(example.notes)
+        runs = self._metadata["sizes"][split]
+        if runs and tuple(runs[-1][:2]) == example.size:
+            runs[-1][2] += 1
+        else:
+            runs.append([*example.size, 1])
+
+    def _download_and_prepare(self, dl_manager, download_config=None):
+        with self._reading():
+            super()._download_and_prepare(dl_manager, download_config)
+        self.refuse_contradictions()
+        if self.problems and not self._skip_bad:
+            raise DatasetError(self.describe_problems() + _MEND)
+        self.refuse_useless_data()
+        if self.problems:
+            lines = "".join(f"{printable(problem.message)}\n" for problem in self.problems)
+            pathlib.Path(self.data_dir, "skipped.txt").write_text(lines, encoding="utf-8")
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Has the workers read every item, for `_records` to take, under a progress bar."""
+        total = sum(map(len, self._items.values()))
+        items, again = itertools.tee(itertools.chain.from_iterable(self._items.values()))
+        with (
+            contextlib.closing(ordered_map(self._read, items, self._workers)) as results,
+            tqdm(results, total=total, unit=" pictures", desc=self.name, disable=total == 0) as progress,
+        ):
+            self._results = zip(again, progress, strict=True)
+            yield
+            next(self._results, None)  # nothing is left; this completes the progress bar
+        self._metadata["palette"] = self._palettes.palette(
+            len(self._metadata["class_names"]), self._metadata["palette"]
+        )
+        self._metadata["digests"].update({split: digest.hexdigest() for split, digest in self._digests.items()})
+
+    def survey(self, folder: str | os.PathLike) -> records.Dataset:
+        """Reads everything as if to write it, writes nothing, and gathers all `problems`, if made with `skip_bad`.
+
+        Args:
+            folder: where the items come from.
+
+        Returns:
+            What would have been written, without its records.
+        """
+        with self._reading():
+            for split, items in self._items.items():
+                collections.deque(self._records(split, len(items)), maxlen=0)
+        return records.Dataset(self.name, pathlib.Path(folder), dict(self._metadata), self)
+
+    def describe_problems(self, most: int = 10, with_remarks: bool = True) -> str:
+        """The first problems, what is to be known beside them, and a label map for all colours that have no class."""
+        lines = [describe_problems(self.problems, most)]
+        lines += [f"  note: {remark}" for remark in self.remarks] if with_remarks else []
+        counts: collections.Counter[tuple[int, int, int]] = collections.Counter()
+        for problem in self.problems:
+            counts.update(dict(problem.colors))
+        if counts:
+            table = suggest(self._label_map, counts, self._metadata["ignore_label"])
+            lines.append(f"  for the colours of all labels: {table}")
+        if complaint := self._ranges.complaint():
+            lines.append(f"  and {complaint}")
+        return "\n".join(lines)
+
+    def refuse_contradictions(self) -> None:
+        """Raises DatasetError where palettes say that the values of labels are no classes, when all has been read."""
+        self._palettes.refuse_contradictions()
+
+    def refuse_useless_data(self) -> None:
+        """Raises DatasetError on what only shows when everything has been read.
+
+        A split or the labels are empty, or pictures of 16 bits hold 12 and would be nearly black.
+        """
+        if complaint := self._ranges.complaint():
+            raise DatasetError(complaint)
+        for split, runs in self._metadata["sizes"].items():
+            if not runs:
+                raise DatasetError(f"nothing is left of the {split} split; " + describe_problems(self.problems))
+        pixels = [sum(counts) for counts in zip(*self._metadata["class_pixels"].values(), strict=True)]
+        ignored, ignore_label = sum(self._metadata["ignored_pixels"].values()), self._metadata["ignore_label"]
+        present = [index for index, count in enumerate(pixels) if count]
+        if ignored and len(present) <= 1:
+            share = ignored / (ignored + sum(pixels))
+            message = (
+                f"the labels hold {f'class {present[0]} and nothing else' if present else 'no class at all'}, and "
+                f"{ignore_label}, the value to be ignored, on {share:.1%} of the pixels: nothing can be learnt"
+            )
+            if ignore_label == 255 and present in ([], [0]):
+                message += '. For a mask of 0 and 255 give --label_map "0:0,255:1"'
+            raise DatasetError(message)
+
+
+def _read_and_digest(
+    read: Callable[[Any], Example | Problem], item: Any
+) -> tuple[Example | Problem, tuple[bytes, bytes]]:
+    """What a worker does: reads an item, and hashes what it made of it."""
+    result = read(item)
+    return result, (b"", b"") if isinstance(result, Problem) else digest_contents(result.image, result.label)
+
+
+def describe_problems(problems: Sequence[Problem], most: int = 10) -> str:
+    """How many there are, and the first of them, a line each."""
+    lines = [f"  {printable(problem.message)}" for problem in problems[:most]]
+    if len(problems) > most:
+        lines.append(f"  … and {len(problems) - most} more")
+    return "\n".join([f"{len(problems)} problem{'s' if len(problems) > 1 else ''} with the data:", *lines])
+
+
+def prepare_dataset(
+    name: str, make_builder: Callable[[pathlib.Path], PictureBuilder], data_dir: str | os.PathLike, overwrite: bool
+) -> tuple[records.Dataset, PictureBuilder]:
+    """Runs a builder in a folder of its own and moves the result to data_dir/NAME/VERSION once it is complete.
+
+    Until then a version that is already there stays untouched. What a killed run left behind is removed first; what it
+    had set aside to replace comes back.
+
+    Args:
+        name: of the data set.
+        make_builder: given a data_dir, makes the builder.
+        data_dir: where data sets live, on a local file system.
+        overwrite: replace a version that is there.
+
+    Returns:
+        The data set, opened, and the builder, whose `problems` were skipped.
+
+    Raises:
+        DatasetError: prepared already, being prepared by another process, what the builder finds wrong, a full disk.
+    """
+    root = pathlib.Path(data_dir).expanduser() / name
+    if printable(str(root)) != str(root):  # array_record takes no other paths
+        raise DatasetError(f"--data_dir={printable(str(data_dir))}: the name is not UTF-8; give another")
+    final = root / records.VERSION
+    staging = root / _STAGING
+    if not overwrite:
+        _refuse_existing(name, final)
+    with _locked(root):
+        _bring_back(staging, final)
+        if not overwrite:
+            _refuse_existing(name, final)
+        _remove_leftovers(root)
+        try:
+            builder = make_builder(staging)
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):  # TFDS's remarks on downloads
+                    builder.download_and_prepare()
+                records.write_digests(pathlib.Path(builder.data_dir))
+            except (OSError, RuntimeError) as error:  # a full disk is either
+                raise DatasetError(f"the records could not be written: {error}") from error
+            written = records.open_dataset(name, staging)
+            for split in written.splits:
+                written.source(split)  # raises where a record did not reach the disk
+            if final.exists():
+                final.rename(staging / _REPLACED)
+            written.folder.rename(final)
+        finally:
+            _bring_back(staging, final)
+            shutil.rmtree(staging, ignore_errors=True)
+    return records.open_dataset(name, data_dir), builder
+
+
+@contextlib.contextmanager
+def _locked(root: pathlib.Path) -> Iterator[None]:
+    """Holds the folder's lock, which ends with the process; removes the folder if it ends up empty."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(root, os.O_RDONLY)
+    except OSError as error:
+        raise DatasetError(f"--data_dir: cannot make {root} ({error.strerror})") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DatasetError(f"another process is preparing {root}; wait for it") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            root.rmdir()
+
+
+def already_there(where: str | os.PathLike, description: str | None = None) -> DatasetError:
+    """The error of a data set that is not to be replaced without a word; `description` says what it holds."""
+    return DatasetError(
+        f"{where} is prepared already{f' ({description})' if description else ''}; give another --data_dir to keep it "
+        "beside this one, or add --overwrite to replace it"
+    )
+
+
+def _refuse_existing(name: str, final: pathlib.Path) -> None:
+    if not final.exists():
+        return
+    try:
+        description = records.open_dataset(name, final.parent.parent).metadata["description"]
+    except DatasetError:  # a damaged one
+        description = None
+    raise already_there(final, description)
+
+
+def _bring_back(staging: pathlib.Path, final: pathlib.Path) -> None:
+    """Undoes the first of the two renames that replace a version, where the second did not come to pass."""
+    if (staging / _REPLACED).exists() and not final.exists():
+        (staging / _REPLACED).rename(final)
+
+
+def _remove_leftovers(root: pathlib.Path) -> None:
+    for path in root.glob(f"{_STAGING}*"):
+        shutil.rmtree(path)

@@ -1,0 +1,106 @@
+"""A user's own pictures and labels as a data set."""
+
+import contextlib
+import functools
+import itertools
+import os
+import pathlib
+
+from PIL import Image
+
+from dlv3p_jax.data import opening, ranges
+from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.label_map import LabelMap, parse
+from dlv3p_jax.data.pictures import Pair, read_pair
+from dlv3p_jax.datasets import class_files, pairs, palettes, voc_layout
+from dlv3p_jax.datasets.builder import PictureBuilder
+from dlv3p_jax.datasets.class_files import Classes
+
+
+class ImageFolder(PictureBuilder):
+    """Pictures and labels of a folder, in one of three layouts (see `pairs.LAYOUTS`)."""
+
+    def __init__(
+        self,
+        data_dir: str | os.PathLike,
+        source: str | os.PathLike,
+        *,
+        class_names: str | os.PathLike | None = None,
+        label_map: str | None = None,
+        ignore_label: int = 255,
+        picture_range: ranges.Range | None = None,
+        workers: int = 1,
+        skip_bad: bool = False,
+    ):
+        """
+        Args:
+            data_dir: where TFDS makes image_folder/VERSION.
+            source: the folder.
+            class_names: a file that `class_files.read` reads; None: the first of `class_files.FILES` in the source.
+            label_map: a file or text that `label_map.parse` reads; None: what the file of classes says of values and
+                colours.
+            ignore_label: the value, 0..255, of pixels that count nowhere.
+            picture_range, workers, skip_bad: see `PictureBuilder`.
+
+        Raises:
+            DatasetError: the folder, the lists, the names or the map cannot be used.
+        """
+        if not 0 <= ignore_label <= 255:
+            raise DatasetError(f"--ignore_label={ignore_label}: labels are stored in 8 bits, so give 0 to 255")
+        table = None if label_map is None else parse(label_map, ignore_label)
+        has_lists = any((pathlib.Path(source).expanduser() / name).exists() for name in ("train.txt", "images"))
+        layout = voc_layout if voc_layout.is_one(source) and not has_lists else pairs
+        found, problems, remarks = layout.find_pairs(source)
+        classes = class_files.read(class_names, source, ignore_label)
+        names = classes.names
+        if table is None:
+            table = classes.by_color if _are_colored(found) and classes.by_color else classes.by_value
+        _check_indices(names, ignore_label, table)
+        super().__init__(
+            data_dir,
+            found,
+            functools.partial(
+                read_pair,
+                num_classes=len(names),
+                ignore_label=ignore_label,
+                label_map=table,
+                picture_range=picture_range,
+            ),
+            class_names=names,
+            palette=_palette(classes, table),
+            ignore_label=ignore_label,
+            description=f"Pictures and labels of {pathlib.Path(source).expanduser().resolve()}",
+            synthetic=False,
+            problems=problems,
+            remarks=[*classes.remarks, *remarks],
+            label_map=table,
+            picture_range=picture_range,
+            workers=workers,
+            skip_bad=skip_bad,
+        )
+
+
+def _check_indices(names: list[str], ignore_label: int, table: LabelMap | None) -> None:
+    last = len(names) - 1
+    if ignore_label <= last:
+        raise DatasetError(
+            f'--ignore_label={ignore_label} is the index of class "{names[ignore_label]}"; ignored values need no '
+            'class name, and --label_map can move indices, like "0:ignore,1:0,2:1"'
+        )
+    wrong = sorted(index for index in (table.targets() if table else ()) if index > last and index != ignore_label)
+    if wrong:
+        raise DatasetError(f"--label_map: index {wrong[0]} is outside the {len(names)} classes (0..{last})")
+
+
+def _are_colored(found: dict[str, list[Pair]]) -> bool:
+    """Whether labels are colours, by the first that can be opened."""
+    for pair in itertools.chain.from_iterable(found.values()):
+        with contextlib.suppress(Exception), opening.of_any_size(), Image.open(str(pair.label)) as label:
+            return label.mode in ("RGB", "RGBA", "P")
+    return False
+
+
+def _palette(classes: Classes, table: LabelMap | None) -> list[list[int]]:
+    """The colours that the label map gives, or the file of classes, and Pascal VOC's for the rest."""
+    given = {index: color for color, index in reversed(table.colors) if index < len(classes.names)} if table else {}
+    return palettes.complete(classes.colors | given, len(classes.names))

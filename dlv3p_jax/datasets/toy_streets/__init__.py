@@ -1,0 +1,1 @@
+"""Street scenes that a program draws: a data set to try everything with."""

@@ -1,0 +1,191 @@
+"""What an evaluation keeps of its single pictures: the counts of all, and a few of them to be looked at.
+
+The counts are what intervals and tests over pictures are computed from. The pictures that are kept have the worst, the
+best and a typical mIoU of their own, which is not that of the data set: it is over the classes that the picture shows.
+"""
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import PIL.Image
+from etils import epath
+from jax.experimental import multihost_utils
+
+from dlv3p_jax.data import viz
+from dlv3p_jax.data.labels import read_label
+from dlv3p_jax.data.pictures import read_rgb
+from dlv3p_jax.evaluation import metrics
+from dlv3p_jax.runtime import disk_errors, files
+
+KINDS = ("worst", "typical", "best")
+SHOWN = 3  # of each kind
+SHOWN_WIDTH = 480
+_TYPICAL_FROM = 100  # typical pictures are looked for among at least so many, evenly spread, and not among all
+
+
+class PictureScoresError(ValueError):
+    """A file of picture scores cannot be read; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A picture to look at, at most SHOWN_WIDTH wide: a JPEG, and palette PNGs of its label and its prediction."""
+
+    kind: str
+    index: int
+    image: bytes
+    label: bytes
+    prediction: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureScores:
+    """The pictures of a split by position: `ids`, and `counts` int32 `[N, 3, C]` (`metrics.pixel_counts`)."""
+
+    ids: tuple[str, ...]
+    counts: np.ndarray
+    shown: tuple[Shown, ...]
+
+
+def own_scores(counts: np.ndarray) -> np.ndarray:
+    """The mIoU of each picture alone, over the classes that its label or prediction shows; NaN if it shows none."""
+    return metrics.scores(counts)["mIoU"]
+
+
+class Collector:
+    """Takes the batches of an evaluation and keeps the counts of all pictures, and predictions of a few.
+
+    In every process alike: all of them see the same counts, and so ask for predictions together.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], num_classes: int):
+        """Args: the (height, width) of the split's pictures by position; the number of classes."""
+        self._sizes = sizes
+        self.counts = np.zeros((len(sizes), 3, num_classes), np.int32)
+        self._scores = np.full(len(sizes), np.nan)
+        self._maybe_typical = set(range(0, len(sizes), max(len(sizes) // _TYPICAL_FROM, 1)))
+        self.predictions: dict[int, np.ndarray] = {}
+
+    def add(self, indices: Sequence[int], matrices: np.ndarray, read_predictions: Callable[[], np.ndarray]) -> None:
+        """Takes a batch.
+
+        Args:
+          indices: the positions of its pictures, which come before what fills it up.
+          matrices: int32 `[B, C, C]`.
+          read_predictions: fetches uint8 `[B, H, W]`; called only if one of them is to be kept.
+        """
+        indices = list(indices)
+        self.counts[indices] = metrics.pixel_counts(matrices[: len(indices)])
+        self._scores[indices] = own_scores(self.counts[indices])
+        order = self._order()
+        wanted = {*order[:SHOWN], *order[-SHOWN:], *self._maybe_typical.intersection(order)}
+        self.predictions = {index: kept for index, kept in self.predictions.items() if index in wanted}
+        if wanted.isdisjoint(indices):
+            return
+        for index, prediction in zip(indices, read_predictions(), strict=False):
+            if index in wanted:
+                height, width = self._sizes[index]
+                self.predictions[index] = _shrink(PIL.Image.fromarray(prediction[:height, :width]))
+
+    def choose(self) -> list[tuple[str, int]]:
+        """(kind, position) of the pictures to look at, of each kind the worst first; no picture comes twice."""
+        order = self._order()
+        extreme = min(SHOWN, len(order) // 3)
+        worst, best = order[:extreme], order[len(order) - extreme :]
+        median = np.nanmedian(self._scores) if order else 0
+        rest = [index for index in order if index in self._maybe_typical and index not in {*worst, *best}]
+        typical = sorted(rest, key=lambda index: abs(self._scores[index] - median))[:SHOWN]
+        groups = zip(KINDS, (worst, sorted(typical, key=order.index), best), strict=True)
+        return [(kind, index) for kind, group in groups for index in group]
+
+    def _order(self) -> list[int]:
+        """The positions of what was seen so far, the worst first, without pictures that show no class."""
+        seen = np.flatnonzero(~np.isnan(self._scores))
+        return seen[np.argsort(self._scores[seen], kind="stable")].tolist()
+
+
+def gather_ids(ours: dict[int, bytes], num_pictures: int) -> list[str]:
+    """The ids of all pictures by position, from what each process has read; '' where nobody has.
+
+    All processes have to call this together.
+    """
+    if jax.process_count() == 1:
+        return [ours.get(index, b"").decode() for index in range(num_pictures)]
+    width = max(map(len, ours.values()), default=0)
+    width = int(multihost_utils.process_allgather(np.int32(width)).max())
+    letters = np.zeros((num_pictures, width), np.uint8)
+    for index, picture_id in ours.items():
+        letters[index, : len(picture_id)] = np.frombuffer(picture_id, np.uint8)
+    letters = multihost_utils.process_allgather(letters).max(axis=0)
+    return [bytes(row).rstrip(b"\0").decode() for row in letters]
+
+
+def make_shown(kind: str, index: int, record: dict[str, bytes], prediction: np.ndarray, palette) -> Shown:
+    """A picture to look at, from its record (`image` and `label` are files) and its prediction as collected."""
+    image = PIL.Image.fromarray(read_rgb(record["image"]))
+    image.thumbnail((SHOWN_WIDTH, image.height))
+    maps = _shrink(PIL.Image.fromarray(read_label(record["label"]))), prediction
+    label_png, prediction_png = (_encode(viz.label_png(pixels, palette), "PNG") for pixels in maps)
+    return Shown(kind, index, _encode(image, "JPEG", quality=85), label_png, prediction_png)
+
+
+def write(path: epath.Path, scores: PictureScores) -> str:
+    """Writes a compressed NumPy archive, which appears whole or not at all, and returns its SHA-256."""
+    arrays: dict[str, Any] = {"ids": np.array(scores.ids), "counts": scores.counts}
+    arrays["shown_kinds"] = np.array([shown.kind for shown in scores.shown], "U7")
+    arrays["shown_indices"] = np.array([shown.index for shown in scores.shown], np.int64)
+    for number, shown in enumerate(scores.shown):
+        for part in ("image", "label", "prediction"):
+            arrays[f"{part}_{number}"] = np.frombuffer(getattr(shown, part), np.uint8)
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    with files.replacing(path) as unfinished:
+        unfinished.write_bytes(file.getvalue())
+    return hashlib.sha256(file.getvalue()).hexdigest()
+
+
+def read(path: epath.Path, sha256: str | None = None) -> PictureScores | None:
+    """What `write` wrote; None if there is no such file.
+
+    Args:
+      path: of the file.
+      sha256: what `write` returned; None: not compared, since what is older does not say.
+
+    Raises:
+      PictureScoresError: the file is damaged, or another than that, or it cannot be read now.
+    """
+    if not path.exists():
+        return None
+    try:
+        data = disk_errors.patiently(path.read_bytes)
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise ValueError("it is not what was written with the .json beside it")
+        with np.load(io.BytesIO(data)) as arrays:
+            shown = [
+                Shown(str(kind), int(index), *(arrays[f"{p}_{n}"].tobytes() for p in ("image", "label", "prediction")))
+                for n, (kind, index) in enumerate(zip(arrays["shown_kinds"], arrays["shown_indices"], strict=True))
+            ]
+            scores = PictureScores(tuple(map(str, arrays["ids"])), arrays["counts"], tuple(shown))
+    except Exception as error:  # of many classes, from zipfile, zlib and NumPy
+        if (words := disk_errors.passing(error)) is not None:
+            raise PictureScoresError(f"{path} cannot be read now: {words}") from error
+        raise PictureScoresError(f"{path} is damaged ({error})") from error
+    return scores
+
+
+def _shrink(label: PIL.Image.Image) -> np.ndarray:
+    """A label map, at most SHOWN_WIDTH wide, without mixing classes."""
+    width = min(label.width, SHOWN_WIDTH)
+    height = max(round(label.height * width / label.width), 1)
+    return np.asarray(label.resize((width, height), PIL.Image.Resampling.NEAREST))
+
+
+def _encode(image: PIL.Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()

@@ -1,0 +1,1 @@
+"""A trained model at work: the Segmenter, `predict`, the demo, exports."""

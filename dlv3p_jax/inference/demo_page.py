@@ -1,0 +1,279 @@
+"""The page of dlv3p_jax.demo: a picture is dropped on it, and seen under the colours of its classes.
+
+NiceGUI makes it, and serves all that it needs: nothing is fetched from a network. A picture, its label and the settings
+belong to one visit of the page, and go when it is left.
+"""
+
+import asyncio
+import base64
+import concurrent.futures
+import dataclasses
+import functools
+import io
+import socket
+import typing
+from collections.abc import Callable, Iterable, Sequence
+
+import fastapi
+import numpy as np
+import uvicorn
+from absl import logging
+from nicegui import events, ui
+from PIL import Image, UnidentifiedImageError
+from starlette import types
+from starlette.middleware import trustedhost
+
+from dlv3p_jax.data import viz
+from dlv3p_jax.data.pictures import read_image
+
+if typing.TYPE_CHECKING:
+    from dlv3p_jax.inference.segmenter import Segmenter
+
+# What browsers save, and cameras and editors write; others of Pillow's start programs, as EPS does Ghostscript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_SCALES = ((1.0,), (0.75, 1.0, 1.25), (0.5, 0.75, 1.0, 1.25, 1.5, 1.75))  # what the page offers
+_OPACITY = 0.5  # at first
+_FORM_BYTES = 10_000  # of an upload beside the file
+_KEPT_VIEWS = 4  # flip and scales; each keeps a compiled program for every size of picture that it has seen
+_CSS = """
+:root { --opacity: OPACITY }
+.layers { display: grid; justify-items: start }
+.layers img { grid-area: 1 / 1; min-width: min(30rem, 100%); max-width: 100%; max-height: 85vh; object-fit: contain }
+.layers .classes { opacity: var(--opacity) }
+.swatch { width: 1.1rem; height: 1.1rem; border: 1px solid #8888; border-radius: 3px; flex: none }
+.words { overflow-wrap: anywhere }
+.q-uploader { width: 100%; max-height: none }
+.q-uploader__subtitle { display: none }
+.q-uploader__list { min-height: 4rem; display: grid; align-content: center; border: 2px dashed #8888 }
+""".replace("OPACITY", str(_OPACITY))
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture to predict.
+
+    Attributes:
+        name: what its file was called.
+        image: uint8 `[H, W, 3]`.
+        url: the same pixels as a data URL.
+    """
+
+    name: str
+    image: np.ndarray
+    url: str
+
+
+def read_picture(name: str, data: bytes, max_pixels: int, picture_range: tuple[float, float] | None = None) -> Picture:
+    """The picture in the bytes of a file, upright and without its alpha; its range is that of `pictures.read_image`.
+
+    Raises:
+        ValueError: it is none, it is damaged, or it has more than `max_pixels` pixels, which are not decoded then.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+            width, height = opened.size
+        if fits := width * height <= max_pixels:
+            data = read_image(data, picture_range).data
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} is no picture of these formats: {', '.join(_FORMATS)}") from None
+    except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        raise ValueError(f"{name} cannot be read: {str(error).removeprefix('picture: ')}") from error
+    if not fits:
+        raise ValueError(
+            f"{name} is {width} x {height}: {width * height:,} pixels, and {max_pixels:,} are the most here "
+            "(--max_pixels). Make it smaller, and try again."
+        )
+    return Picture(name, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), _data_url(data))
+
+
+def _data_url(data: bytes) -> str:
+    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def make_app(segmenter: "Segmenter", max_pixels: int, max_bytes: int, hosts: Sequence[str]) -> fastapi.FastAPI:
+    """The web application. NiceGUI allows one in a process.
+
+    Args:
+        segmenter: the model, with the views that the page begins with.
+        max_pixels, max_bytes: the largest picture that is taken, and the largest file.
+        hosts: what requests may call this machine, such as "localhost" or "[::1]"; "*" is anything.
+    """
+    worker = concurrent.futures.ThreadPoolExecutor(1)  # one at a time: each prediction may need all the memory
+    segmenter_of = functools.lru_cache(_KEPT_VIEWS)(lambda flip, scales: segmenter.with_views(flip=flip, scales=scales))
+
+    async def predict(image, flip, scales, is_wanted: Callable[[], bool]) -> np.ndarray | None:
+        return await asyncio.get_running_loop().run_in_executor(
+            worker, lambda: segmenter_of(flip, scales)(image) if is_wanted() else None
+        )
+
+    @ui.page("/")
+    def page() -> None:
+        _Visit(segmenter, predict, max_pixels, max_bytes)
+
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(_LimitBodies, max_bytes=max_bytes + _FORM_BYTES)
+    # NiceGUI's socket takes every origin: another site reaches it once its name turns into this machine's address.
+    app.add_middleware(trustedhost.TrustedHostMiddleware, allowed_hosts=hosts)
+    # A browser that is slow to answer while all cores compute is not taken for gone.
+    ui.run_with(app, title="dlv3p_jax", dark=None, language="en-US", reconnect_timeout=30, show_welcome_message=False)
+    return app
+
+
+def serve(app: fastapi.FastAPI, listening: socket.socket) -> None:
+    """Serves until SIGINT, which raises KeyboardInterrupt, or SIGTERM."""
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+class _LimitBodies:
+    """Refuses requests with more than `max_bytes` before they are received, whatever sends them."""
+
+    def __init__(self, app: types.ASGIApp, max_bytes: int):
+        self._app, self._max_bytes = app, max_bytes
+
+    async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
+        if scope["type"] == "http":
+            headers = dict(scope["headers"])
+            too_large = int(headers.get(b"content-length", 0)) > self._max_bytes
+            if too_large or b"transfer-encoding" in headers:  # in chunks, of which nobody says how many
+                response = fastapi.Response("too large" if too_large else "length required", 413 if too_large else 411)
+                return await response(scope, receive, send)
+        return await self._app(scope, receive, send)
+
+
+class _Visit:
+    """One visit of the page: what it shows, and what happens on it."""
+
+    def __init__(self, segmenter: "Segmenter", predict, max_pixels: int, max_bytes: int):
+        self._classes, self._palette, self._predict = segmenter.classes, segmenter.palette, predict
+        self._max_pixels, self._picture_range = max_pixels, segmenter.picture_range
+        self._forget()
+        ui.context.client.on_delete(self._forget)
+
+        ui.add_css(_CSS)
+        views = segmenter.config.eval
+        megabytes = f"{max_bytes / 1e6:g} MB"
+        with ui.column().classes("w-full max-w-6xl mx-auto p-2 gap-4"):
+            ui.label(segmenter.source).classes("text-xl font-bold words")
+            upload = ui.upload(
+                label=f"A picture of at most {max_pixels:,} pixels and {megabytes}",
+                auto_upload=True,
+                max_file_size=max_bytes,
+                on_upload=self._take,
+                on_rejected=lambda: self._reject(f"This file is larger than {megabytes} (--max_megabytes)."),
+            )
+            upload.on("finish", js_handler=f"() => runMethod({upload.id}, 'reset', [])")  # or it refuses the same again
+            upload.on("failed", lambda: self._reject("The upload failed: try again."), args=[])
+            with upload.add_slot("list"):  # in place of the files that were uploaded
+                ui.label("Drop it here, or choose it with +").classes("text-center")
+            with ui.row().classes("w-full items-center gap-x-8 gap-y-2"):
+                with ui.row().classes("items-center no-wrap gap-4 w-64"):
+                    ui.label("Opacity")
+                    # In the browser alone: the picture and the colours are two layers.
+                    ui.slider(min=0, max=1, step=0.05, value=_OPACITY).props('label aria-label="Opacity"').on(
+                        "update:model-value",
+                        js_handler="(value) => document.documentElement.style.setProperty('--opacity', value)",
+                    )
+                self._flip = ui.switch("Flip", value=views.flip, on_change=self._show)
+                offered = {
+                    scales: ", ".join(f"{scale:g}" for scale in scales) for scales in (tuple(views.scales), *_SCALES)
+                }
+                self._scales = ui.select(
+                    offered, label="Scales", value=tuple(views.scales), on_change=self._show
+                ).classes("w-64")
+            self._wrong = ui.label().props("role=alert").classes("bg-negative text-white rounded p-2 words")
+            with ui.row().classes("items-center no-wrap") as self._working:
+                ui.spinner().classes("flex-none")
+                self._doing = ui.label().classes("words")
+            self._result = ui.column().classes("w-full gap-4")
+        self._refuse("")
+
+    def _forget(self) -> None:
+        """Drops the picture, and whatever is still being read or predicted."""
+        self._picture: Picture | None = None
+        self._upload: object | None = None  # stands for the newest file; those before it are not taken
+        self._wanted: object | None = None  # stands for the newest prediction; those before it are not shown
+
+    def _refuse(self, wrong: str) -> None:
+        """Says what is wrong, in place of a picture; a file that is still being read comes after it."""
+        self._picture = self._wanted = None
+        self._say(wrong=wrong)
+        self._result.clear()
+        with self._result:
+            self._legend(range(len(self._classes)))
+
+    def _reject(self, wrong: str) -> None:
+        """Says what is wrong with a file that has not come, in place of those before it."""
+        self._forget()
+        self._refuse(wrong)
+
+    def _say(self, wrong: str = "", doing: str = "") -> None:
+        self._wrong.text, self._wrong.visible = wrong, bool(wrong)
+        self._doing.text, self._working.visible = doing, bool(doing)
+
+    async def _take(self, event: events.UploadEventArguments) -> None:
+        self._upload = upload = object()
+        data = await event.file.read()
+        try:
+            picture = await asyncio.to_thread(
+                read_picture, event.file.name, data, self._max_pixels, self._picture_range
+            )
+        except ValueError as error:
+            if self._upload is upload:
+                self._refuse(str(error))
+            return
+        if self._upload is upload:
+            self._picture = picture
+            await self._show()
+
+    async def _show(self) -> None:
+        """Predicts the picture, if there is one, with the views that are set, and draws the result."""
+        picture = self._picture
+        if picture is None:
+            return
+        self._wanted = wanted = object()
+        height, width = picture.image.shape[:2]
+        self._say(
+            doing=f"Predicting {picture.name}. The first picture of a size ({width} x {height}) with a setting takes "
+            "longer, up to minutes on a CPU: the network is compiled for it."
+        )
+        try:
+            label = await self._predict(
+                picture.image, self._flip.value, self._scales.value, lambda: self._wanted is wanted
+            )
+        except Exception as error:  # XLA has many; what helps is the same
+            reason = str(error).partition("\n")[0]
+            logging.error("%s (%d x %d) was not predicted: %s", picture.name, width, height, reason)
+            if self._wanted is wanted:
+                self._refuse(f"{picture.name} was not predicted: {reason}. Try a smaller picture, or fewer scales.")
+            return
+        if self._wanted is wanted:
+            self._say()
+            self._draw(picture, label)
+
+    def _draw(self, picture: Picture, label: np.ndarray) -> None:
+        height, width = label.shape
+        layer = io.BytesIO()
+        viz.label_png(label, self._palette).save(layer, "PNG")
+        pixels = np.bincount(label.ravel(), minlength=len(self._classes))
+        self._result.clear()
+        with self._result:
+            with ui.element("div").classes("layers"):
+                for name, url in (("picture", picture.url), ("classes", _data_url(layer.getvalue()))):
+                    image = ui.element("img").classes(name)
+                    image.props["src"], image.props["alt"] = url, f"{name} of {picture.name}"
+            ui.label(f"{picture.name}: {width} x {height} pixels").classes("text-sm words")
+            present = np.argsort(-pixels, kind="stable")[: np.count_nonzero(pixels)]
+            self._legend(present, pixels / label.size)
+            if absent := [name for name, count in zip(self._classes, pixels, strict=True) if not count]:
+                ui.label(f"Not in this picture: {', '.join(absent)}").classes("text-sm words")
+
+    def _legend(self, classes: Iterable[int], shares: np.ndarray | None = None) -> None:
+        """Colours and names of `classes`, with the `shares` of all pixels that they have."""
+        with ui.row().classes("w-full gap-x-6 gap-y-1").props("role=list"):
+            for index in classes:
+                with ui.row().classes("items-center no-wrap gap-2").props("role=listitem"):
+                    color = "rgb({}, {}, {})".format(*self._palette[index])
+                    ui.element("div").classes("swatch").style(f"background: {color}")
+                    ui.label(self._classes[index] + ("" if shares is None else f" {100 * shares[index]:.1f} %"))

@@ -1,0 +1,1 @@
+"""Pages that say how a run went, or how two differ."""

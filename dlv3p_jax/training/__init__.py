@@ -1,0 +1,1 @@
+"""The host loop, the compiled step, and what it minimises."""

@@ -1,0 +1,1 @@
+"""Weights from wherever a user has them, and a run's checkpoints."""

@@ -1,0 +1,225 @@
+"""PaddleSeg's DeepLabV3P parameters and ours: the same numbers under other names, with other axes.
+
+state = revert(variables, model)       # {PaddleSeg's name: float32 NumPy array}, in PaddleSeg's order
+variables = convert(state, model)      # the same bits again
+"""
+
+import collections
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
+from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS
+from dlv3p_jax.weights.pdparams import NAME_TABLE
+
+# Leaves of a convolution with its BatchNorm, in PaddleSeg's order. A layer without one of them skips it.
+_CONV_BN_LEAVES = (
+    ("params/{}/conv/kernel", "{}._conv.weight"),
+    ("params/{}/conv/bias", "{}._conv.bias"),
+    ("params/{}/batch_norm/scale", "{}._batch_norm.weight"),
+    ("params/{}/batch_norm/bias", "{}._batch_norm.bias"),
+    ("batch_stats/{}/batch_norm/mean", "{}._batch_norm._mean"),
+    ("batch_stats/{}/batch_norm/var", "{}._batch_norm._variance"),
+)
+_CLASSIFIER_LEAVES = (
+    ("params/decoder/classifier/kernel", "head.decoder.conv.weight"),
+    ("params/decoder/classifier/bias", "head.decoder.conv.bias"),
+)
+_BLOCK_LAYERS = (("conv1", "conv0"), ("conv2", "conv1"), ("conv3", "conv2"), ("shortcut", "short"))
+_SEPARABLE_LAYERS = (("depthwise", "depthwise_conv"), ("pointwise", "piontwise_conv"))  # spelt like this
+
+
+class ConversionError(ValueError):
+    """Parameters are not those of the model; the message lists all names missing, unexpected or of another shape."""
+
+
+def is_backbone(state: Mapping[str, np.ndarray]) -> bool:
+    """Whether `state` is a backbone alone, such as ImageNet weights, and no whole DeepLabV3P."""
+    return not any(name.startswith(("head.", "backbone.")) for name in state)
+
+
+def num_classes_of(state: Mapping[str, np.ndarray]) -> int | None:
+    """The number of classes of a whole model, None where `state` holds no classifier."""
+    bias = state.get("head.decoder.conv.bias")
+    return None if bias is None or bias.ndim != 1 else len(bias)
+
+
+def describe(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> dict[str, Any]:
+    """What the arrays of a whole model say of its network, as keys of a configuration.
+
+    That is `num_classes`, `model.backbone` and `model.aspp_channels`. Output stride, dilations and `align_corners`
+    leave no trace in them; `model.multi_grid` is (1, 2, 4), as in PaddleSeg's recipes, and (1, 1) for
+    ResNet-18, of which there is none.
+
+    Args:
+        state: PaddleSeg's names and arrays.
+        path: of their file, for messages.
+
+    Raises:
+        ConversionError: there is no such backbone here, or no classifier.
+    """
+    names = (re.fullmatch(r"backbone\.bb_(\d+)_\d+\.conv0\._conv\.weight", name) for name in state)
+    blocks = collections.Counter(int(match[1]) for match in names if match)
+    bottleneck = "backbone.bb_0_0.conv2._conv.weight" in state
+    backbones = [
+        name
+        for name, counts in BLOCKS.items()
+        if tuple(blocks[stage] for stage in range(len(blocks))) == counts and (name in BASIC_BLOCKS) != bottleneck
+    ]
+    projection = state.get("head.aspp.conv_bn_relu._conv.bias")
+    num_classes = num_classes_of(state)
+    if not backbones or projection is None or num_classes is None:
+        raise ConversionError(
+            f"{path}: its arrays are not those of a DeepLabV3P with a ResNet-vd of {', '.join(BLOCKS)}: it has "
+            f"{sum(blocks.values())} blocks and {len(state)} arrays"
+        )
+    return {
+        "num_classes": num_classes,
+        "model.backbone": backbones[0],
+        "model.aspp_channels": len(projection),
+        "model.multi_grid": (1, 2, 4) if BLOCKS[backbones[0]][-1] == 3 else (1, 1),
+    }
+
+
+def convert(state: Mapping[str, np.ndarray], model: DeepLabV3Plus) -> dict:
+    """Turns the parameters of a whole PaddleSeg model into ours.
+
+    Args:
+        state: PaddleSeg's names and arrays, as `load_pdparams` gives them; convolutions are
+            [out, in / groups, height, width].
+        model: what `build_model` returned.
+
+    Returns:
+        {'params': ..., 'batch_stats': ...} of float32 arrays, for `model.apply`.
+
+    Raises:
+        ConversionError: a name is missing or unexpected, or an array has another shape; all are listed.
+    """
+    return _convert(state, _expected(model))
+
+
+def convert_backbone(state: Mapping[str, np.ndarray], model: DeepLabV3Plus) -> tuple[dict, list[str]]:
+    """Turns PaddleSeg's parameters of a backbone alone into those of our backbone.
+
+    Args:
+        state: names without `backbone.`. Fully connected layers are the classifier that the backbone was trained with,
+            and are left out.
+        model: what `build_model` returned.
+
+    Returns:
+        {'params': {'backbone': ...}, 'batch_stats': {'backbone': ...}}, and the names that were left out.
+
+    Raises:
+        ConversionError: as `convert`.
+    """
+    dense = {name.removesuffix(".weight") for name, value in state.items() if np.ndim(value) == 2}
+    dropped = [name for name in state if name.rpartition(".")[0] in dense]
+    prefix = "backbone."
+    expected = {name.removeprefix(prefix): value for name, value in _expected(model).items() if name.startswith(prefix)}
+    return _convert({name: value for name, value in state.items() if name not in dropped}, expected), dropped
+
+
+def _convert(state: Mapping[str, np.ndarray], expected: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict:
+    state = {name: value for name, value in state.items() if name != NAME_TABLE}
+    shapes = {name: shape for name, (_, shape) in expected.items()}
+    check_arrays(state, shapes, "the model; compare model.backbone, num_classes and model.aspp_rates")
+    leaves = {path: jnp.array(_to_ours(state[name]), jnp.float32) for name, (path, _) in expected.items()}
+    return flax.traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def check_arrays(state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raises ConversionError, which lists all of them, if names, shapes or types in `state` are not those of `what`."""
+    shared = [name for name in shapes if name in state]
+    problems = {
+        "missing": [f"{name} {shape}" for name, shape in shapes.items() if name not in state],
+        "unexpected": [f"{name} {np.shape(value)}" for name, value in state.items() if name not in shapes],
+        "mis-shaped": [
+            f"{name} has {np.shape(state[name])}, the model {shapes[name]}"
+            for name in shared
+            if np.shape(state[name]) != shapes[name]
+        ],
+        "not of floating-point numbers": [
+            f"{name} {dtype}"
+            for name in shared
+            if not jnp.issubdtype(dtype := jnp.result_type(state[name]), np.floating)
+        ],
+    }
+    if any(problems.values()):
+        lists = ["\n  ".join([f"{len(lines)} {kind}:", *lines]) for kind, lines in problems.items() if lines]
+        raise ConversionError("\n".join([f"these parameters are not those of {what}", *lists]))
+
+
+def revert(variables: Mapping, model: DeepLabV3Plus) -> dict[str, np.ndarray]:
+    """Turns our parameters into PaddleSeg's.
+
+    Args:
+        variables: {'params': ..., 'batch_stats': ...} of `model`.
+        model: what `build_model` returned.
+
+    Returns:
+        PaddleSeg's names, in the order of its `state_dict`, with float32 arrays.
+
+    Raises:
+        ConversionError: `variables` are not those of `model`; every name is listed.
+    """
+    expected = _expected(model)
+    leaves = flax.traverse_util.flatten_dict(jax.device_get(dict(variables)), sep="/")
+    state = {name: _to_paddle(leaves[path]) for name, (path, _) in expected.items() if path in leaves}
+    convert(state, model)  # raises if anything is missing or mis-shaped
+    return state
+
+
+def _to_ours(value: np.ndarray) -> np.ndarray:
+    return np.transpose(value, (2, 3, 1, 0)) if np.ndim(value) == 4 else value
+
+
+def _to_paddle(value: np.ndarray) -> np.ndarray:
+    value = np.asarray(value, np.float32)
+    return np.ascontiguousarray(np.transpose(value, (3, 2, 0, 1)) if value.ndim == 4 else value)
+
+
+def _expected(model: DeepLabV3Plus) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """PaddleSeg's names in PaddleSeg's order -> our path, PaddleSeg's shape."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(lambda rng, images: model.init(rng, images, train=False), jax.random.key(0), images)
+    shapes = {
+        path: leaf.shape if len(leaf.shape) != 4 else tuple(leaf.shape[axis] for axis in (3, 2, 0, 1))
+        for path, leaf in flax.traverse_util.flatten_dict(variables, sep="/").items()
+    }
+    pairs = [
+        (path.format(ours), name.format(theirs))
+        for ours, theirs in _conv_bn_layers(model)
+        for path, name in _CONV_BN_LEAVES
+    ]
+    names = {path: name for path, name in (*pairs, *_CLASSIFIER_LEAVES) if path in shapes}
+    if unnamed := shapes.keys() - names.keys():
+        raise AssertionError(f"no rule names {sorted(unnamed)}")
+    return {name: (path, shapes[path]) for path, name in names.items()}
+
+
+def _conv_bn_layers(model: DeepLabV3Plus) -> Iterator[tuple[str, str]]:
+    """(our path, PaddleSeg's prefix) of the layers that networks like `model` can have, in PaddleSeg's order."""
+    for layer in (1, 2, 3):
+        yield f"backbone/stem_conv{layer}", f"backbone.conv1_{layer}"
+    for stage, blocks in enumerate(model.blocks):
+        for block in range(blocks):
+            for ours, theirs in _BLOCK_LAYERS:
+                yield f"backbone/stage{stage + 1}_block{block + 1}/{ours}", f"backbone.bb_{stage}_{block}.{theirs}"
+    for branch in range(len(model.aspp_rates)):
+        ours, theirs = f"aspp/branch{branch + 1}", f"head.aspp.aspp_blocks.{branch}"
+        yield ours, theirs
+        for our_layer, their_layer in _SEPARABLE_LAYERS:
+            yield f"{ours}/{our_layer}", f"{theirs}.{their_layer}"
+    yield "aspp/image_pooling", "head.aspp.global_avg_pool.1"
+    yield "aspp/projection", "head.aspp.conv_bn_relu"
+    yield "decoder/low_level_projection", "head.decoder.conv_bn_relu1"
+    for layer in (1, 2):
+        for our_layer, their_layer in _SEPARABLE_LAYERS:
+            yield f"decoder/fuse{layer}/{our_layer}", f"head.decoder.conv_bn_relu{layer + 1}.{their_layer}"

@@ -1,0 +1,306 @@
+"""Weights from wherever a user has them: a published name, a .pdparams file, a workdir or a checkpoint's folder."""
+
+import contextlib
+import dataclasses
+import difflib
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+from etils import epath
+
+from configs import common
+from dlv3p_jax.data import cityscapes_labels, ranges, viz, voc2012_labels
+from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.models import Variables, build_model
+from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
+from dlv3p_jax.runtime import configuration, sharding
+from dlv3p_jax.weights import checkpoint_files, checkpoints, paddle, pdparams, published
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A network with its weights, and what its classes are called.
+
+    Attributes:
+        config: what it was trained with, with the changes that were asked for, as a FrozenConfigDict.
+        model: the linen module.
+        variables: {'params': …, 'batch_stats': …}; the averaged ones where a checkpoint has them.
+        class_names: C names.
+        palette: uint8 `[C, 3]`, the classes' colours.
+        source: where the weights are from, such as "workdir/mine/checkpoints/best/4000, step 4000 (ema)".
+        picture_range: the values that became 0 and 255 in the pictures of more than 8 bits that it was trained on,
+            where `prepare` was told; such pictures are read by it too.
+    """
+
+    config: ml_collections.FrozenConfigDict
+    model: DeepLabV3Plus
+    variables: Variables
+    class_names: tuple[str, ...]
+    palette: np.ndarray
+    source: str
+    picture_range: ranges.Range | None = None
+
+
+def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, Any] | None = None) -> TrainedModel:
+    """A trained model from wherever a user has it.
+
+    Args:
+        config: a configuration; its `num_classes` is the checkpoint's where it is None. None: the checkpoint's own. A
+            published model has its own, and of a `.pdparams` file all that can be read from its arrays is: see
+            `paddle.describe`.
+        checkpoint: a workdir, a checkpoint's folder, a `.pdparams` file or an archive with one, or the name of a
+            published model, which is fetched unless it is in the cache.
+        changes: keys, dotted, that take other values.
+
+    Raises:
+        ValueError, OSError: there is no such checkpoint, it is of another network than `config` says, a key is wrong,
+            or JAX finds no devices; the message says which.
+    """
+    checkpoint = os.path.expanduser(checkpoint)
+    sharding.find_devices()  # reading would call the checkpoint damaged where they are missing
+    if published.is_name(str(checkpoint)):
+        config = published.config_of(str(checkpoint)) if config is None else config
+        return _load_paddle_model(config, published.fetch(str(checkpoint)), changes)
+    if epath.Path(checkpoint).is_file():
+        return _load_paddle_model(config, checkpoint, changes)
+    path = _find(checkpoint)
+    trained = checkpoints.read_config(path)
+    config = trained if config is None else config
+    if config is None:
+        raise ValueError(f"no config.json in {path} or above it: give --config=FILE, what it was trained with")
+    config = config.copy_and_resolve_references()
+    if config.num_classes is None and trained is not None:
+        config.num_classes = trained.num_classes
+    if config.num_classes is None and "num_classes" not in (changes or {}):
+        raise ValueError(
+            f"no config.json in {path} or above it, which would say how many classes it has: put it there, or give "
+            "--config.num_classes=N"
+        )
+    config.update_from_flattened_dict(changes or {})
+    configuration.check(config)
+    if trained is not None:
+        configuration.check_model(config, trained, path)
+    model = build_model(config)
+    variables, averaged = checkpoints.read_model(path)
+    variables, _ = checkpoints.fit_variables(variables, _shapes(model), allow_new_head=False, source=path)
+    meta = checkpoints.read_meta(path)
+    return _trained_model(config, model, variables, meta, f"{path}, step {meta['step']}{' (ema)' if averaged else ''}")
+
+
+def _find(source: epath.PathLike) -> epath.Path:
+    try:
+        return checkpoints.find(source)
+    except checkpoints.CheckpointError as error:
+        if "://" not in str(source) and (files := pdparams.weights_in(pathlib.Path(source))):
+            listed = " or ".join(map(str, files[:3]))
+            raise checkpoints.CheckpointError(
+                f"{source} is a folder of PaddleSeg's: give the file, {listed}"
+            ) from error
+        near = difflib.get_close_matches(str(source), published.names(), n=1)
+        raise checkpoints.CheckpointError(f"{error}{f'; did you mean {near[0]}?' if near else ''}") from error
+
+
+def _load_paddle_model(config, path: epath.PathLike, changes: Mapping[str, Any] | None) -> TrainedModel:
+    state = pdparams.load_pdparams(path)
+    if paddle.is_backbone(state):
+        raise ValueError(f"{path} holds a backbone alone, which has no classes: give a whole model")
+    described = config is None
+    config = common.get_config() if described else config.copy_and_resolve_references()
+    if described:
+        config.update_from_flattened_dict(paddle.describe(state, path))
+        logging.warning(
+            "%s does not say all of its network; taken are output_stride %d, multi_grid %s, aspp_rates %s and "
+            "align_corners %s: give --config=FILE if it was trained otherwise",
+            path,
+            *(config.model[key] for key in ("output_stride", "multi_grid", "aspp_rates", "align_corners")),
+        )
+    if config.num_classes is None:
+        config.num_classes = paddle.num_classes_of(state)
+    config.update_from_flattened_dict(changes or {})
+    if not described:  # which has no data set
+        configuration.check(config)
+    model = build_model(config)
+    with _naming(path):
+        variables = _finite(paddle.convert(state, model))
+    return _trained_model(config, model, variables, {}, str(path))
+
+
+def _trained_model(config, model, variables, meta: Mapping[str, Any], source: str) -> TrainedModel:
+    logging.info("Loaded %s", source)
+    names, palette = _classes_of(config, meta)
+    picture_range = None
+    if "picture_range" in meta:
+        low, high = picture_range = tuple(meta["picture_range"])
+        logging.info("Pictures of more than 8 bits are read as those of its data were: %g..%g as 0..255", low, high)
+    frozen = ml_collections.FrozenConfigDict(config)
+    return TrainedModel(frozen, model, variables, tuple(names), palette, source, picture_range)
+
+
+def _classes_of(config, meta: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
+    """Names and colours, uint8 `[C, 3]`, of a configuration's classes.
+
+    They are those that the checkpoint was trained on, if its `meta` (`checkpoints.read_meta`) has them; otherwise those
+    of the configuration's data set, if that is known or prepared.
+    """
+    numbers = [f"class {index}" for index in range(config.num_classes)], viz.palette(config.num_classes)
+    if "class_names" in meta:
+        names, palette = meta["class_names"], meta["palette"]
+    else:
+        names, palette = _classes_of_dataset(config.dataset, config.data_dir) or numbers
+    if len(names) != config.num_classes:
+        logging.warning(
+            "%s has %d classes and the model %d, so they are called by their numbers",
+            *(config.dataset, len(names), config.num_classes),
+        )
+        names, palette = numbers
+    return list(names), np.array(palette, np.uint8)
+
+
+def _classes_of_dataset(name: str | None, data_dir: str):
+    if name == "cityscapes":
+        return cityscapes_labels.CLASS_NAMES, cityscapes_labels.PALETTE
+    if name == "voc2012":
+        return voc2012_labels.CLASS_NAMES, viz.palette(len(voc2012_labels.CLASS_NAMES))
+    if name is None:
+        return None
+    from dlv3p_jax.data import records  # imports TensorFlow, which checkpoints that name their classes do without
+
+    try:
+        dataset = records.open_dataset(name, data_dir)
+    except DatasetError:
+        return None
+    return dataset.class_names, dataset.palette
+
+
+def load_paddle(path: epath.PathLike, model: DeepLabV3Plus, allow_new_head: bool) -> Variables:
+    """The weights of a `.pdparams` file, or of an archive with one.
+
+    Args:
+        path: the file.
+        model: what `build_model` returned.
+        allow_new_head: whether the classifier may be for another number of classes than `model` has.
+
+    Returns:
+        {'params': …, 'batch_stats': …}; of a backbone alone, such as ImageNet weights, only their `backbone`.
+
+    Raises:
+        ValueError: the file cannot be read, or is of another network; subclasses name what.
+    """
+    state = pdparams.load_pdparams(path)
+    if paddle.is_backbone(state):
+        with _naming(path):
+            variables, dropped = paddle.convert_backbone(state, model)
+            _finite(variables)
+        if dropped:
+            logging.info("%s is a backbone with its classifier, which is left out: %s", path, ", ".join(dropped))
+        return variables
+    num_classes = paddle.num_classes_of(state)
+    if allow_new_head and num_classes is not None:
+        model = model.clone(num_classes=num_classes)
+    with _naming(path):
+        return _finite(paddle.convert(state, model))
+
+
+def _finite(variables: Variables) -> Variables:
+    """The same; raises ConversionError where a value is not finite."""
+    try:
+        checkpoint_files.check_finite(variables)
+    except ValueError as error:
+        raise paddle.ConversionError(str(error)) from error
+    return variables
+
+
+@contextlib.contextmanager
+def _naming(path: epath.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except paddle.ConversionError as error:
+        raise paddle.ConversionError(f"{path}: {error}") from error
+
+
+def load_pretrained(source: epath.PathLike, model: DeepLabV3Plus, fresh: Variables) -> Variables:
+    """What training starts from, `config.pretrained`, in the structure of `fresh`; logs what was loaded.
+
+    Args:
+        source, model: see `read_pretrained`.
+        fresh: see `fit_pretrained`.
+
+    Raises:
+        ValueError, OSError: as they do.
+    """
+    return fit_pretrained(read_pretrained(source, model), fresh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """Weights as they were found: `variables` of a whole model or of its backbone, and the file or folder they are of.
+
+    `averaged` says whether they are the averaged ones of a checkpoint.
+    """
+
+    variables: Variables
+    path: epath.PathLike
+    averaged: bool
+
+
+def read_pretrained(source: epath.PathLike, model: DeepLabV3Plus) -> Pretrained:
+    """Reads weights to start from; nothing is compiled for it.
+
+    Args:
+        source: a name of `pretrained` (which is downloaded unless it is in the cache), a `.pdparams` file or an archive
+            with one, a workdir or a checkpoint's folder, of which the averaged variables are taken where there are any.
+        model: what `build_model` returned.
+
+    Raises:
+        ValueError, OSError: `source` is none of these, or cannot be had; the message says which.
+    """
+    source = os.path.expanduser(source)
+    if published.is_name(str(source)):
+        path = published.fetch(str(source))
+        return Pretrained(load_paddle(path, model, allow_new_head=True), path, averaged=False)
+    if epath.Path(source).is_file():
+        return Pretrained(load_paddle(source, model, allow_new_head=True), source, averaged=False)
+    path = _find(source)
+    variables, averaged = checkpoints.read_model(path)
+    return Pretrained(variables, path, averaged)
+
+
+def fit_pretrained(found: Pretrained, fresh: Variables) -> Variables:
+    """Weights to start from in the structure of `fresh`; logs what was loaded.
+
+    Args:
+        found: by `read_pretrained`.
+        fresh: freshly initialised variables of the model; the classifier keeps them where `found` has another number of
+            classes, and everything but the backbone where it holds nothing else.
+
+    Raises:
+        ValueError: they are of another network; the message says where they differ.
+    """
+    variables, new = checkpoints.fit_variables(found.variables, fresh, allow_new_head=True, source=found.path)
+    total = len(jax.tree.leaves(fresh))
+    logging.info(
+        "Loaded %d of %d arrays from %s%s%s",
+        *(total - len(new), total, found.path, ", the averaged ones" if found.averaged else ""),
+        f"; initialised afresh: {_shortened(new)}" if new else "",
+    )
+    return variables
+
+
+def _shortened(names: list[str]) -> str:
+    """The names, or their first components with counts where there are many."""
+    if len(names) <= 8:
+        return ", ".join(names)
+    parts = sorted({name.split("/")[1] for name in names})
+    return ", ".join(f"{sum(name.split('/')[1] == part for name in names)} of {part}" for part in parts)
+
+
+def _shapes(model: DeepLabV3Plus):
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    return jax.eval_shape(lambda rng, images: model.init(rng, images, train=False), jax.random.key(0), images)

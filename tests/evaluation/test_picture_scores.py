@@ -1,0 +1,57 @@
+"""Which pictures of an evaluation are kept to be looked at."""
+
+import numpy as np
+
+from dlv3p_jax.evaluation import metrics, picture_scores
+
+
+def collect(qualities, batch_size=8):
+    """The collector, and how many batches it asked predictions of; picture i has `qualities[i]` right of 100 pixels."""
+    matrices = np.zeros((len(qualities), 2, 2), np.int32)
+    matrices[:, 0, 0], matrices[:, 0, 1] = qualities, 100 - np.array(qualities)
+    collector = picture_scores.Collector([(2, 3)] * len(qualities), 2)
+    asked = []
+    for start in range(0, len(qualities), batch_size):
+        indices = range(len(qualities))[start : start + batch_size]
+        filled = np.zeros((batch_size, 2, 2), np.int32)
+        filled[: len(indices)] = matrices[start : start + batch_size]
+
+        def read(start=start):
+            asked.append(start)
+            return (np.arange(batch_size * 12) // 12 + start).reshape(batch_size, 4, 3).astype(np.uint8)
+
+        collector.add(indices, filled, read)
+    return collector, matrices, asked
+
+
+def test_the_worst_the_median_and_the_best_are_kept_of_many():
+    qualities = np.random.default_rng(0).permutation(np.linspace(0, 100, 1000).astype(int))
+    collector, matrices, asked = collect(qualities)
+    np.testing.assert_array_equal(collector.counts, metrics.pixel_counts(matrices))
+    assert len(collector.predictions) <= 106
+    chosen = collector.choose()
+    assert [kind for kind, _ in chosen] == ["worst"] * 3 + ["typical"] * 3 + ["best"] * 3
+    scores = [qualities[index] for _, index in chosen]
+    assert scores == sorted(scores) and max(scores[:3]) <= 0 and min(scores[-3:]) >= 99
+    assert all(abs(score - 50) < 3 for score in scores[3:6])
+    for _, index in chosen:  # its own prediction, without the padding
+        np.testing.assert_array_equal(collector.predictions[index], np.full((2, 3), index % 256))
+
+
+def test_no_picture_comes_twice_of_few():
+    for number in range(1, 12):
+        chosen = collect([10 * n for n in range(number)])[0].choose()
+        indices = [index for _, index in chosen]
+        assert len(set(indices)) == len(indices) and min(number, 7) <= len(indices) <= 9
+        assert indices == sorted(indices)
+
+
+def test_pictures_without_a_labelled_pixel_are_not_shown():
+    matrices = np.zeros((4, 2, 2), np.int32)
+    matrices[2, 0, 0] = 5
+    collector = picture_scores.Collector([(2, 3)] * 4, 2)
+    collector.add(range(4), matrices, lambda: np.zeros((4, 2, 3), np.uint8))
+    assert collector.choose() == [("typical", 2)]
+    empty = picture_scores.Collector([(2, 3)], 2)
+    empty.add([0], matrices[:1], lambda: None)
+    assert empty.choose() == []

@@ -1,0 +1,235 @@
+"""Whole runs on a small prepared data set: killed and resumed, evaluated, stopped, refused."""
+
+import io
+import json
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import drawn
+import jax
+import numpy as np
+import pytest
+from clu import metric_writers
+from etils import epath
+from flax.traverse_util import flatten_dict
+from PIL import Image
+
+from configs import common
+from dlv3p_jax.data import records
+from dlv3p_jax.evaluation import evaluator, metrics, picture_scores
+from dlv3p_jax.evaluation.views import predict_logits
+from dlv3p_jax.models import build_model
+from dlv3p_jax.runtime import disk_errors, events, sharding
+from dlv3p_jax.runtime.configuration import ConfigError
+from dlv3p_jax.training import loop
+from dlv3p_jax.weights import checkpoints
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+LAST = 16  # steps of 4 pictures: across the ends of epochs of 11
+SETTINGS = drawn.NETWORK | {
+    "dataset": "image_folder",
+    "crop_size": (32, 32),
+    "batch_size": 4,
+    "num_train_steps": LAST,
+    "learning_rate": 0.05,
+    "log_every_steps": 1,
+    "eval_every_steps": LAST,
+    "checkpoint_every_steps": 3,
+    "eval.batch_size": 2,
+    "mesh.data": 1,
+}
+
+
+def make_config(data_dir, **changes):
+    config = common.get_config()
+    config.update_from_flattened_dict(SETTINGS | {"data_dir": str(data_dir)} | changes)
+    return config
+
+
+def command(data_dir, workdir, *flags):
+    """What a user types; it runs in a process of its own, which can be killed."""
+    settings = [f"--config.{key}={value}" for key, value in (SETTINGS | {"data_dir": data_dir}).items()]
+    script = [sys.executable, "-m", "dlv3p_jax.main", "--config=configs/common.py", f"--workdir={workdir}"]
+    return [*script, *settings, *flags]
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        command(*arguments), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def variables_of(workdir):
+    return flatten_dict(checkpoints.read_variables(checkpoints.find(workdir / "checkpoints" / "latest")), sep="/")
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    """The workdir of a run that was never interrupted, and what it printed."""
+    workdir = tmp_path_factory.mktemp("finished")
+    process = start(data_dir, workdir)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    return workdir, output
+
+
+def test_a_run_tells_what_it_does(finished, data_dir):
+    workdir, output = finished
+    assert "Compiling the training step: resnet18_vd, output stride 16, float32, 4 pictures of 32x32" in output
+    assert "11 pictures in train, 5 in val" in output
+    for word in ("train/loss=", "train/learning_rate=", "pictures_per_second=", "seconds_waiting_for_input=", "ETA"):
+        assert word in output
+    table = output[output.index("\nclass ") : output.index("report:")]
+    assert all(name in table for name in ("floor", "wall", "lamp", "mIoU"))
+    assert f"pictures: {workdir}/eval/{LAST}.png" in output
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert json.loads((workdir / "config.json").read_text())["num_classes"] == 3
+
+
+def test_the_report_of_an_evaluation_is_complete_and_strict_json(finished):
+    workdir, _ = finished
+    text = (workdir / "eval" / f"{LAST}.json").read_text()
+    report = json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
+    assert report["class_names"] == ["floor", "wall", "lamp"] and len(report["IoU"]) == 3
+    assert report["num_pictures"] == 5 and report["scales"] == [1.0] and report["flip"] is False
+    assert report["average"] == "logits"
+    assert np.isclose(report["mIoU"], np.nanmean(np.array(report["IoU"], float)))
+    assert (workdir / "eval" / f"{LAST}.plain.json").read_text() == text
+    assert (workdir / "eval" / f"{LAST}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_killed_run_ends_as_one_that_was_never_killed(finished, data_dir, tmp_path):
+    process = start(data_dir, tmp_path)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "checkpoints" / "latest" / "3").exists():  # it appears when it is whole
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "eval" / f"{LAST}.json").exists()
+
+    process = start(data_dir, tmp_path)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert re.search(r"Resumed from .*latest/\d", output)
+    assert f"page: {tmp_path}/report.html" in output and (tmp_path / "report.html").read_text().count("<svg") == 3
+    assert "[3] train/" not in output  # nothing is done twice before the checkpoint
+    expected, resumed = variables_of(finished[0]), variables_of(tmp_path)
+    assert expected.keys() == resumed.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+    reports = [json.loads((workdir / "eval" / f"{LAST}.json").read_text()) for workdir in (finished[0], tmp_path)]
+    assert reports[0]["confusion_matrix"] == reports[1]["confusion_matrix"]
+
+
+def test_another_configuration_is_refused_with_both_values(finished, data_dir):
+    with pytest.raises(ConfigError, match=r"learning_rate: 0.05 then, 0.1 now") as caught:
+        loop.train_and_evaluate(make_config(data_dir, learning_rate=0.1, log_every_steps=2), finished[0])
+    assert "log_every_steps" not in str(caught.value)
+
+
+def test_evaluating_the_checkpoint_gives_the_score_of_the_run(finished, data_dir):
+    workdir, _ = finished
+    before = json.loads((workdir / "eval" / f"{LAST}.json").read_text())
+    result = evaluator.evaluate_checkpoint(make_config(data_dir), workdir)
+    after = json.loads((workdir / "eval" / f"{LAST}.json").read_text())
+    assert after["confusion_matrix"] == before["confusion_matrix"] and result.summary["mIoU"] == before["mIoU"]
+
+
+def test_scores_equal_plain_numpy_on_the_label_files_whatever_the_batch_and_devices(finished, data_dir, tmp_path):
+    """Predictions of single pictures, counted pixel by pixel, against evaluations in batches over 1 and 4 devices."""
+    workdir, _ = finished
+    config = make_config(data_dir, num_classes=3, **{"eval.flip": True})
+    model = build_model(config)
+    variables = checkpoints.read_variables(checkpoints.find(workdir))
+    predict = jax.jit(lambda images: predict_logits(model, variables, images, flip=True))
+    source = records.open_dataset("image_folder", data_dir).source("val")
+    matrices, predictions = np.zeros((len(source), 3, 3), np.int64), []
+    for matrix, record in zip(matrices, source, strict=True):
+        image = np.asarray(Image.open(io.BytesIO(record["image"])).convert("RGB"), np.float32) / 127.5 - 1
+        label = np.asarray(Image.open(io.BytesIO(record["label"])))
+        predictions.append(np.asarray(predict(image[None]))[0].argmax(-1))
+        for expected in range(3):
+            for found in range(3):
+                matrix[expected, found] += ((label == expected) & (predictions[-1] == found)).sum()
+
+    for changes in ({"eval.batch_size": 2, "mesh.data": 1}, {"eval.batch_size": 4, "mesh.data": 4}):
+        evaluator.evaluate_checkpoint(make_config(data_dir, **{"eval.flip": True}, **changes), tmp_path, workdir)
+        report = json.loads((tmp_path / "eval" / f"{LAST}.json").read_text())
+        assert report["confusion_matrix"] == matrices.sum(0).tolist()
+        assert (tmp_path / "eval" / f"{LAST}.flip.json").exists()
+        pictures = picture_scores.read(tmp_path / "eval" / f"{LAST}.flip.npz")
+        assert [name.encode() for name in pictures.ids] == [record["id"] for record in source]
+        np.testing.assert_array_equal(pictures.counts, metrics.pixel_counts(matrices))
+        assert len(pictures.shown) == 5
+        for shown in pictures.shown:
+            np.testing.assert_array_equal(Image.open(io.BytesIO(shown.prediction)), predictions[shown.index])
+            label = Image.open(io.BytesIO(source[shown.index]["label"]))
+            np.testing.assert_array_equal(Image.open(io.BytesIO(shown.label)), label)
+
+
+def test_pretrained_weights_start_a_run_and_a_new_head_is_told(finished, data_dir, tmp_path, caplog):
+    config = make_config(data_dir, num_classes=3, pretrained=str(finished[0]))
+    mesh = sharding.make_mesh(1, 1)
+    loaded = checkpoints.read_variables(checkpoints.find(finished[0]))
+    with checkpoints.Checkpoints(tmp_path) as saved, caplog.at_level("INFO"):
+        state = loop.first_state(config, build_model(config), mesh, saved, tmp_path)
+        assert "initialised afresh" not in caplog.text
+        for expected, value in zip(jax.tree.leaves(loaded), jax.tree.leaves(state.variables), strict=True):
+            np.testing.assert_array_equal(value, expected)
+        config.num_classes = 5
+        state = loop.first_state(config, build_model(config), mesh, saved, tmp_path)
+    assert "initialised afresh: params/decoder/classifier/bias, params/decoder/classifier/kernel" in caplog.text
+    assert state.params["decoder"]["classifier"]["kernel"].shape[-1] == 5
+    np.testing.assert_array_equal(
+        state.params["backbone"]["stem_conv1"]["conv"]["kernel"],
+        loaded["params"]["backbone"]["stem_conv1"]["conv"]["kernel"],
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(finished, data_dir, tmp_path):
+    config = make_config(data_dir, learning_rate=1e20, checkpoint_every_steps=1)
+    with pytest.raises(loop.TrainingError, match=r"step \d is not finite .*the last good checkpoint is .*latest/\d"):
+        loop.train_and_evaluate(config, tmp_path)
+    for value in variables_of(tmp_path).values():
+        assert np.isfinite(value).all()
+
+
+def test_ema_is_evaluated_and_saved_beside_the_plain_weights(data_dir, tmp_path):
+    config = make_config(data_dir, ema_decay=0.5, num_train_steps=2)
+    summary = loop.train_and_evaluate(config, tmp_path)
+    plain, averaged = (json.loads((tmp_path / "eval" / name).read_text()) for name in ("2.json", "2.ema.json"))
+    assert plain["confusion_matrix"] != averaged["confusion_matrix"] and summary["mIoU"] == averaged["mIoU"]
+    path = checkpoints.find(tmp_path)
+    assert jax.tree.structure(checkpoints.read_variables(path)) == jax.tree.structure(
+        checkpoints.read_variables(path, "ema")
+    )
+
+
+def test_curves_that_are_not_in_the_event_file_stop_the_run_before_it_saves(data_dir, tmp_path, monkeypatch):
+    """The write of one step fails, of which TensorFlow's writer says nothing; then the same command goes on."""
+    config = make_config(data_dir, num_train_steps=6, eval_every_steps=6)
+    write = metric_writers.SummaryWriter.write_scalars
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            *(metric_writers.SummaryWriter, "write_scalars"),
+            lambda self, step, scalars: None if step == 5 else write(self, step, scalars),
+        )
+        with pytest.raises(OSError) as stopped:
+            loop.train_and_evaluate(config, tmp_path)
+    assert "events.out.tfevents" in stopped.value.filename and disk_errors.passing(stopped.value)
+    assert checkpoints.find(tmp_path / "checkpoints" / "latest").name == "3"
+    loop.train_and_evaluate(config, tmp_path)
+    curves = {name: [p.step for p in points] for name, points in events.read_scalars(epath.Path(tmp_path)).items()}
+    assert curves["train/loss"] == [1, 2, 3, 4, 5, 6] and curves["eval/mIoU"] == [6]
+
+
+def test_scales_that_do_not_fit_are_refused_in_one_line_before_anything_is_compiled(data_dir, tmp_path, caplog):
+    with pytest.raises(ValueError) as stopped, caplog.at_level("INFO"):
+        loop.train_and_evaluate(make_config(data_dir, **{"augment.scale_step": 0.4}), tmp_path)
+    assert str(stopped.value).startswith("augment.scale_step=0.4 does not divide the range")
+    assert "Compiling" not in caplog.text and "\n" not in str(stopped.value)

@@ -1,0 +1,354 @@
+"""The training step against PaddleSeg's recorded steps, NumPy, and itself on other meshes."""
+
+import re
+
+import equivalence
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import linen as nn
+
+from configs import common
+from dlv3p_jax.data import colors as preprocess
+from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
+from dlv3p_jax.models.layers import Conv, ConvBN
+from dlv3p_jax.runtime import sharding
+from dlv3p_jax.training import loop, steps
+
+SCALARS = {"loss", "cross_entropy", "learning_rate", "grad_norm"}
+
+
+class TinyNet(nn.Module):
+    """The least that has a backbone with statistics, for what does not depend on the network."""
+
+    dropout: float = 0.0
+    frozen: bool = False  # the statistics
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = ConvBN(4, name="backbone")(images, train and not self.frozen)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return Conv(3, name="decoder")(x)
+
+
+def make_config(changes=()):
+    config = common.get_config()
+    config.update_from_flattened_dict({"num_classes": 3, "num_train_steps": 20} | dict(changes))
+    return config
+
+
+def make_batch(dtype=np.float32, size=(2, 8, 8)):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*size, 3)) if dtype == np.uint8 else rng.normal(size=(*size, 3))
+    label = rng.choice([0, 1, 2, 255], size=size, p=[0.5, 0.2, 0.2, 0.1])
+    return {"image": image.astype(dtype), "label": label.astype(np.uint8)}
+
+
+def make_state(config, model):
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    variables = jax.jit(lambda: model.init(jax.random.key(1), images, train=False))()
+    return steps.create_train_state(config, model, variables)
+
+
+def take_steps(config, batch, num_steps=1, first_step=0, model=TinyNet()):  # noqa: B008
+    """The states before, between and after the steps of a `TinyNet`, and the scalars of each."""
+    train_step = jax.jit(steps.make_train_step(config, model))
+    states, scalars = [make_state(config, model).replace(step=jnp.int32(first_step))], []
+    for _ in range(num_steps):
+        state, values = train_step(states[-1], batch, jax.random.key(0))
+        states.append(state)
+        scalars.append(jax.device_get(values))
+    return states, scalars
+
+
+def assert_close(actual, expected, tolerance=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), actual, expected)
+
+
+def assert_equal(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+# Against PaddleSeg.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("step", [1, 5])
+def test_the_steps_of_paddleseg(shared, step, dtype):
+    equivalence.hold(equivalence.training(shared, step, dtype))
+
+
+# What does not depend on the network.
+
+
+def test_uint8_pictures_are_distorted_and_normalised():
+    ranges = {"brightness": 0.3, "contrast": 0.2, "saturation": 0.1, "hue": 9}
+    config = make_config({f"augment.{name}": value for name, value in ranges.items()})
+    batch = make_batch(np.uint8)
+    (_, after), (scalars,) = take_steps(config, batch, first_step=3)
+    key, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 3))
+    distorted = preprocess.distort(batch["image"], key, **ranges)
+    assert not np.array_equal(distorted, batch["image"])
+    by_hand = batch | {"image": (np.asarray(distorted, np.float32) / 255 - 0.5) / 0.5}
+    (_, expected), (expected_scalars,) = take_steps(config, by_hand, first_step=3)
+    assert_close(after, expected)
+    assert_close(scalars, expected_scalars)
+
+
+def test_uint8_pictures_are_only_normalised_where_nothing_is_to_be_distorted():
+    config = make_config(dict.fromkeys(("augment.brightness", "augment.contrast", "augment.saturation"), 0.0))
+    config.augment.hue = 0
+    batch = make_batch(np.uint8)
+    (_, after), _ = take_steps(config, batch)
+    (_, expected), _ = take_steps(config, batch | {"image": batch["image"].astype(np.float32) / 127.5 - 1})
+    assert_close(after, expected)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "dtype", "accumulate_steps"), [(0.5, np.float32, 1), (0.0, np.uint8, 1), (0.5, np.float32, 2)]
+)
+def test_draws_follow_from_the_key_and_the_number_of_the_step(dropout, dtype, accumulate_steps):
+    config, model, batch = make_config({"accumulate_steps": accumulate_steps}), TinyNet(dropout), make_batch(dtype)
+    train_step, state = jax.jit(steps.make_train_step(config, model)), make_state(config, model)
+
+    def draw(step, seed):
+        return train_step(state.replace(step=jnp.int32(step)), batch, jax.random.key(seed))
+
+    after, scalars = draw(4, 0)
+    assert int(after.step) == 5
+    assert_equal(draw(4, 0), (after, scalars))
+    assert draw(5, 0)[1]["loss"] != scalars["loss"] != draw(4, 1)[1]["loss"]
+
+
+def test_the_average_follows_its_recurrence():
+    states, _ = take_steps(make_config({"ema_decay": 0.8, "learning_rate": 1.0}), make_batch(), num_steps=3)
+    expected = states[0].variables
+    assert_equal(states[0].ema, expected)
+    for state in states[1:]:
+        expected = jax.tree.map(lambda old, new: 0.8 * np.array(old) + 0.2 * np.array(new), expected, state.variables)
+        assert_close(state.ema, expected)
+    assert not np.allclose(states[-1].ema["params"]["decoder"]["kernel"], states[-1].params["decoder"]["kernel"])
+    assert take_steps(make_config(), make_batch())[0][-1].ema is None
+
+
+def test_the_backbone_may_learn_at_another_rate():
+    def change(**settings):
+        (before, after), _ = take_steps(make_config(settings), make_batch())
+        return jax.tree.map(lambda new, old: np.array(new - old), after.params, before.params)
+
+    usual, slow = change(learning_rate=1.0), change(learning_rate=1.0, backbone_lr_factor=0.25)
+    assert_equal(slow["decoder"], usual["decoder"])
+    assert_close(slow["backbone"], jax.tree.map(lambda x: 0.25 * x, usual["backbone"]))
+    assert np.abs(usual["backbone"]["conv"]["kernel"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"),
+    [
+        ({}, 1.0),
+        ({"loss.class_weights": (1.0, 5.0, 0.5)}, 1.0),
+        ({"loss.top_k": 0.25}, 1.0),
+        ({"loss.cross_entropy": 3.0}, 3.0),
+    ],
+)
+def test_the_loss_is_the_one_that_is_asked_for(settings, scale):
+    batch = make_batch()
+    (before, _), (scalars,) = take_steps(make_config(settings), batch)
+    logits, _ = TinyNet().apply(before.variables, batch["image"], train=True, mutable=["batch_stats"])
+    logits, label = np.asarray(logits, np.float64), batch["label"].ravel()
+    losses = np.log(np.exp(logits).sum(-1)).ravel() - logits.reshape(-1, 3)[np.arange(label.size), label % 3]
+    losses *= label != 255
+    weights = np.array(settings.get("loss.class_weights", (1, 1, 1)))[label % 3] * (label != 255)
+    expected = (losses * weights).sum() / weights.sum()
+    if "loss.top_k" in settings:
+        expected = np.sort(losses)[-label.size // 4 :].mean()
+    np.testing.assert_allclose(scalars["cross_entropy"], expected, rtol=1e-5)
+    np.testing.assert_allclose(scalars["loss"], scale * expected, rtol=1e-5)
+
+
+def test_scalars_are_named_and_mean_what_they_say():
+    config = make_config({"momentum": 0.0, "weight_decay": 0.0, "warmup_steps": 3, "learning_rate": 0.4})
+    (before, after), (scalars,) = take_steps(config, make_batch())
+    assert scalars.keys() == SCALARS
+    assert {value.dtype for value in scalars.values()} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(scalars["learning_rate"], 0.1, rtol=1e-6)
+    gradients = jax.tree.map(lambda new, old: np.array(old - new, np.float64) / 0.1, after.params, before.params)
+    norm = np.sqrt(sum((gradient**2).sum() for gradient in jax.tree.leaves(gradients)))
+    np.testing.assert_allclose(scalars["grad_norm"], norm, rtol=1e-4)
+
+
+def test_the_state_can_be_donated():
+    config, batch = make_config({"ema_decay": 0.9}), make_batch()
+    (before, expected), _ = take_steps(config, batch)
+    train_step = jax.jit(steps.make_train_step(config, TinyNet()), donate_argnums=0)
+    after, _ = train_step(before, batch, jax.random.key(0))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.variables, before.ema)))
+    assert_equal(after, expected)
+
+
+# Accumulation. Labels are ignored unevenly: a micro-batch of four has no valid pixel.
+
+
+def make_uneven_batch(dtype=np.float32, size=(8, 16, 16)):
+    batch = make_batch(dtype, size)
+    batch["label"][2] = batch["label"][6] = 255
+    batch["label"][1, 3:] = 255
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts"),
+    [({}, (2, 8)), ({"loss.class_weights": (1.0, 5.0, 0.5), "loss.rmi": 0.5, "loss.dice": 0.5}, (4,))],
+)
+def test_micro_batches_give_the_gradient_of_the_whole_batch_where_statistics_are_frozen(settings, counts):
+    model, batch = TinyNet(frozen=True), make_uneven_batch()
+    settings = settings | {"momentum": 0.0, "weight_decay": 0.0, "learning_rate": 1.0}
+    (before, whole), (scalars,) = take_steps(make_config(settings), batch, model=model)
+    assert np.abs(whole.params["decoder"]["kernel"] - before.params["decoder"]["kernel"]).max() > 1e-2
+    for count in counts:
+        config = make_config(settings | {"accumulate_steps": count})
+        (_, after), (accumulated,) = take_steps(config, batch, model=model)
+        assert accumulated.keys() == scalars.keys()
+        assert_close(accumulated, scalars, 2e-6)
+        assert_close(after.params, whole.params, 2e-6)
+        assert_equal(after.batch_stats, before.batch_stats)
+
+
+def test_two_micro_batches_by_hand():
+    """Colours of the whole batch; then each half in turn, by its own statistics and with its own dropout."""
+    settings = {"momentum": 0.0, "weight_decay": 0.0, "learning_rate": 1.0, "accumulate_steps": 2}
+    config, model, batch = make_config(settings), TinyNet(dropout=0.5), make_uneven_batch(np.uint8)
+    (before, after), (scalars,) = take_steps(config, batch, model=model)
+
+    colors, dropout = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
+    images = np.asarray(jax.jit(preprocess.distort)(batch["image"], colors), np.float32) / 127.5 - 1
+
+    def loss(params):
+        total, batch_stats = 0.0, before.batch_stats
+        for half in (0, 1):
+            logits, updates = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                images[half::2],
+                train=True,
+                rngs={"dropout": jax.random.fold_in(dropout, half)},
+                mutable=["batch_stats"],
+            )
+            batch_stats, label = updates["batch_stats"], batch["label"][half::2].astype(np.int32)
+            picked = jnp.take_along_axis(jax.nn.log_softmax(logits), label[..., None] % 3, axis=-1)[..., 0]
+            total -= jnp.sum(jnp.where(label == 255, 0.0, picked))
+        return total / np.sum(batch["label"] != 255), batch_stats
+
+    (value, batch_stats), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(before.params)
+    np.testing.assert_allclose(scalars["loss"], value, rtol=1e-6)
+    np.testing.assert_allclose(scalars["cross_entropy"], value, rtol=1e-6)
+    assert_close(after.params, jax.tree.map(jnp.subtract, before.params, gradients))
+    assert_close(after.batch_stats, batch_stats)
+    assert int(after.step) == 1
+
+
+def test_micro_batches_lie_over_the_mesh_as_the_batch_does_and_take_its_memory_apart():
+    batch = make_uneven_batch(np.uint8, (8, 64, 64))
+    mesh = sharding.make_mesh(4, 2)
+    replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
+    arguments = [jax.device_put(make_state(make_config(), TinyNet()), replicated), sharding.put_batch(mesh, batch)]
+    arguments.append(jax.device_put(jax.random.key(0), replicated))
+
+    def compile_step(count):
+        train_step = sharding.jit(
+            mesh,
+            steps.make_train_step(make_config({"accumulate_steps": count}), TinyNet()),
+            in_shardings=(replicated, batched, replicated),
+            out_shardings=(replicated, replicated),
+        )
+        return train_step.lower(*arguments).compile()
+
+    whole, halves = compile_step(1), compile_step(2)
+    moves = re.findall(r"all-gather|all-to-all|collective-permute", halves.as_text())
+    assert moves == re.findall(r"all-gather|all-to-all|collective-permute", whole.as_text()) == []
+    assert halves.memory_analysis().temp_size_in_bytes < 0.7 * whole.memory_analysis().temp_size_in_bytes
+    (_, expected), (expected_scalars,) = take_steps(make_config({"accumulate_steps": 2}), batch)
+    after, scalars = halves(*arguments)
+    assert_close(after, expected, 1e-5)
+    assert_close(scalars, expected_scalars, 1e-5)
+
+
+def test_a_batch_that_does_not_divide_is_told():
+    with pytest.raises(ValueError, match="a batch of 8 pictures does not divide into config.accumulate_steps=3"):
+        take_steps(make_config({"accumulate_steps": 3}), make_uneven_batch())
+
+
+def test_micro_batches_that_do_not_divide_over_the_devices_are_told_before_anything_is_compiled(data_dir, tmp_path):
+    config = tiny.make_config(data_dir, batch_size=8, accumulate_steps=2, **{"mesh.data": 8})
+    with pytest.raises(
+        ValueError, match=r"\(config.batch_size / config.accumulate_steps\)=4 .* over mesh.data=8 devices"
+    ):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# What does: the real network, as small as it gets, cut off after the second stage.
+
+SMALL = DeepLabV3Plus(
+    num_classes=3,
+    blocks=(1, 1),
+    bottleneck=False,
+    output_stride=8,
+    multi_grid=(1,),
+    aspp_channels=8,
+    aspp_rates=(1, 2),
+    dropout=0.1,
+    align_corners=False,
+)
+
+
+@pytest.fixture(scope="module")
+def small_variables():
+    """Made by NumPy: compiling the initialisation takes longer than everything else here."""
+    images, rng = np.zeros((1, 32, 32, 3), np.float32), np.random.default_rng(0)
+
+    def fill(path, leaf):
+        if path[-1].key == "kernel":
+            return jnp.asarray(rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:3])), leaf.shape), jnp.float32)
+        return jnp.full(leaf.shape, path[-1].key in ("scale", "var"), jnp.float32)
+
+    shapes = jax.eval_shape(lambda: SMALL.init(jax.random.key(1), images, train=False))
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def test_a_frozen_backbone_stays_bit_for_bit_and_the_rest_learns(small_variables):
+    config = make_config({"freeze_backbone": True, "weight_decay": 0.1})
+    model = SMALL.clone(freeze_backbone=True)
+    before = steps.create_train_state(config, model, small_variables)
+    after, _ = jax.jit(steps.make_train_step(config, model))(before, make_batch(size=(2, 32, 32)), jax.random.key(0))
+    for old, new in ((before.params, after.params), (before.batch_stats, after.batch_stats)):
+        assert_equal(new["backbone"], old["backbone"])
+        for part in ("aspp", "decoder"):
+            for a, b in zip(jax.tree.leaves(old[part]), jax.tree.leaves(new[part]), strict=True):
+                assert not np.array_equal(a, b) or not np.any(a)  # a bias before a BatchNorm may stay 0
+
+
+def test_losses_and_statistics_are_over_the_global_batch():
+    """And not over each device's part of it. Ignored pixels are spread unevenly: one picture has no others."""
+    config = make_config({"learning_rate": 1.0, "loss.cross_entropy": 0.5, "loss.rmi": 0.5})
+    batch = make_batch(size=(8, 32, 32))
+    batch["label"][3] = 255
+    batch["label"][4, :20] = 255
+    (before, expected), (expected_scalars,) = take_steps(config, batch)
+
+    mesh = sharding.make_mesh(2, 2)
+    replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
+    train_step = sharding.jit(
+        mesh,
+        steps.make_train_step(config, TinyNet()),
+        in_shardings=(replicated, batched, replicated),
+        out_shardings=(replicated, replicated),
+    )
+    rng = jax.device_put(jax.random.key(0), replicated)
+    after, scalars = train_step(jax.device_put(before, replicated), sharding.put_batch(mesh, batch), rng)
+    assert scalars.keys() == SCALARS | {"rmi"} and np.isfinite(list(expected_scalars.values())).all()
+    for name in ("loss", "cross_entropy", "rmi", "grad_norm"):
+        np.testing.assert_allclose(scalars[name], expected_scalars[name], rtol=1e-5)
+    assert_close(after.batch_stats, expected.batch_stats, 1e-5)
+    assert_close(after.params, expected.params, 1e-5)
