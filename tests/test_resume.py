@@ -12,13 +12,15 @@ import subprocess
 import sys
 import time
 
+import fork_server
 import jax
 import numpy as np
 import pytest
 import tiny
+from etils import epath
 
 from dlv3p_jax.data import records
-from dlv3p_jax.runtime import preemption
+from dlv3p_jax.runtime import events, preemption
 from dlv3p_jax.runtime.configuration import ConfigError
 from dlv3p_jax.training import loop
 from dlv3p_jax.weights import checkpoints, trained
@@ -301,3 +303,39 @@ def test_a_run_goes_on_on_other_devices_with_the_same_pictures(data_dir, tmp_pat
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *trees)
     reports = [json.loads((tmp_path / name / "eval" / "6.json").read_text()) for name in ("alone", "moved")]
     assert reports[0]["num_pictures"] == reports[1]["num_pictures"] == 5
+
+
+def test_a_copied_workdir_goes_on_with_the_clock_an_hour_back(data_dir, tmp_path, scores):
+    """As on another machine: the arrays of a run left alone, and all points of its curves, in the order of steps."""
+    if (library := fork_server.compile_faults(tmp_path)) is None:
+        pytest.skip("there is no compiler for tests/faults.c")
+    scores |= {2: 0.1, 4: 0.3, 6: 0.2}
+    loop.train_and_evaluate(tiny.make_config(data_dir, log_every_steps=1), tmp_path / "alone")
+    scores[4] = None
+    with pytest.raises(Killed):
+        loop.train_and_evaluate(tiny.make_config(data_dir, log_every_steps=1), tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "other place")
+
+    flags = [f"--config.{key}={value}" for key, value in (tiny.SETTINGS | {"log_every_steps": 1}).items()]
+    flags += [f"--config.data_dir={data_dir}", f"--workdir={tmp_path / 'other place'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", tiny.MAIN, "--config=configs/common.py", *flags],
+        cwd=REPOSITORY,
+        env=os.environ
+        | {
+            "PYTHONPATH": f"{REPOSITORY / 'tests'}:{REPOSITORY}",
+            "LD_PRELOAD": str(library),
+            "FAULTS_CLOCK": "-3600",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads((tmp_path / name / "eval" / "6.json").read_text()) for name in ("alone", "other place")]
+    assert reports[1]["date"] < reports[0]["date"]  # the clock is back
+    alone, moved = (tmp_path / name for name in ("alone", "other place"))
+    trees = [checkpoints.read_variables(folder / "checkpoints" / "latest" / "6") for folder in (alone, moved)]
+    jax.tree.map(np.testing.assert_array_equal, *trees)
+    points = [events.read_scalars(epath.Path(folder))["train/loss"] for folder in (alone, moved)]
+    assert [(point.step, point.value) for point in points[0]] == [(point.step, point.value) for point in points[1]]
+    assert [point.step for point in points[0]] == [1, 2, 3, 4, 5, 6]
