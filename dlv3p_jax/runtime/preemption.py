@@ -17,7 +17,6 @@ from dlv3p_jax.runtime import board
 
 EXIT_CODE = os.EX_TEMPFAIL  # 75: the same command goes on, start me again
 _LOOK_SECONDS = 0.2
-_START = "nothing was done yet that could be lost; the same command goes on"
 
 
 class Preempted(Exception):
@@ -39,7 +38,7 @@ class Preemption:
         self._asked = 0
         self._leave_at: int | None = None  # of how many times asked
         self._noticed = False
-        self._whole: Callable[[], str | None] | None = lambda: _START
+        self._whole: Callable[[], str | None] | None = _at_the_start
 
     def install(self, leave: Callable[[int, str], None]) -> None:
         """Takes over SIGTERM; call it in the main thread. More than one SIGTERM is as one.
@@ -62,7 +61,7 @@ class Preemption:
         """
         with self._changed:
             self._asked += 1
-            if self._asked == 1:
+            if self._whole is _at_the_start:
                 self._whole = None
             while self._noticed and self._leave_at is None:  # the others say how far they are
                 self._changed.wait()
@@ -84,7 +83,8 @@ class Preemption:
             yield
         finally:
             with self._changed:  # waits where the process is about to leave
-                self._whole = before
+                # A run that goes on may ask for the first time in here, while it evaluates: its start is over then.
+                self._whole = None if before is _at_the_start and self._asked else before
 
     def look(self, posted: dict[str, str]) -> None:
         """Takes notice of what the processes of the run have posted on leaving (`board.read`); often, in one thread."""
@@ -104,12 +104,11 @@ class Preemption:
     def _listen(self, reading: int, leave: Callable[[int, str], None]) -> None:
         while signals := os.read(reading, 64):
             if signal.SIGTERM in signals and not self.told:
-                self.told = True
+                self.waiting_since, self.told = time.monotonic(), True  # in this order: who hears it, ends the waiting
                 threading.Thread(target=self._tell, args=(leave,), name="leaving", daemon=True).start()
 
     def _tell(self, leave: Callable[[int, str], None]) -> None:
         self._leave_at_once(leave)
-        self.waiting_since = time.monotonic()
         say("SIGTERM: saving and leaving after this step")
         if not board.alone():
             board.post("leaving/told", board.name())
@@ -124,6 +123,10 @@ class Preemption:
             saved = self._whole()
             if saved is not None:
                 leave(EXIT_CODE, f"SIGTERM: {saved}")
+
+
+def _at_the_start() -> str:
+    return "nothing was done yet that could be lost; the same command goes on"
 
 
 def say(message: str) -> None:

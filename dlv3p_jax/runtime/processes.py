@@ -14,7 +14,6 @@ several on one machine.
 
 import importlib.util
 import os
-import secrets
 import sys
 import threading
 import time
@@ -25,7 +24,7 @@ from absl import flags, logging
 from etils import epath
 from jax._src import distributed as jax_distributed  # the public part does not tell which address JAX found
 
-from dlv3p_jax.runtime import board, sharding
+from dlv3p_jax.runtime import board, files, sharding
 
 _ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0 of a run of several processes.")
 _COUNT = flags.DEFINE_integer("num_processes", None, "How many processes the run has; 1: this one alone.")
@@ -135,7 +134,7 @@ def check_shared(workdir: epath.PathLike) -> None:
     if board.alone():
         return
     if board.index() == 0:
-        token = epath.Path(workdir) / f".shared-{secrets.token_hex(4)}"
+        token = epath.Path(workdir) / files.unfinished_name()  # which a later run removes where this one is killed
         token.parent.mkdir(parents=True, exist_ok=True)
         token.write_text("", encoding="utf-8")
         board.post("token", token.name)

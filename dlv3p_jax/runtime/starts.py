@@ -5,6 +5,7 @@ by an error that it told. What hangs, is killed, or loses another process stays 
 there.
 """
 
+import contextlib
 import json
 import os
 
@@ -43,7 +44,8 @@ class Start:
         before = _read(self._workdir / NAME)
         self._before = before["starts"] if before["newest"] == self._newest else 0
         if self._before >= KILLS:
-            self.end_in_order(0)
+            with contextlib.suppress(OSError):
+                self.end_in_order(0)
             since = "a checkpoint" if self._newest < 0 else f"a checkpoint newer than step {self._newest}"
             raise GivenUp(
                 f"{self._before} starts in a row were killed or hung before they saved {since}: their logs say why "
@@ -58,7 +60,8 @@ class Start:
 
     def __exit__(self, kind, error, traceback) -> None:
         if error is None or not board.lost_connection(error):
-            self.end_in_order()
+            with contextlib.suppress(OSError):  # only the count is wrong, and how the run ends matters more
+                self.end_in_order()
 
     def end_in_order(self, before: int | None = None) -> None:
         """Takes it back; `before` is how many are counted then, by default as many as before it."""

@@ -136,17 +136,33 @@ def steps_in(folder: epath.Path, suffix: str = "") -> list[epath.Path]:
 def replaced(best: Sequence[epath.Path]) -> list[epath.Path]:
     """Those of several best checkpoints that another one took the place of: a kill can leave both.
 
+    A kill while one is deleted leaves it without some of its files: it says nothing then, and its successor names it.
+
     Raises:
-      CheckpointError: what is kept of their scores is damaged, or cannot be read now.
+      UnreadableError: what is kept of their scores cannot be read now.
     """
     if len(best) < 2:
         return []
     steps = set()
     for path in best:
         if (path / "metrics").is_dir():
-            with naming(path, "metrics"):
-                steps.update(read_json(path, "metrics").get("replaces", ()))
-    return [path for path in best if int(path.name) in steps]
+            try:
+                with naming(path, "metrics"):
+                    steps.update(read_json(path, "metrics").get("replaces", ()))
+            except UnreadableError:
+                raise
+            except CheckpointError:
+                continue
+    found = [path for path in best if int(path.name) in steps]
+    if len(found) == len(best):  # a run that went back replaced what had replaced its like: the last stays
+        found.remove(max(found, key=_written))
+    return found
+
+
+def _written(best: epath.Path) -> float:
+    """When its scores were written, in seconds since 1970."""
+    file = best / "metrics" / "metrics"
+    return file.stat().mtime if "://" in str(file) else os.path.getmtime(file)  # etils' are whole seconds
 
 
 def set_aside(folder: epath.Path) -> list[epath.Path]:

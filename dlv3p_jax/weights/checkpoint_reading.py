@@ -1,5 +1,6 @@
 """Single checkpoints, wherever they lie: finding, reading and writing them, and fitting them to a model."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
@@ -59,13 +60,18 @@ def write_variables(folder: epath.PathLike, variables: Variables, config, meta: 
     unfinished = folder.with_name(files.unfinished_name())
     meta = {"step": 0, "config": configuration.to_dict(config)} | checkpoint_digests.META | meta
     items = {"variables": ocp.args.StandardSave(variables), "meta": ocp.args.JsonSave(meta)}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(unfinished, ocp.args.Composite(**items))
-    checkpoint_digests.write(unfinished)
-    configuration.write(config, unfinished / "config.json")
-    if folder.exists():
-        folder.rmdir()
-    unfinished.rename(folder)
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(unfinished, ocp.args.Composite(**items))
+        checkpoint_digests.write(unfinished)
+        configuration.write(config, unfinished / "config.json")
+        if folder.exists():
+            folder.rmdir()
+        unfinished.rename(folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.rmtree(missing_ok=True)
+        raise
     return folder
 
 

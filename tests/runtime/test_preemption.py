@@ -186,3 +186,23 @@ def test_leaving_before_the_first_step_saves_nothing(data_dir, tmp_path, monkeyp
     with pytest.raises(preemption.Preempted, match="before the first step; the same command begins"):
         run(tiny.make_config(data_dir), tmp_path, monkeypatch, answers=1)
     assert not list((tmp_path / "checkpoints" / "latest").iterdir())
+
+
+def test_a_run_that_begins_with_an_evaluation_has_something_to_lose_after_it():
+    """It goes on at an evaluated step, and asks for the first time between two batches of that evaluation."""
+    before, left = signal.getsignal(signal.SIGTERM), []
+    told = preemption.Preemption()
+    told.install(lambda code, line: left.append(line))
+    try:
+        with told.nothing_to_lose(lambda: "step 2 is saved"):
+            assert not told.reached()
+        os.kill(os.getpid(), signal.SIGTERM)
+        deadline = time.monotonic() + 20
+        while not told.reached():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.5)  # the thread that lets it leave at once looks again meanwhile
+        assert left == []
+    finally:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, before)

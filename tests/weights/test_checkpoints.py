@@ -186,7 +186,7 @@ except tests.SaveError as error:
     raise SystemExit(str(error))
 """
     here = pathlib.Path(__file__).resolve().parents[1]
-    environment = os.environ | {"PYTHONPATH": f"{here}:{here.parent}", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": f"{here / 'weights'}:{here}:{here.parent}", "JAX_PLATFORMS": "cpu"}
     ended = subprocess.run(
         [sys.executable, "-c", script], cwd=here.parent, env=environment, capture_output=True, text=True, timeout=120
     )
@@ -198,7 +198,9 @@ except tests.SaveError as error:
 def test_of_two_bests_that_a_kill_left_the_new_one_stays(tmp_path):
     """Between the moment when the new one is whole and that when the old one is gone."""
     best, old = tmp_path / "checkpoints" / "best", tmp_path / "old"
-    for step, name in ((8, "8"), (6, "6.before")):  # of a later step, and of the same
+    # Of a later step; of an earlier one, which had replaced a 6 itself, half deleted too; and of the same.
+    earlier = ((4, "4", None), (4, "4", "digests.json"), (4, "4", "metrics/metrics"))
+    for step, name, lost in ((8, "8", None), *earlier, (6, "6.before", None)):
         with Checkpoints(tmp_path) as saved:
             saved.save_best(make_state(step), 0.9, "flip")
         shutil.rmtree(old, ignore_errors=True)
@@ -207,6 +209,8 @@ def test_of_two_bests_that_a_kill_left_the_new_one_stays(tmp_path):
             saved.save_best(make_state(6, seed=step), 0.4)
         assert steps_in(best) == [6]
         shutil.copytree(old, best / name)
+        if lost is not None:
+            (best / name / lost).unlink()
         assert checkpoints.find(tmp_path) == best / "6"
         with Checkpoints(tmp_path) as saved:
             assert saved.best_path == best / "6" and saved.best_metrics["mIoU"] == 0.4
