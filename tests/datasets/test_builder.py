@@ -61,7 +61,6 @@ def test_a_shard_is_not_held_in_memory(tmp_path):
     assert peak < 20 * PICTURE_BYTES
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills a process")
 def test_a_data_set_survives_a_kill_while_it_is_replaced(tmp_path):
     prepare_few(tmp_path, 3)
     script = (
