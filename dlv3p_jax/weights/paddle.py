@@ -10,14 +10,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import flax.traverse_util
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS
+from dlv3p_jax.weights import renamed
 from dlv3p_jax.weights.pdparams import NAME_TABLE
+from dlv3p_jax.weights.renamed import ConversionError
 
 # Leaves of a convolution with its BatchNorm, in PaddleSeg's order. A layer without one of them skips it.
 _CONV_BN_LEAVES = (
@@ -33,11 +32,8 @@ _CLASSIFIER_LEAVES = (
     ("params/decoder/classifier/bias", "head.decoder.conv.bias"),
 )
 _BLOCK_LAYERS = (("conv1", "conv0"), ("conv2", "conv1"), ("conv3", "conv2"), ("shortcut", "short"))
+_WHAT = "the model; compare model.backbone, num_classes and model.aspp_rates"
 _SEPARABLE_LAYERS = (("depthwise", "depthwise_conv"), ("pointwise", "piontwise_conv"))  # spelt like this
-
-
-class ConversionError(ValueError):
-    """Parameters are not those of the model; the message lists all names missing, unexpected or of another shape."""
 
 
 def is_backbone(state: Mapping[str, np.ndarray]) -> bool:
@@ -102,7 +98,7 @@ def convert(state: Mapping[str, np.ndarray], model: DeepLabV3Plus) -> dict:
     Raises:
         ConversionError: a name is missing or unexpected, or an array has another shape; all are listed.
     """
-    return _convert(state, _expected(model))
+    return renamed.to_ours(_without_table(state), _expected(model), _WHAT)
 
 
 def convert_backbone(state: Mapping[str, np.ndarray], model: DeepLabV3Plus) -> tuple[dict, list[str]]:
@@ -121,39 +117,13 @@ def convert_backbone(state: Mapping[str, np.ndarray], model: DeepLabV3Plus) -> t
     """
     dense = {name.removesuffix(".weight") for name, value in state.items() if np.ndim(value) == 2}
     dropped = [name for name in state if name.rpartition(".")[0] in dense]
-    prefix = "backbone."
-    expected = {name.removeprefix(prefix): value for name, value in _expected(model).items() if name.startswith(prefix)}
-    return _convert({name: value for name, value in state.items() if name not in dropped}, expected), dropped
+    expected = renamed.below("backbone.", _expected(model))
+    kept = {name: value for name, value in _without_table(state).items() if name not in dropped}
+    return renamed.to_ours(kept, expected, _WHAT), dropped
 
 
-def _convert(state: Mapping[str, np.ndarray], expected: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict:
-    state = {name: value for name, value in state.items() if name != NAME_TABLE}
-    shapes = {name: shape for name, (_, shape) in expected.items()}
-    check_arrays(state, shapes, "the model; compare model.backbone, num_classes and model.aspp_rates")
-    leaves = {path: jnp.array(_to_ours(state[name]), jnp.float32) for name, (path, _) in expected.items()}
-    return flax.traverse_util.unflatten_dict(leaves, sep="/")
-
-
-def check_arrays(state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Raises ConversionError, which lists all of them, if names, shapes or types in `state` are not those of `what`."""
-    shared = [name for name in shapes if name in state]
-    problems = {
-        "missing": [f"{name} {shape}" for name, shape in shapes.items() if name not in state],
-        "unexpected": [f"{name} {np.shape(value)}" for name, value in state.items() if name not in shapes],
-        "mis-shaped": [
-            f"{name} has {np.shape(state[name])}, the model {shapes[name]}"
-            for name in shared
-            if np.shape(state[name]) != shapes[name]
-        ],
-        "not of floating-point numbers": [
-            f"{name} {dtype}"
-            for name in shared
-            if not jnp.issubdtype(dtype := jnp.result_type(state[name]), np.floating)
-        ],
-    }
-    if any(problems.values()):
-        lists = ["\n  ".join([f"{len(lines)} {kind}:", *lines]) for kind, lines in problems.items() if lines]
-        raise ConversionError("\n".join([f"these parameters are not those of {what}", *lists]))
+def _without_table(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: value for name, value in state.items() if name != NAME_TABLE}
 
 
 def revert(variables: Mapping, model: DeepLabV3Plus) -> dict[str, np.ndarray]:
@@ -169,39 +139,17 @@ def revert(variables: Mapping, model: DeepLabV3Plus) -> dict[str, np.ndarray]:
     Raises:
         ConversionError: `variables` are not those of `model`; every name is listed.
     """
-    expected = _expected(model)
-    leaves = flax.traverse_util.flatten_dict(jax.device_get(dict(variables)), sep="/")
-    state = {name: _to_paddle(leaves[path]) for name, (path, _) in expected.items() if path in leaves}
-    convert(state, model)  # raises if anything is missing or mis-shaped
-    return state
+    return renamed.to_theirs(variables, _expected(model), _WHAT)
 
 
-def _to_ours(value: np.ndarray) -> np.ndarray:
-    return np.transpose(value, (2, 3, 1, 0)) if np.ndim(value) == 4 else value
-
-
-def _to_paddle(value: np.ndarray) -> np.ndarray:
-    value = np.asarray(value, np.float32)
-    return np.ascontiguousarray(np.transpose(value, (3, 2, 0, 1)) if value.ndim == 4 else value)
-
-
-def _expected(model: DeepLabV3Plus) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """PaddleSeg's names in PaddleSeg's order -> our path, PaddleSeg's shape."""
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    variables = jax.eval_shape(lambda rng, images: model.init(rng, images, train=False), jax.random.key(0), images)
-    shapes = {
-        path: leaf.shape if len(leaf.shape) != 4 else tuple(leaf.shape[axis] for axis in (3, 2, 0, 1))
-        for path, leaf in flax.traverse_util.flatten_dict(variables, sep="/").items()
-    }
+def _expected(model: DeepLabV3Plus) -> renamed.Names:
+    """PaddleSeg's names in PaddleSeg's order."""
     pairs = [
         (path.format(ours), name.format(theirs))
         for ours, theirs in _conv_bn_layers(model)
         for path, name in _CONV_BN_LEAVES
     ]
-    names = {path: name for path, name in (*pairs, *_CLASSIFIER_LEAVES) if path in shapes}
-    if unnamed := shapes.keys() - names.keys():
-        raise AssertionError(f"no rule names {sorted(unnamed)}")
-    return {name: (path, shapes[path]) for path, name in names.items()}
+    return renamed.names_of(model, [*pairs, *_CLASSIFIER_LEAVES])
 
 
 def _conv_bn_layers(model: DeepLabV3Plus) -> Iterator[tuple[str, str]]:

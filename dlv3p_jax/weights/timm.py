@@ -15,20 +15,17 @@ the start, shortcuts through the mean of 2x2 pixels where they stride, BatchNorm
   frozen from the first step would see pictures of a wrong contrast.
 """
 
-import functools
 import pathlib
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
 
-import flax.traverse_util
-import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
 from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS, ResNet
-from dlv3p_jax.weights.paddle import ConversionError, check_arrays
+from dlv3p_jax.weights import renamed
+from dlv3p_jax.weights.renamed import ConversionError
 
 BACKBONES = tuple(name for name in BLOCKS if name not in BASIC_BLOCKS)
 _WHAT_CONVERTS = "what converts are timm's resnet50d, resnet101d and resnet152d"
@@ -128,37 +125,17 @@ def convert(state: Mapping[str, np.ndarray], backbone: str) -> tuple[dict, list[
         for name, value in state.items()
         if name not in dropped and not name.endswith(".num_batches_tracked")  # a counter that nothing reads
     }
-    expected = _expected(backbone)
-    check_arrays(state, {name: shape for name, (_, shape) in expected.items()}, f"{backbone} ({_WHAT_CONVERTS})")
-    leaves = {path: _to_ours(state[name]) for name, (path, _) in expected.items()}
-    return flax.traverse_util.unflatten_dict(leaves, sep="/"), dropped
+    return renamed.to_ours(state, _expected(backbone), f"{backbone} ({_WHAT_CONVERTS})"), dropped
 
 
-def _to_ours(value: np.ndarray) -> np.ndarray:
-    value = np.asarray(value, np.float32)
-    return np.ascontiguousarray(value.transpose(2, 3, 1, 0)) if value.ndim == 4 else value
-
-
-def _expected(backbone: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """timm's names -> our path, timm's shape."""
+def _expected(backbone: str) -> renamed.Names:
     # Neither the output stride nor the dilations change a shape.
     model = ResNet(BLOCKS[backbone], bottleneck=True, output_stride=8, multi_grid=(1,) * BLOCKS[backbone][-1])
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    init = functools.partial(model.init, train=False)
-    shapes = {
-        f"{kind}/backbone/{path}": leaf.shape
-        for kind, tree in jax.eval_shape(init, jax.random.key(0), images).items()
-        for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()
-    }
-    names = {}
+    pairs = []
     for layer, conv, batch_norm in _layers(BLOCKS[backbone]):
-        names[f"params/{layer}/conv/kernel"] = f"{conv}.weight"
-        names |= {path.format(layer): f"{batch_norm}.{leaf}" for path, leaf in _BATCH_NORM_LEAVES}
-    return {name: (path, _timm_shape(shapes[path])) for path, name in names.items()}
-
-
-def _timm_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(shape[axis] for axis in (3, 2, 0, 1)) if len(shape) == 4 else shape
+        pairs.append((f"params/{layer}/conv/kernel", f"{conv}.weight"))
+        pairs += [(path.format(layer), f"{batch_norm}.{leaf}") for path, leaf in _BATCH_NORM_LEAVES]
+    return renamed.names_of(model, pairs, scope="backbone/")
 
 
 def _layers(blocks: tuple[int, ...]) -> Iterator[tuple[str, str, str]]:

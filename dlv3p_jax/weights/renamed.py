@@ -1,0 +1,97 @@
+"""The same numbers under other names, with other axes: what all conversions from other programs have in common.
+
+Their convolutions are [out, in / groups, height, width], ours [height, width, in / groups, out].
+"""
+
+from collections.abc import Iterable, Mapping
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+# Their names, in their order -> our path, such as params/decoder/classifier/bias, and their shape.
+Names = dict[str, tuple[str, tuple[int, ...]]]
+
+
+class ConversionError(ValueError):
+    """Parameters are not those of the model; the message lists all names missing, unexpected or of another shape."""
+
+
+def names_of(module: nn.Module, pairs: Iterable[tuple[str, str]], scope: str = "", part: str = "") -> Names:
+    """Their names of all arrays of a network, or of a part of it.
+
+    Args:
+        module: a network; `init(key, images, train=False)` makes its variables.
+        pairs: our path and their name, in their order; those of arrays that the network does not have are left out.
+        scope: where the module lies in the whole network, `backbone/` for one.
+        part: how the paths of the arrays begin that names are wanted of.
+
+    Raises:
+        ConversionError: an array has no name.
+    """
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(lambda rng, images: module.init(rng, images, train=False), jax.random.key(0), images)
+    shapes = {
+        f"{kind}/{scope}{path}": leaf.shape
+        if len(leaf.shape) != 4
+        else tuple(leaf.shape[axis] for axis in (3, 2, 0, 1))
+        for kind, tree in variables.items()
+        for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()
+        if f"{scope}{path}".startswith(part)
+    }
+    names = {path: name for path, name in pairs if path in shapes}
+    if unnamed := shapes.keys() - names.keys():
+        raise ConversionError(f"the other program has no name for {', '.join(sorted(unnamed))}")
+    return {name: (path, shapes[path]) for path, name in names.items()}
+
+
+def below(prefix: str, names: Names) -> Names:
+    """The names that begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in names.items() if name.startswith(prefix)}
+
+
+def to_ours(state: Mapping[str, np.ndarray], names: Names, what: str) -> dict:
+    """{'params': ..., 'batch_stats': ...} of float32 arrays; ConversionError where `state` is not `what`."""
+    _check(state, names, what)
+    leaves = {}
+    for name, (path, _) in names.items():
+        value = np.asarray(state[name], np.float32)
+        leaves[path] = jnp.array(value.transpose(2, 3, 1, 0) if value.ndim == 4 else value)
+    return flax.traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def to_theirs(variables: Mapping, names: Names, what: str) -> dict[str, np.ndarray]:
+    """float32 arrays by their names; ConversionError where `variables` are not `what`."""
+    leaves = flax.traverse_util.flatten_dict(jax.device_get(dict(variables)), sep="/")
+    state = {}
+    for name, (path, _) in names.items():
+        if path in leaves:
+            value = np.asarray(leaves[path], np.float32)
+            state[name] = np.ascontiguousarray(value.transpose(3, 2, 0, 1) if value.ndim == 4 else value)
+    _check(state, names, what)
+    return state
+
+
+def _check(state: Mapping[str, np.ndarray], names: Names, what: str) -> None:
+    """Raises ConversionError, which lists all that is missing, unexpected, mis-shaped or of another type."""
+    shapes = {name: shape for name, (_, shape) in names.items()}
+    shared = [name for name in shapes if name in state]
+    problems = {
+        "missing": [f"{name} {shape}" for name, shape in shapes.items() if name not in state],
+        "unexpected": [f"{name} {np.shape(value)}" for name, value in state.items() if name not in shapes],
+        "mis-shaped": [
+            f"{name} has {np.shape(state[name])}, the model {shapes[name]}"
+            for name in shared
+            if np.shape(state[name]) != shapes[name]
+        ],
+        "not of floating-point numbers": [
+            f"{name} {dtype}"
+            for name in shared
+            if not jnp.issubdtype(dtype := jnp.result_type(state[name]), np.floating)
+        ],
+    }
+    if any(problems.values()):
+        lists = ["\n  ".join([f"{len(lines)} {kind}:", *lines]) for kind, lines in problems.items() if lines]
+        raise ConversionError("\n".join([f"these parameters are not those of {what}", *lists]))
