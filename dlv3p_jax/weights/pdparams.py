@@ -3,9 +3,10 @@
 state = load_pdparams("model.pdparams")   # {name: array}; no code in the file is ever run
 save_pdparams(state, "model.pdparams")    # paddle.load and PaddleSeg take it
 
-A `.pdparams` is a pickle; `pdparams_pickle` says how it is read. `pdparams_archive` finds it in an archive.
+A `.pdparams` is a pickle; `pickles` says how it is read. `pdparams_archive` finds it in an archive.
 """
 
+import io
 import os
 import pathlib
 import re
@@ -15,24 +16,21 @@ from typing import Any
 import numpy as np
 
 from dlv3p_jax.runtime import files
-from dlv3p_jax.weights import pdparams_archive, pdparams_pickle
-from dlv3p_jax.weights.pdparams_errors import PdparamsError, listed, shown
-from dlv3p_jax.weights.pdparams_pickle import DTYPES, Array, kind
+from dlv3p_jax.weights import numpy_pickle, pdparams_archive, pickles
+from dlv3p_jax.weights.numpy_pickle import DTYPES, Array
+from dlv3p_jax.weights.pickle_errors import WeightsFileError, listed, refuse_others, shown
+from dlv3p_jax.weights.pickles import kind
 
 __all__ = ["NAME_TABLE", "PdparamsError", "load_pdparams", "save_pdparams"]
+
+
+class PdparamsError(WeightsFileError):
+    """A file cannot be read as `.pdparams`, or arrays cannot be written as such; the message names the file and why."""
+
 
 # Paddle's own entries beside the parameters: names within the program, and how arrays of over 2^30 bytes were cut up.
 NAME_TABLE = "StructuredToParameterName@@"
 _SLICES = "UnpackBigParamInfor@@"
-
-_BEGINNINGS = (
-    (b"PK\x03\x04", "is a zip archive, as PyTorch's files are (.pth, .pt), and no .pdparams"),
-    (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "is a PyTorch file, and no .pdparams"),
-    (b"BZh", "is compressed with bzip2: unpack it first"),
-    (b"\xfd7zXZ", "is compressed with xz: unpack it first"),
-    (b"\x1f\x8b", "is compressed with gzip: unpack it first"),
-    (b"\x89HDF", "is an HDF5 file, and no .pdparams"),
-)
 
 # What else Paddle writes, by how its name ends.
 _OTHER_FILES = {
@@ -65,21 +63,21 @@ def load_pdparams(path: str | os.PathLike) -> dict[str, np.ndarray]:
     where = str(path)
     try:
         if path.is_dir():
-            raise PdparamsError(f"is a folder: {_advice(path)}")
+            raise WeightsFileError(f"is a folder: {_advice(path)}")
         if not path.is_file():
-            raise PdparamsError("is no regular file" if path.exists() else "there is no such file")
+            raise WeightsFileError("is no regular file" if path.exists() else "there is no such file")
         for ending, what in _OTHER_FILES.items():
             if path.name.endswith(ending):
-                raise PdparamsError(f"{what}: {_advice(path.parent)}")
+                raise WeightsFileError(f"{what}: {_advice(path.parent)}")
         with path.open("rb") as file:
             data, member = pdparams_archive.read(file)
         if member is not None:
             where = f"{path}, in it {shown(member)}"
         state = _to_state(data)
         if all(map(_OF_AN_OPTIMIZER.fullmatch, state)):
-            raise PdparamsError(f"{_OTHER_FILES['.pdopt']}: {_advice(path.parent)}")
+            raise WeightsFileError(f"{_OTHER_FILES['.pdopt']}: {_advice(path.parent)}")
         return state
-    except PdparamsError as error:
+    except WeightsFileError as error:
         raise PdparamsError(f"{where}: {error}") from error
     except OSError as error:
         raise PdparamsError(f"{where}: cannot be read: {error.strerror or error}") from error
@@ -111,7 +109,7 @@ def save_pdparams(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> N
             raise PdparamsError(f"{path}: {name} has dtype {value.dtype}, which Paddle cannot read: convert it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as unfinished, unfinished.open("wb") as file:
-        file.writelines(pdparams_pickle.pieces(state))
+        file.writelines(numpy_pickle.pieces(state))
 
 
 def _advice(folder: pathlib.Path) -> str:
@@ -129,13 +127,15 @@ def _to_state(data: bytes) -> dict[str, np.ndarray]:
     """The arrays of a pickle."""
     _check_beginning(data[:512])
     try:
-        loaded = pdparams_pickle.loads(data)
-    except PdparamsError:
+        loaded = pickles.loads(io.BytesIO(data), numpy_pickle.DIALECT)
+    except WeightsFileError:
         raise
     except (ValueError, LookupError, OverflowError) as error:  # what pickletools and an empty stack raise
-        raise PdparamsError(f"is damaged or only a part of a file ({shown(str(error))}): fetch it again") from error
+        raise WeightsFileError(f"is damaged or only a part of a file ({shown(str(error))}): fetch it again") from error
     if not isinstance(loaded, dict):
-        raise PdparamsError(f"holds {kind(loaded)} instead of a dict of arrays")
+        raise WeightsFileError(f"holds {kind(loaded)} instead of a dict of arrays")
+    if not all(isinstance(name, str) for name in loaded):
+        raise WeightsFileError("has numbers where the names of parameters should be")
     loaded.pop(NAME_TABLE, None)
     slices = loaded.pop(_SLICES, {})
     # Paddle 2.1 and later pickle a tensor among other values as (its name within the program, array).
@@ -145,16 +145,18 @@ def _to_state(data: bytes) -> dict[str, np.ndarray]:
     }
     wrong = [f"{name}: {kind(value)}" for name, value in values.items() if not isinstance(value, Array)]
     if wrong:
-        raise PdparamsError(
+        raise WeightsFileError(
             f"holds values that are no arrays ({listed(wrong)}): give a model's weights alone, no optimizer's state"
         )
     if not values:
-        raise PdparamsError("holds no arrays")
+        raise WeightsFileError("holds no arrays")
     if empty := [name for name, value in values.items() if value.data is None]:
-        raise PdparamsError(f"holds arrays without content: {listed(empty)}")
+        raise WeightsFileError(f"holds arrays without content: {listed(empty)}")
     # Many arrays can be made of the same bytes of a file, which would let a small one fill the memory.
     if sum({value: len(value.data) for value in values.values()}.values()) > len(data):
-        raise PdparamsError(f"holds arrays that together take more than its own {len(data):,} bytes: do not trust it")
+        raise WeightsFileError(
+            f"holds arrays that together take more than its own {len(data):,} bytes: do not trust it"
+        )
     del loaded
     state = {name: values.pop(name).to_numpy() for name in list(values)}  # frees the bytes of each on the way
     _join_slices(state, slices)
@@ -162,19 +164,11 @@ def _to_state(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _check_beginning(head: bytes) -> None:
-    if not head:
-        raise PdparamsError("is empty: fetch it again")
-    for beginning, message in _BEGINNINGS:
-        if head.startswith(beginning):
-            raise PdparamsError(message)
-    if head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5:
-        return
-    if head.lstrip().startswith(b"<"):
-        raise PdparamsError("is an HTML or XML page: the download failed, and this is what the server said instead")
-    if all(byte >= 32 or byte in b"\t\n\f\r" for byte in head):
-        text = head.decode("utf-8", "replace").strip().partition("\n")[0]
-        raise PdparamsError(f"is text, which begins with {shown(text)}, and no .pdparams")
-    raise PdparamsError(f"is no .pdparams: it begins with {head[:8]!r} and not as a pickle of protocol 2 to 5")
+    if head.startswith((b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")):
+        raise WeightsFileError("is a PyTorch file (.pth, .pt), and no .pdparams")
+    refuse_others(head, ".pdparams")
+    if not (head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5):
+        raise WeightsFileError(f"is no .pdparams: it begins with {head[:8]!r} and not as a pickle of protocol 2 to 5")
 
 
 def _join_slices(state: dict[str, np.ndarray], slices: Any) -> None:
@@ -183,7 +177,7 @@ def _join_slices(state: dict[str, np.ndarray], slices: Any) -> None:
     What the entries hold is looked at before it is used, for even the hash of a tuple can take for ever: see `shown`.
     """
     if not isinstance(slices, dict):
-        raise PdparamsError(f"does not say which slices make a parameter: {_SLICES} is {kind(slices)}")
+        raise WeightsFileError(f"does not say which slices make a parameter: {_SLICES} is {kind(slices)}")
     joined: set[int] = set()  # each array once: many slices of the same bytes would let a small file fill the memory
     for name, entry in slices.items():
         try:
@@ -194,7 +188,7 @@ def _join_slices(state: dict[str, np.ndarray], slices: Any) -> None:
             state[name] = np.concatenate(parts, dtype=parts[0].dtype, casting="no").reshape(shape)
             joined.update(map(id, parts), [id(state[name])])
         except (LookupError, TypeError, ValueError, OverflowError) as error:
-            raise PdparamsError(
+            raise WeightsFileError(
                 f"the slices of {shown(name)} are not there or do not fit: {shown(str(error))}"
             ) from error
 

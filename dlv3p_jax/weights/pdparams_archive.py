@@ -6,7 +6,7 @@ import tarfile
 import zlib
 from typing import BinaryIO
 
-from dlv3p_jax.weights.pdparams_errors import MAX_BYTES, PdparamsError, listed, shown
+from dlv3p_jax.weights.pickle_errors import MAX_BYTES, WeightsFileError, listed, shown
 
 # An ImageNet archive has about 100 MB and a few members. Random weights do not compress, so a real archive holds little
 # more than its own size.
@@ -18,7 +18,7 @@ def read(file: BinaryIO) -> tuple[bytes, str | None]:
     """The bytes of the pickle, and the member's name if `file` is an archive."""
     size = os.fstat(file.fileno()).st_size
     if size > MAX_BYTES:
-        raise PdparamsError(f"has {size:,} bytes, more than the {MAX_BYTES:,} that weights may take here")
+        raise WeightsFileError(f"has {size:,} bytes, more than the {MAX_BYTES:,} that weights may take here")
     head = file.read(tarfile.BLOCKSIZE)
     file.seek(0)
     if _is_tar(head):
@@ -48,7 +48,7 @@ class _Limited:
         data = self._stream.read(size)
         self._left -= len(data)
         if self._left < 0:
-            raise PdparamsError(
+            raise WeightsFileError(
                 f"is an archive that unpacks to more than {self._limit:,} bytes, the most that one of its size may. "
                 "Weights hardly compress, so this is something else, and may be made to fill the memory"
             )
@@ -61,7 +61,9 @@ def _read_archive(stream: BinaryIO | gzip.GzipFile, limit: int) -> tuple[bytes, 
     names = []
     try:
         if not _is_tar(stream.read(tarfile.BLOCKSIZE)):
-            raise PdparamsError("is compressed with gzip, but holds no tar archive: unpack it first, or fetch it again")
+            raise WeightsFileError(
+                "is compressed with gzip, but holds no tar archive: unpack it first, or fetch it again"
+            )
         stream.seek(0)
         limited = _Limited(stream, limit)
         # The stubs ask for a whole file; a stream needs no more than read.
@@ -69,30 +71,34 @@ def _read_archive(stream: BinaryIO | gzip.GzipFile, limit: int) -> tuple[bytes, 
             for member in archive:
                 names.append(member.name)
                 if len(names) > _MAX_MEMBERS:
-                    raise PdparamsError(f"is an archive of more than {_MAX_MEMBERS:,} members; weights come in a few")
+                    raise WeightsFileError(
+                        f"is an archive of more than {_MAX_MEMBERS:,} members; weights come in a few"
+                    )
                 if not _is_weights(member):
                     continue
                 if found is not None:
-                    raise PdparamsError(
+                    raise WeightsFileError(
                         f"holds several .pdparams, {listed([found[1], member.name])}: unpack the one meant"
                     )
                 found = archive.extractfile(member).read(), member.name
         while limited.read(2**20):  # to the end, where gzip has its checksum
             pass
     except (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError) as error:
-        raise PdparamsError(f"is a damaged archive or only a part of one ({error}): fetch it again") from error
+        raise WeightsFileError(f"is a damaged archive or only a part of one ({error}): fetch it again") from error
     if found is None:
-        raise PdparamsError(f"is an archive without a .pdparams; it holds {listed(names)}")
+        raise WeightsFileError(f"is an archive without a .pdparams; it holds {listed(names)}")
     return found
 
 
 def _is_weights(member: tarfile.TarInfo) -> bool:
     parts = member.name.replace("\\", "/").split("/")
     if ".." in parts or not parts[0] or parts[0].endswith(":"):
-        raise PdparamsError(f"is an archive with a path that leads out of it, {shown(member.name)}: do not trust it")
+        raise WeightsFileError(f"is an archive with a path that leads out of it, {shown(member.name)}: do not trust it")
     # macOS's tar adds a file ._NAME with attributes to every file NAME.
     if member.isdir() or not parts[-1].endswith(".pdparams") or parts[-1].startswith("._"):
         return False
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
-        raise PdparamsError(f"is an archive whose {shown(member.name)} is no plain file but a link, a device or sparse")
+        raise WeightsFileError(
+            f"is an archive whose {shown(member.name)} is no plain file but a link, a device or sparse"
+        )
     return True

@@ -16,6 +16,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from attacks import NEW, RUNNING, TOUCH, aimed_at, call, text
 
 from dlv3p_jax.weights.pdparams import PdparamsError, load_pdparams, save_pdparams
 
@@ -160,44 +161,13 @@ def test_needs_neither_jax_nor_tensorflow():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# Attacks. SENTINEL stands for the file that an attack makes if it is run.
-def text(value):
-    return b"X" + struct.pack("<I", len(value)) + value
-
-
-def call(module, name, *arguments):
-    return f"c{module}\n{name}\n".encode() + b"(" + b"".join(arguments) + b"tR"
-
-
-TOUCH = text(b"touch SENTINEL")
-OPEN = text(b"open('SENTINEL', 'w')")
+# Attacks.
 DTYPE = call("numpy", "dtype", text(b"f4"), b"\x89", b"\x88")
-NEW = call("numpy.core.multiarray", "_reconstruct", b"cnumpy\nndarray\n", b"K\x00\x85", b"C\x01b")
-
-RUNNING = {
-    "os.system": call("os", "system", TOUCH),
-    "posix.system": call("posix", "system", TOUCH),
-    "eval": call("builtins", "eval", OPEN),
-    "python 2's eval": b"\x80\x02" + call("__builtin__", "eval", OPEN),
-    "exec": call("builtins", "exec", OPEN),
-    "subprocess": call("subprocess", "getoutput", TOUCH),
-    "nested os": b"\x8c\x02os\x8c\x06system\x93(" + TOUCH + b"tR",
-    "dotted name": b"\x8c\x06shutil\x8c\x09os.system\x93(" + TOUCH + b"tR",
-    "INST": b"(" + TOUCH + b"ios\nsystem\n",
-    "OBJ": b"(cos\nsystem\n" + TOUCH + b"o",
-    "array beside": NEW + b"0" + call("os", "system", TOUCH),
-    "getattr": call("builtins", "getattr", call("builtins", "__import__", text(b"os")), text(b"system"))
-    + b"("
-    + TOUCH
-    + b"tR",
-    "map": call("builtins", "list", call("builtins", "map", b"cos\nsystem\n", b"(" + TOUCH + b"t")),
-}
 
 
 @pytest.mark.parametrize("attack", RUNNING.values(), ids=RUNNING)
 def test_attack_runs_nothing(tmp_path, attack):
-    sentinel = bytes(tmp_path / "sentinel")
-    content = attack.replace(TOUCH, text(b"touch " + sentinel)).replace(OPEN, text(b"open('%s', 'w')" % sentinel))
+    content = aimed_at(attack, bytes(tmp_path / "sentinel"))
     path = tmp_path / "model.pdparams"
     path.write_bytes(b"\x80\x04}" + text(b"w") + content + b"s.")
     pickle.loads(path.read_bytes())
