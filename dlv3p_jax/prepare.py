@@ -17,14 +17,18 @@ from dlv3p_jax.datasets import file_names
 from dlv3p_jax.runtime import cli, files
 
 _DATASET = flags.DEFINE_string(
-    "dataset", None, "toy_streets (drawn by this program), image_folder (your own data), cityscapes or voc2012."
+    "dataset",
+    None,
+    "toy_streets (drawn by this program), image_folder (your own data), ade20k, cityscapes, loveda, mapillary or "
+    "voc2012.",
 )
 _SOURCE = flags.DEFINE_string(
     "source",
     None,
     'image_folder: a folder with train.txt and val.txt, "image label" on every line, or with images/{train,val} and '
     "labels/{train,val}, or with JPEGImages, SegmentationClass and ImageSets/Segmentation/{train,val}.txt. "
-    "cityscapes: the folder that holds leftImg8bit and gtFine. voc2012: VOC2012, or what holds it.",
+    "cityscapes: the folder that holds leftImg8bit and gtFine. voc2012: VOC2012, or what holds it. ade20k, loveda, "
+    "mapillary: the folder that its archives were extracted to.",
 )
 _SBD = flags.DEFINE_string(
     "sbd", None, "voc2012: SBD's folder (benchmark_RELEASE), whose .mat files then are the augmented part."
@@ -99,6 +103,16 @@ def _voc2012(data_dir, skip_bad):
     return Voc2012(data_dir, cli.required(_SOURCE), sbd_folder=_SBD.value, workers=_WORKERS.value, skip_bad=skip_bad)
 
 
+def _scene_folders(name):
+    def make(data_dir, skip_bad):
+        from dlv3p_jax.datasets import scene_folders
+
+        builder = scene_folders.BUILDERS[name]
+        return builder(data_dir, cli.required(_SOURCE), workers=_WORKERS.value, skip_bad=skip_bad)
+
+    return make
+
+
 _OF_A_SOURCE = (_SOURCE, _CLASS_NAMES, _LABEL_MAP, _IGNORE_LABEL, _PICTURE_RANGE, _SBD, _SKIP_BAD)
 # name: (the builder, the names of those of these flags that it knows, the configuration to train it with)
 BUILDERS = {
@@ -110,6 +124,10 @@ BUILDERS = {
     ),
     "cityscapes": (_cityscapes, ("source", "skip_bad"), "configs/cityscapes_r50.py"),
     "voc2012": (_voc2012, ("source", "sbd", "skip_bad"), "configs/voc_r50.py"),
+    **{
+        name: (_scene_folders(name), ("source", "skip_bad"), f"configs/{name}_r50.py")
+        for name in ("ade20k", "loveda", "mapillary")
+    },
 }
 
 

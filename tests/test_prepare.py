@@ -79,7 +79,7 @@ def test_bad_data_is_one_message_and_leaves_nothing(source, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--dataset=: choose one of toy_streets, image_folder, cityscapes, voc2012"),
+        ([], "--dataset=: choose one of toy_streets, image_folder, cityscapes, voc2012, ade20k, loveda, mapillary"),
         (["--dataset=voc"], "--dataset=voc: choose one of toy_streets, image_folder"),
         (["--dataset=image_folder"], "--source is missing"),
         (["--dataset=image_folder", "--source=/no/such"], "--source=/no/such: no such folder"),

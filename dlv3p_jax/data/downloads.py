@@ -19,8 +19,28 @@ VOC2012/ImageSets/Segmentation/aug.txt; or download SBD's benchmark.tgz (1.4 GB)
 https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz, extract it, and add
 --sbd=FOLDER/benchmark_RELEASE"""
 
+ADE20K = """\
+Download ADEChallengeData2016.zip (923 MB) from http://data.csail.mit.edu/places/ADEchallenge/ and extract it: the
+folder then holds
+  images/{training,validation}/*.jpg
+  annotations/{training,validation}/*.png"""
+
+LOVEDA = """\
+Download Train.zip and Val.zip of LoveDA from https://zenodo.org/record/5706578 and extract them: the folder then holds
+  {Train,Val}/{Rural,Urban}/images_png/*.png
+  {Train,Val}/{Rural,Urban}/masks_png/*.png"""
+
+MAPILLARY = """\
+Download Mapillary Vistas from https://www.mapillary.com/dataset/vistas (after registering) and extract it: the folder
+then holds
+  {training,validation}/images/*.jpg
+  {training,validation}/v1.2/labels/*.png"""
+
 HOW_TO = {
+    "ade20k": ADE20K,
     "cityscapes": CITYSCAPES,
+    "loveda": LOVEDA,
+    "mapillary": MAPILLARY,
     "voc2012": f"{VOC2012}\n"
     f"and, for trainaug (10,582 pictures), which the published figures were trained on:\n{VOC2012_AUG}",
 }

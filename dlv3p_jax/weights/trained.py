@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 
 from configs import common
-from dlv3p_jax.data import cityscapes_labels, ranges, viz, voc2012_labels
+from dlv3p_jax.data import cityscapes_labels, class_tables, ranges, viz, voc2012_labels
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.models import Variables, build_model
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
@@ -170,6 +170,8 @@ def _classes_of_dataset(name: str | None, data_dir: str):
         return voc2012_labels.CLASS_NAMES, viz.palette(len(voc2012_labels.CLASS_NAMES))
     if name is None:
         return None
+    if name in class_tables.CLASSES:
+        return class_tables.CLASSES[name]
     from dlv3p_jax.data import records  # imports TensorFlow, which checkpoints that name their classes do without
 
     try:
