@@ -20,8 +20,7 @@ from absl import app, flags, logging
 
 from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import arguments, cli
-from dlv3p_jax.weights import checkpoints, published
-from dlv3p_jax.weights import trained as weights
+from dlv3p_jax.weights import checkpoint_reading, published, trained
 from dlv3p_jax.weights.paddle import ConversionError, convert, revert
 from dlv3p_jax.weights.pdparams import PdparamsError, load_pdparams, save_pdparams
 
@@ -70,13 +69,13 @@ def write_checkpoint(config, file: pathlib.Path, output: str) -> None:
     any_classes = config.num_classes is None
     if any_classes:
         config.num_classes = 2  # until the file is read; a network has to have some
-    variables = weights.load_paddle(file, build_model(config), allow_new_head=any_classes)
+    variables = trained.load_paddle(file, build_model(config), allow_new_head=any_classes)
     whole = "decoder" in variables["params"]
     if any_classes:
         config.num_classes = len(variables["params"]["decoder"]["classifier"]["bias"]) if whole else None
     meta = {"source": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    folder = checkpoints.write_variables(output, variables, config, meta)
-    written = checkpoints.read_variables(folder)
+    folder = checkpoint_reading.write_variables(output, variables, config, meta)
+    written = checkpoint_reading.read_variables(folder)
     if not jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), variables, written)):
         raise OSError(f"{folder} does not hold what was written; is the disk damaged?")
     count = sum(leaf.size for leaf in jax.tree.leaves(written))
@@ -90,8 +89,8 @@ def write_pdparams(config, checkpoint: str, output: pathlib.Path) -> None:
     """Writes the checkpoint's weights, the averaged ones where there are, as PaddleSeg names them."""
     if output.exists():
         raise ValueError(f"{output} exists: give another --output, or remove it first")
-    trained = weights.load_checkpoint(config, checkpoint)
-    state = revert(trained.variables, trained.model)
+    loaded = trained.load_checkpoint(config, checkpoint)
+    state = revert(loaded.variables, loaded.model)
     output.parent.mkdir(parents=True, exist_ok=True)
     save_pdparams(state, output)
     print(f"{len(state)} arrays as PaddleSeg names them: {output}", flush=True)

@@ -13,7 +13,7 @@ import jax
 from absl import flags, logging
 
 from dlv3p_jax.runtime import cli
-from dlv3p_jax.weights import checkpoints, published, timm
+from dlv3p_jax.weights import checkpoint_reading, published, timm
 
 _WEIGHTS = flags.DEFINE_string("weights", None, "The .safetensors file to convert.")
 _BACKBONE = flags.DEFINE_enum(
@@ -41,7 +41,7 @@ def _convert(file: pathlib.Path, output: pathlib.Path) -> None:
     except timm.ConversionError as error:
         raise timm.ConversionError(f"{file}: {error}") from error
     meta = {"source": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    checkpoints.write_variables(output, variables, published.config_of(backbone), meta)
+    checkpoint_reading.write_variables(output, variables, published.config_of(backbone), meta)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables))
     print(f"{backbone}: {count / 1e6:.1f} million numbers from {file}")
     if dropped:

@@ -86,12 +86,12 @@ def _folder(output: pathlib.Path, name: str) -> pathlib.Path:
 def _export(checkpoint: str, output: pathlib.Path, names: list[str], size: tuple[int, int] | None) -> None:
     from dlv3p_jax.inference import segmenter
     from dlv3p_jax.inference.export import sizes, write
-    from dlv3p_jax.weights import trained as weights  # these import JAX: what is wrong so far does not wait for it
+    from dlv3p_jax.weights import trained  # these import JAX: what is wrong so far does not wait for it
 
     picture = None if _PICTURE.value is None else segmenter.as_array(_PICTURE.value)
-    trained = weights.load_checkpoint(_CONFIG.value, checkpoint, {"model.dtype": "float32"})
-    views = trained.config.eval
-    if views.flip or tuple(views.scales) != (1,) or views.window or trained.config.eval_size:
+    loaded = trained.load_checkpoint(_CONFIG.value, checkpoint, {"model.dtype": "float32"})
+    views = loaded.config.eval
+    if views.flip or tuple(views.scales) != (1,) or views.window or loaded.config.eval_size:
         logging.info(
             "What is exported sees each picture once, whole and as it is: not as eval.flip, .scales, .window and "
             "eval_size say"
@@ -102,12 +102,12 @@ def _export(checkpoint: str, output: pathlib.Path, names: list[str], size: tuple
     if size is None and not _DYNAMIC.value:
         if not known:
             raise ValueError(f"{checkpoint} does not say which pictures it is for: {sizes.ASK}")
-        size, origin = sizes.evaluated_at(trained.config)
+        size, origin = sizes.evaluated_at(loaded.config)
         logging.info("Exported for pictures of %dx%d (height x width): %s", *size, origin)
-    if known and size is not None and (remark := sizes.remark(size, trained.config)):
+    if known and size is not None and (remark := sizes.remark(size, loaded.config)):
         logging.warning("%s", remark)
     for name in names:
-        comparison = write.export(trained, name, _folder(output, name), size, picture, origin)
+        comparison = write.export(loaded, name, _folder(output, name), size, picture, origin)
         compared = " and ".join(f"{height}x{width}" for height, width in comparison.sizes)
         print(
             f"{name}: {_folder(output, name)}\n"

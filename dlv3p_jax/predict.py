@@ -126,21 +126,21 @@ def _predict(changes: dict[str, Any], pictures: list[finding.Picture], output: p
     """Predicts and writes everything that can be, says where, and returns what could not."""
     from dlv3p_jax.inference import folder_run, outputs
     from dlv3p_jax.runtime import sharding
-    from dlv3p_jax.weights import trained as weights  # JAX: wrong flags do not wait for it
+    from dlv3p_jax.weights import trained  # JAX: wrong flags do not wait for it
 
     picture_range = ranges.parse(_PICTURE_RANGE.value)
-    trained = weights.load_checkpoint(_CONFIG.value, _CHECKPOINT.value, changes)
+    loaded = trained.load_checkpoint(_CONFIG.value, _CHECKPOINT.value, changes)
     if picture_range is not None:
-        trained = dataclasses.replace(trained, picture_range=picture_range)
+        loaded = dataclasses.replace(loaded, picture_range=picture_range)
     if "eval_size" in changes:
         logging.info(
             "Pictures smaller than %dx%d (height x width) are padded to it, which changes their labels somewhat",
-            *trained.config.eval_size,
+            *loaded.config.eval_size,
         )
     # The mesh is of the machine: that of the checkpoint's config.json is of the one that trained.
-    sizes = () if _CONFIG.value is None else (trained.config.mesh.data, trained.config.mesh.space)
+    sizes = () if _CONFIG.value is None else (loaded.config.mesh.data, loaded.config.mesh.space)
     pixels, problems = folder_run.write_predictions(
-        trained,
+        loaded,
         pictures,
         sharding.make_mesh(*sizes),
         output,
@@ -150,7 +150,7 @@ def _predict(changes: dict[str, Any], pictures: list[finding.Picture], output: p
         overwrite=_OVERWRITE.value,
     )
     if len(problems) < len(pictures):
-        _print_shares(pixels, trained.class_names, trained.palette)
+        _print_shares(pixels, loaded.class_names, loaded.palette)
         print(f"{len(pictures) - len(problems)} pictures")
         print(f"labels: {output / outputs.label_folder(_SUBMISSION.value)}\noverlays: {output / 'overlays'}")
         if _PROBABILITIES.value:

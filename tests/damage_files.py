@@ -47,8 +47,7 @@ from dlv3p_jax.inference import finding, folder_run, segmenter  # noqa: E402
 from dlv3p_jax.reporting import run_page  # noqa: E402
 from dlv3p_jax.runtime import configuration, events, sharding  # noqa: E402
 from dlv3p_jax.training import loop  # noqa: E402
-from dlv3p_jax.weights import checkpoints, download  # noqa: E402
-from dlv3p_jax.weights import trained as weights  # noqa: E402
+from dlv3p_jax.weights import checkpoint_reading, checkpoints, download, trained  # noqa: E402
 
 Values = Mapping[str, Any]
 WEIGHTS = "http://localhost:9/weights/model.pdparams"  # nothing answers there
@@ -57,7 +56,7 @@ WEIGHTS = "http://localhost:9/weights/model.pdparams"  # nothing answers there
 @contextlib.contextmanager
 def small_network() -> Iterator[None]:
     """Has the package build the network of tiny.py."""
-    modules = (loop, evaluator, weights)
+    modules = (loop, evaluator, trained)
     before = [module.build_model for module in modules]
     for module in modules:
         module.build_model = tiny.build_model
@@ -91,7 +90,7 @@ def read_resume(folder: pathlib.Path) -> Values:
     """The state that training goes on from, and the score that the next is compared with."""
     config, dataset, mesh = loop.prepare_run(tiny.make_config(folder / "data", **disk_faults.SETTINGS))
     run = epath.Path(folder / "run")
-    meta = checkpoints.describe_classes(dataset.class_names, dataset.palette, dataset.ignore_label)
+    meta = checkpoint_reading.describe_classes(dataset.class_names, dataset.palette, dataset.ignore_label)
     meta["data"] = {"train": dataset.digest(config.train_split), "val": dataset.digest(config.eval_split)}
     with checkpoints.Checkpoints(run, config.keep_checkpoints, meta) as saved:
         begun_with = loop.config_of_run(saved, run)
@@ -103,8 +102,8 @@ def read_resume(folder: pathlib.Path) -> Values:
 def read_segmenter(folder: pathlib.Path) -> Values:
     """A picture's labels, and all that a Segmenter knows."""
     ours = segmenter.Segmenter.from_checkpoint(folder / "run")
-    trained = weights.load_checkpoint(None, str(folder / "run"))
-    return arrays_of(trained.variables) | {
+    loaded = trained.load_checkpoint(None, str(folder / "run"))
+    return arrays_of(loaded.variables) | {
         "classes": repr(ours.classes),
         "palette": ours.palette,
         "source": ours.source,
@@ -125,16 +124,16 @@ def read_events(folder: pathlib.Path) -> Values:
 
 
 @functools.lru_cache(1)
-def _trained(run: str) -> weights.TrainedModel:
-    return weights.load_checkpoint(None, run)
+def _trained(run: str) -> trained.TrainedModel:
+    return trained.load_checkpoint(None, run)
 
 
 def read_predictions(folder: pathlib.Path) -> Values:
     """What predict gives where it ran before."""
-    trained, output = _trained(str(folder / "run")), folder / "out"
+    loaded, output = _trained(str(folder / "run")), folder / "out"
     found, problems = finding.find_pictures([str(folder / "source" / "images" / "val")], output)
     assert not problems
-    pixels, problems = folder_run.write_predictions(trained, found, sharding.make_mesh(1, 1), output)
+    pixels, problems = folder_run.write_predictions(loaded, found, sharding.make_mesh(1, 1), output)
     assert not problems
     files = {path.name: path.read_bytes() for path in sorted((output / "labels").iterdir())}
     return files | {"pixels": pixels}

@@ -23,7 +23,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import tiny  # noqa: E402
 
-from dlv3p_jax.weights import checkpoints  # noqa: E402
+from dlv3p_jax.weights import checkpoint_reading  # noqa: E402
 
 # As tiny.MAIN; what an evaluated step scores is set, and a process may be told to leave right after a best was found.
 MAIN = """
@@ -93,9 +93,12 @@ def run(workdir, data_dir, processes, environment=None, timeout=300, **settings)
 
 def check(workdir, steps: int) -> None:
     """Raises AssertionError unless the last checkpoints of both kinds are whole, of step `steps`, and alike."""
-    paths = [checkpoints.find(checkpoints.absolute(workdir) / "checkpoints" / kind) for kind in ("latest", "best")]
+    paths = [
+        checkpoint_reading.find(checkpoint_reading.absolute(workdir) / "checkpoints" / kind)
+        for kind in ("latest", "best")
+    ]
     assert [path.name for path in paths] == [str(steps)] * 2, paths
-    jax.tree.map(np.testing.assert_array_equal, *map(checkpoints.read_variables, paths))
+    jax.tree.map(np.testing.assert_array_equal, *map(checkpoint_reading.read_variables, paths))
 
 
 def _main() -> None:

@@ -16,7 +16,7 @@ from dlv3p_jax import convert_paddle
 from dlv3p_jax.convert_paddle import ConversionError, convert, load_pdparams, revert, save_pdparams
 from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import configuration
-from dlv3p_jax.weights import checkpoints, trained
+from dlv3p_jax.weights import checkpoint_files, trained
 
 
 def make_model(backbone="resnet18_vd", num_classes=2):
@@ -159,7 +159,7 @@ def test_an_archive_with_a_backbone_and_its_classifier_becomes_what_training_sta
         back = revert(variables, model)
         expected = revert(fresh, model) | {f"backbone.{k}": v for k, v in backbone_of(state).items()}
         assert_same_state(back, {name: expected[name] for name in back})
-    with pytest.raises(checkpoints.CheckpointError, match="holds only a backbone: to train from it"):
+    with pytest.raises(checkpoint_files.CheckpointError, match="holds only a backbone: to train from it"):
         trained.load_checkpoint(make_config(), tmp_path / "backbone", {"num_classes": 5})
 
 
@@ -210,7 +210,7 @@ def test_nothing_is_overwritten(state, tmp_path):
     save_pdparams(state, file)
     (tmp_path / "out").mkdir()
     convert_paddle.write_checkpoint(make_config(), file, str(tmp_path / "out"))
-    with pytest.raises(checkpoints.CheckpointError, match="out exists and is not empty"):
+    with pytest.raises(checkpoint_files.CheckpointError, match="out exists and is not empty"):
         convert_paddle.write_checkpoint(make_config(), file, str(tmp_path / "out"))
     with pytest.raises(ValueError, match="model.pdparams exists"):
         convert_paddle.write_pdparams(None, tmp_path / "out", file)

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from configs import common
 from dlv3p_jax.models import build_model
 from dlv3p_jax.models.resnet import BLOCKS, ResNet
-from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.weights import checkpoint_reading
 from dlv3p_jax.weights.timm import ConversionError, convert, infer_backbone, load_safetensors
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -159,8 +159,8 @@ def test_the_command_writes_a_backbone_to_train_from(weights, state, tmp_path):
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
     fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    loaded = checkpoints.read_variables(checkpoints.find(tmp_path / "timm"))
-    variables, new = checkpoints.fit_variables(loaded, fresh, allow_new_head=True)
+    loaded = checkpoint_reading.read_variables(checkpoint_reading.find(tmp_path / "timm"))
+    variables, new = checkpoint_reading.fit_variables(loaded, fresh, allow_new_head=True)
     assert {name.split("/")[1] for name in new} == {"aspp", "decoder"}
     block = variables["params"]["backbone"]["stage2_block1"]
     np.testing.assert_array_equal(

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from dlv3p_jax.runtime import workdir_lock
-from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.weights import checkpoint_reading
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COMMANDS = sorted(
@@ -207,7 +207,9 @@ def places(data_dir, tmp_path_factory):
     """What the rows name: a checkpoint, files that are none, a workdir in use, folders with one thing wrong."""
     folder = tmp_path_factory.mktemp("places")
     config = drawn.make_config({"dataset": "image_folder", "data_dir": str(data_dir)}, num_classes=3)
-    drawn.save_checkpoint(folder / "workdir", config, checkpoints.describe_classes(["a", "b", "c"], [[0] * 3] * 3, 255))
+    drawn.save_checkpoint(
+        folder / "workdir", config, checkpoint_reading.describe_classes(["a", "b", "c"], [[0] * 3] * 3, 255)
+    )
     (folder / "junk").write_bytes(b"junk")
     (folder / "locked").mkdir()
     (folder / "sources" / "best_model").mkdir(parents=True)

@@ -23,7 +23,7 @@ from dlv3p_jax.evaluation.views import predict_logits
 from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import configuration
 from dlv3p_jax.training import steps
-from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.weights import checkpoint_reading, checkpoints
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 VAL = [("frankfurt", 294), ("frankfurt", 576), ("munster", 19)]
@@ -63,7 +63,7 @@ def run(*arguments) -> subprocess.CompletedProcess:
 @functools.cache
 def forward(workdir, **views):
     """The network of `workdir`, compiled once for each size."""
-    variables = checkpoints.read_variables(checkpoints.find(workdir))
+    variables = checkpoint_reading.read_variables(checkpoint_reading.find(workdir))
     return jax.jit(functools.partial(predict_logits, build_model(make_config()), variables, **views))
 
 
@@ -154,7 +154,7 @@ def test_every_picture_that_can_be_read_is_predicted_and_the_others_are_listed(w
 def test_voc_submission(workdir, tmp_path):
     """A checkpoint of 21 classes: the 19 of the fixture, and two that never win."""
     config = make_config({"dataset": "voc2012"}, num_classes=21)
-    variables = checkpoints.read_variables(checkpoints.find(workdir))
+    variables = checkpoint_reading.read_variables(checkpoint_reading.find(workdir))
     head = variables["params"]["decoder"]["classifier"]
     head["kernel"] = np.pad(head["kernel"], [(0, 0)] * 3 + [(0, 2)])
     head["bias"] = np.pad(head["bias"], (0, 2), constant_values=-1e6)

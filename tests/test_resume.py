@@ -23,8 +23,8 @@ from dlv3p_jax.data import records
 from dlv3p_jax.runtime import events, preemption
 from dlv3p_jax.runtime.configuration import ConfigError
 from dlv3p_jax.training import loop
-from dlv3p_jax.weights import checkpoints, trained
-from dlv3p_jax.weights.checkpoints import CheckpointError
+from dlv3p_jax.weights import checkpoint_reading, checkpoints, trained
+from dlv3p_jax.weights.checkpoint_files import CheckpointError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
@@ -77,7 +77,7 @@ def test_an_interrupted_run_says_how_to_go_on(data_dir, tmp_path):
     assert process.returncode == 130, output
     assert output.endswith("\nmain: interrupted; the same command goes on from the newest checkpoint\n")
     assert "Traceback" not in output
-    assert checkpoints.read_meta(checkpoints.find(tmp_path))["step"] >= 2
+    assert checkpoint_reading.read_meta(checkpoint_reading.find(tmp_path))["step"] >= 2
 
 
 def best(workdir):
@@ -117,7 +117,7 @@ def test_an_evaluation_that_was_killed_is_made_up_for(data_dir, tmp_path, scores
     scores |= {2: 0.1, 4: None}
     with pytest.raises(Killed):
         loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
-    assert checkpoints.find(tmp_path / "checkpoints" / "latest").name == "4"
+    assert checkpoint_reading.find(tmp_path / "checkpoints" / "latest").name == "4"
     assert not (tmp_path / "eval" / "4.json").exists()
     scores |= {4: 0.9, 6: 0.5}
     loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
@@ -221,7 +221,9 @@ def test_without_its_config_a_run_goes_on_with_what_it_was_begun_with_or_not_at_
     assert best(older) == (4, 0.3)
     for folder in (run, older):
         for kind in ("latest/6", "best/4"):
-            trees = [checkpoints.read_variables(path / "checkpoints" / kind) for path in (tmp_path / "alone", folder)]
+            trees = [
+                checkpoint_reading.read_variables(path / "checkpoints" / kind) for path in (tmp_path / "alone", folder)
+            ]
             jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
@@ -236,7 +238,7 @@ def test_data_whose_classes_have_other_names_is_refused(data_dir, tmp_path, scor
     with pytest.raises(Killed):
         loop.train_and_evaluate(tiny.make_config(other), workdir)
     dataset = records.open_dataset("image_folder", other)
-    meta = checkpoints.read_meta(workdir / "checkpoints" / "latest" / "4")
+    meta = checkpoint_reading.read_meta(workdir / "checkpoints" / "latest" / "4")
     assert meta["step"] == 4 and meta["config"]["seed"] == 0
     assert meta["class_names"] == ["floor", "wall", "lamp"] and meta["palette"] == dataset.palette
     assert meta["data"] == {split: dataset.digest(split) for split in ("train", "val")}
@@ -265,8 +267,8 @@ def test_the_averaged_weights_are_started_from_and_a_wrong_source_is_named(data_
     scores |= {2: 0.1}
     config = tiny.make_config(data_dir, ema_decay=0.5, num_train_steps=2)
     loop.train_and_evaluate(config, tmp_path)
-    path = checkpoints.find(tmp_path)
-    averaged = checkpoints.read_variables(path, "ema")
+    path = checkpoint_reading.find(tmp_path)
+    averaged = checkpoint_reading.read_variables(path, "ema")
     model = tiny.Tiny(3)
     fresh = jax.tree.map(np.zeros_like, averaged)
     with caplog.at_level("INFO"):
@@ -299,7 +301,7 @@ def test_a_run_goes_on_on_other_devices_with_the_same_pictures(data_dir, tmp_pat
     ]
     assert moved == alone and [int(step) for step, _ in moved] == [1, 2, 3, 4, 5, 6]
     assert len({ids for _, ids in moved}) == 6
-    trees = [checkpoints.read_variables(tmp_path / name / "checkpoints/latest/6") for name in ("alone", "moved")]
+    trees = [checkpoint_reading.read_variables(tmp_path / name / "checkpoints/latest/6") for name in ("alone", "moved")]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *trees)
     reports = [json.loads((tmp_path / name / "eval" / "6.json").read_text()) for name in ("alone", "moved")]
     assert reports[0]["num_pictures"] == reports[1]["num_pictures"] == 5
@@ -334,7 +336,7 @@ def test_a_copied_workdir_goes_on_with_the_clock_an_hour_back(data_dir, tmp_path
     reports = [json.loads((tmp_path / name / "eval" / "6.json").read_text()) for name in ("alone", "other place")]
     assert reports[1]["date"] < reports[0]["date"]  # the clock is back
     alone, moved = (tmp_path / name for name in ("alone", "other place"))
-    trees = [checkpoints.read_variables(folder / "checkpoints" / "latest" / "6") for folder in (alone, moved)]
+    trees = [checkpoint_reading.read_variables(folder / "checkpoints" / "latest" / "6") for folder in (alone, moved)]
     jax.tree.map(np.testing.assert_array_equal, *trees)
     points = [events.read_scalars(epath.Path(folder))["train/loss"] for folder in (alone, moved)]
     assert [(point.step, point.value) for point in points[0]] == [(point.step, point.value) for point in points[1]]

@@ -16,7 +16,7 @@ from test_checkpoints import assert_equal_trees, make_state
 from dlv3p_jax.evaluation import evaluator
 from dlv3p_jax.runtime import cli
 from dlv3p_jax.training import loop
-from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.weights import checkpoint_reading, checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MAIN = """
@@ -127,7 +127,7 @@ def test_what_is_whole_in_a_bucket_stays_and_what_is_damaged_is_set_aside(gcs, t
     assert [name for name in gcs.names() if name.startswith(f"{latest}/6/")] == objects and len(objects) > 10
     folders = {name.split("/")[3] for name in gcs.names() if name.startswith(latest)}
     assert folders == {"2", "4.damaged", "6"}
-    variables = checkpoints.read_variables(checkpoints.find("gs://bucket/opened"))
+    variables = checkpoint_reading.read_variables(checkpoint_reading.find("gs://bucket/opened"))
     assert_equal_trees(variables, make_state(4, seed=5).variables)
     assert {name.split("/")[3] for name in gcs.names() if name.startswith("opened/checkpoints/best/")} == {"4"}
 

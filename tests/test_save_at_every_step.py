@@ -4,7 +4,7 @@ import re
 
 import save_at_every_step
 
-from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.weights import checkpoint_reading
 
 
 def test_saves_of_both_kinds_at_every_step_do_not_meet_and_a_preemption_right_after_one_is_answered(data_dir, tmp_path):
@@ -15,7 +15,7 @@ def test_saves_of_both_kinds_at_every_step_do_not_meet_and_a_preemption_right_af
     assert codes == [75, 75], output[-5000:]
     left = re.search(r"told to leave; step (\d+) is saved in .*latest/\1,", output)
     assert left and 12 <= int(left[1]) < 30 and "Traceback" not in output
-    latest, best = (checkpoints.find(tmp_path / "checkpoints" / kind) for kind in ("latest", "best"))
+    latest, best = (checkpoint_reading.find(tmp_path / "checkpoints" / kind) for kind in ("latest", "best"))
     assert latest.name == left[1] and int(left[1]) - int(best.name) in (0, 1)  # told while it evaluated, or after
     for path in (latest, best):  # whole, with the digests of what both processes wrote
-        checkpoints.read_model(path)
+        checkpoint_reading.read_model(path)

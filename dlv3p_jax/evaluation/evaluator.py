@@ -19,7 +19,7 @@ from dlv3p_jax.evaluation import files, metrics, picture_scores
 from dlv3p_jax.evaluation import views as evaluate
 from dlv3p_jax.models import Variables, build_model
 from dlv3p_jax.runtime import agreement, configuration, provenance, sharding
-from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.weights import checkpoint_reading
 
 NUM_SAMPLES = 4  # pictures shown with label and prediction
 
@@ -119,7 +119,7 @@ def make_evaluator(
       ValueError: the split or the mesh cannot be used.
       EvaluationError: from `run`, if not every labelled pixel of the split was counted once.
     """
-    checkpoint = checkpoints.absolute(workdir if checkpoint is None else checkpoint)
+    checkpoint = checkpoint_reading.absolute(workdir if checkpoint is None else checkpoint)
     dataset.require_labels(config.eval_split)
     sizes = dataset.sizes(config.eval_split)
     batch_size = config.eval.batch_size
@@ -243,15 +243,15 @@ def evaluate_checkpoint(
       ValueError: configuration, data set, mesh or checkpoint cannot be used; subclasses name what.
     """
     config, dataset, mesh = prepare_run(config)
-    path = checkpoints.find(workdir if checkpoint is None else checkpoint)
-    trained = checkpoints.read_config(path)
+    path = checkpoint_reading.find(workdir if checkpoint is None else checkpoint)
+    trained = checkpoint_reading.read_config(path)
     if trained is not None:
         configuration.check_model(config, trained, path)
     if workdir is None:
-        config_path = checkpoints.find_config(path)
+        config_path = checkpoint_reading.find_config(path)
         workdir = path if config_path is None else config_path.parent
-    meta = checkpoints.read_meta(path)
-    lines = checkpoints.other_classes(meta, dataset.class_names)
+    meta = checkpoint_reading.read_meta(path)
+    lines = checkpoint_reading.other_classes(meta, dataset.class_names)
     if lines:
         logging.warning("%s was trained with other classes than %s has:%s", path, dataset.title, lines)
     (epath.Path(workdir) / "eval").mkdir(
@@ -261,12 +261,12 @@ def evaluate_checkpoint(
     expected = jax.eval_shape(lambda: init_variables(config, model))
     run = make_evaluator(config, dataset, mesh, model, epath.Path(workdir), absent_class, path)
     for suffix, item in (("", "variables"), ("ema", "ema")):
-        variables = checkpoints.read_variables(path, item)
+        variables = checkpoint_reading.read_variables(path, item)
         loaded = {"step": meta["step"], "sha256": None if variables is None else agreement.digest(variables)}
         agreement.require(f"weights ({item})", loaded)
         if variables is None:
             continue
-        variables, _ = checkpoints.fit_variables(variables, expected, allow_new_head=False, source=path)
+        variables, _ = checkpoint_reading.fit_variables(variables, expected, allow_new_head=False, source=path)
         result = run(sharding.replicate(mesh, variables), meta["step"], suffix)
         print_result(result, dataset)
     return result

@@ -31,7 +31,7 @@ from dlv3p_jax.runtime import (
 from dlv3p_jax.runtime.preemption import Preempted
 from dlv3p_jax.runtime.watchdog import Watchdog
 from dlv3p_jax.training import event_writer, losses, steps
-from dlv3p_jax.weights import checkpoints, trained
+from dlv3p_jax.weights import checkpoint_files, checkpoint_reading, checkpoints, trained
 
 
 class TrainingError(RuntimeError):
@@ -100,7 +100,7 @@ def train_and_evaluate(
         *(config, dataset, mesh, model, workdir), before_batch=before_batch, between_batches=between_batches
     )
     workdir.mkdir(parents=True, exist_ok=True)
-    meta = checkpoints.describe_classes(
+    meta = checkpoint_reading.describe_classes(
         dataset.class_names, dataset.palette, dataset.ignore_label, dataset.picture_range
     )
     meta["data"] = {"train": dataset.digest(config.train_split), "val": dataset.digest(config.eval_split)}
@@ -194,15 +194,15 @@ def config_of_run(saved: checkpoints.Checkpoints, workdir: epath.Path) -> ml_col
         return configuration.read(path)
     for checkpoint in saved.paths:
         try:
-            meta = checkpoints.read_meta(checkpoint)
-        except checkpoints.UnreadableError:
+            meta = checkpoint_reading.read_meta(checkpoint)
+        except checkpoint_files.UnreadableError:
             raise
-        except checkpoints.CheckpointError:  # is told when the newest is restored
+        except checkpoint_files.CheckpointError:  # is told when the newest is restored
             continue
         if "config" in meta:
             logging.warning("%s is gone; it is written anew, as %s says that the run was begun", path, checkpoint)
             return configuration.from_dict(meta["config"])
-    raise checkpoints.CheckpointError(
+    raise checkpoint_files.CheckpointError(
         f"{path} is gone, which says what {saved.paths[0]} was trained with: put it back to go on, or give another "
         f"--workdir to begin a new run; --config.pretrained={workdir} starts from the weights of this one"
     )
@@ -223,8 +223,8 @@ def _keep_pretrained(config, begun_with) -> ml_collections.ConfigDict:
 def _evaluate_best(saved: checkpoints.Checkpoints, mesh, run_evaluation) -> float:
     """The mIoU of the best checkpoint as this run evaluates, which writes a report of it too."""
     path = saved.best_path
-    variables, averaged = checkpoints.read_model(path)
-    step = checkpoints.read_meta(path)["step"]
+    variables, averaged = checkpoint_reading.read_model(path)
+    step = checkpoint_reading.read_meta(path)["step"]
     result = run_evaluation(sharding.replicate(mesh, variables), step, "ema" if averaged else "")
     logging.info("The best so far, %s, has a mIoU of %.4f so", path, result.summary["mIoU"])
     return result.summary["mIoU"]
@@ -239,7 +239,7 @@ def first_state(config, model, mesh, saved: checkpoints.Checkpoints, workdir: ep
     best = saved.best_path
     if saved.latest_step is None and best is not None:
         if int(best.name) > config.checkpoint_every_steps:  # more than an evaluation before the first checkpoint
-            raise checkpoints.CheckpointError(
+            raise checkpoint_files.CheckpointError(
                 f"{workdir} holds {best}, but no checkpoint in checkpoints/latest to go on from: give another "
                 "--workdir to begin a new run, or remove this folder"
             )

@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a run: the latest few to go on from, the best by mIoU to keep, and reading any of them again.
+"""Orbax checkpoints of a run: the latest few to go on from, the best by mIoU to keep.
 
 WORKDIR/checkpoints/latest/STEP holds the items `variables`, `optimizer`, `ema` (where there is one) and `meta`;
 WORKDIR/checkpoints/best/STEP the same without the optimiser, with `metrics`. Two managers, because one that keeps the
@@ -17,41 +17,8 @@ from etils import epath
 
 from dlv3p_jax.models import Variables
 from dlv3p_jax.runtime import disk_errors
-from dlv3p_jax.weights import checkpoint_digests, checkpoint_files, checkpoint_manager
+from dlv3p_jax.weights import checkpoint_digests, checkpoint_files, checkpoint_manager, checkpoint_reading
 from dlv3p_jax.weights.checkpoint_files import CheckpointError, UnreadableError
-from dlv3p_jax.weights.checkpoint_reading import (
-    absolute,
-    describe_classes,
-    find,
-    find_config,
-    fit_variables,
-    other_classes,
-    other_digests,
-    read_config,
-    read_meta,
-    read_model,
-    read_variables,
-    write_variables,
-)
-
-__all__ = [
-    "CheckpointError",
-    "Checkpoints",
-    "SaveError",
-    "UnreadableError",
-    "absolute",
-    "describe_classes",
-    "find",
-    "find_config",
-    "fit_variables",
-    "other_classes",
-    "other_digests",
-    "read_config",
-    "read_meta",
-    "read_model",
-    "read_variables",
-    "write_variables",
-]
 
 _LOOKS = itertools.count()  # barriers have names of their own
 
@@ -93,7 +60,7 @@ class Checkpoints:
         Raises:
           UnreadableError: a checkpoint cannot be read now.
         """
-        root = absolute(workdir) / "checkpoints"
+        root = checkpoint_reading.absolute(workdir) / "checkpoints"
         self.meta = dict(meta or {})
         with _first_process_only("best") as ours:
             if ours:
@@ -187,7 +154,7 @@ class Checkpoints:
         Of digests, those are compared that both have, and views where they are known: older versions wrote neither.
         """
         known = self._best_metrics
-        return known.get("views", views) == views and not other_digests(known.get("data", {}), data)
+        return known.get("views", views) == views and not checkpoint_reading.other_digests(known.get("data", {}), data)
 
     def measured_again(self, mean_iou: float, views: str, data: Mapping[str, str]) -> None:
         """Has the next scores compared with this one, of the best checkpoint."""
@@ -287,18 +254,20 @@ class Checkpoints:
         except Exception as error:  # its files are whole
             if words := checkpoint_files.unreadable(error):
                 raise UnreadableError(f"{path} cannot be read now: {words}") from error
-            fit_variables(read_variables(path), abstract.variables, allow_new_head=False, source=path)
+            checkpoint_reading.fit_variables(
+                checkpoint_reading.read_variables(path), abstract.variables, allow_new_head=False, source=path
+            )
             raise CheckpointError(
                 f"{path} cannot be read into this model's state: {checkpoint_files.first_line(error)}"
             ) from error
-        lines = other_classes(restored["meta"], self.meta.get("class_names", ()))
+        lines = checkpoint_reading.other_classes(restored["meta"], self.meta.get("class_names", ()))
         if lines:
             raise CheckpointError(
                 f"{path} was trained with other classes than the data set has now:{lines}\n"
                 "prepare the data set of then to go on with it, or give another --workdir to begin a new run"
             )
         data = (meta.get("data", {}).get("train", {}) for meta in (restored["meta"], self.meta))
-        changed = other_digests(*data)
+        changed = checkpoint_reading.other_digests(*data)
         if changed and not allow_changed_data:
             raise CheckpointError(
                 f"{path} was trained on other pictures or labels than the data set has now ({', '.join(changed)} "

@@ -21,7 +21,7 @@ from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.models import Variables, build_model
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.runtime import configuration, sharding
-from dlv3p_jax.weights import checkpoint_files, checkpoints, paddle, pdparams, published
+from dlv3p_jax.weights import checkpoint_files, checkpoint_reading, paddle, pdparams, published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
     if epath.Path(checkpoint).is_file():
         return _load_paddle_model(config, checkpoint, changes)
     path = _find(checkpoint)
-    trained = checkpoints.read_config(path)
+    trained = checkpoint_reading.read_config(path)
     config = trained if config is None else config
     if config is None:
         raise ValueError(f"no config.json in {path} or above it: give --config=FILE, what it was trained with")
@@ -88,23 +88,23 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
     if trained is not None:
         configuration.check_model(config, trained, path)
     model = build_model(config)
-    variables, averaged = checkpoints.read_model(path)
-    variables, _ = checkpoints.fit_variables(variables, _shapes(model), allow_new_head=False, source=path)
-    meta = checkpoints.read_meta(path)
+    variables, averaged = checkpoint_reading.read_model(path)
+    variables, _ = checkpoint_reading.fit_variables(variables, _shapes(model), allow_new_head=False, source=path)
+    meta = checkpoint_reading.read_meta(path)
     return _trained_model(config, model, variables, meta, f"{path}, step {meta['step']}{' (ema)' if averaged else ''}")
 
 
 def _find(source: epath.PathLike) -> epath.Path:
     try:
-        return checkpoints.find(source)
-    except checkpoints.CheckpointError as error:
+        return checkpoint_reading.find(source)
+    except checkpoint_files.CheckpointError as error:
         if "://" not in str(source) and (files := pdparams.weights_in(pathlib.Path(source))):
             listed = " or ".join(map(str, files[:3]))
-            raise checkpoints.CheckpointError(
+            raise checkpoint_files.CheckpointError(
                 f"{source} is a folder of PaddleSeg's: give the file, {listed}"
             ) from error
         near = difflib.get_close_matches(str(source), published.names(), n=1)
-        raise checkpoints.CheckpointError(f"{error}{f'; did you mean {near[0]}?' if near else ''}") from error
+        raise checkpoint_files.CheckpointError(f"{error}{f'; did you mean {near[0]}?' if near else ''}") from error
 
 
 def _load_paddle_model(config, path: epath.PathLike, changes: Mapping[str, Any] | None) -> TrainedModel:
@@ -146,7 +146,7 @@ def _trained_model(config, model, variables, meta: Mapping[str, Any], source: st
 def _classes_of(config, meta: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
     """Names and colours, uint8 `[C, 3]`, of a configuration's classes.
 
-    They are those that the checkpoint was trained on, if its `meta` (`checkpoints.read_meta`) has them; otherwise those
+    They are those that the checkpoint was trained on, if its `meta` has them; otherwise those
     of the configuration's data set, if that is known or prepared.
     """
     numbers = [f"class {index}" for index in range(config.num_classes)], viz.palette(config.num_classes)
@@ -270,7 +270,7 @@ def read_pretrained(source: epath.PathLike, model: DeepLabV3Plus) -> Pretrained:
     if epath.Path(source).is_file():
         return Pretrained(load_paddle(source, model, allow_new_head=True), source, averaged=False)
     path = _find(source)
-    variables, averaged = checkpoints.read_model(path)
+    variables, averaged = checkpoint_reading.read_model(path)
     return Pretrained(variables, path, averaged)
 
 
@@ -285,7 +285,7 @@ def fit_pretrained(found: Pretrained, fresh: Variables) -> Variables:
     Raises:
         ValueError: they are of another network; the message says where they differ.
     """
-    variables, new = checkpoints.fit_variables(found.variables, fresh, allow_new_head=True, source=found.path)
+    variables, new = checkpoint_reading.fit_variables(found.variables, fresh, allow_new_head=True, source=found.path)
     total = len(jax.tree.leaves(fresh))
     logging.info(
         "Loaded %d of %d arrays from %s%s%s",

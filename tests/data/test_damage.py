@@ -17,7 +17,7 @@ from dlv3p_jax.data.pictures import Example
 from dlv3p_jax.datasets import builder
 from dlv3p_jax.datasets.image_folder import ImageFolder
 from dlv3p_jax.training import loop
-from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.weights import checkpoint_reading, checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETTINGS = dict(
@@ -181,7 +181,7 @@ def test_a_run_whose_data_go_keeps_what_it_saved_and_goes_on_from_there(data, tm
         patch.setattr(checkpoints.Checkpoints, "save", save_and_damage)
         with pytest.raises(records.DatasetError, match="train: record . cannot be read"):
             loop.train_and_evaluate(tiny.make_config(data, **changes), tmp_path / "run")
-    assert 8 <= checkpoints.read_meta(checkpoints.find(tmp_path / "run"))["step"] < 24
+    assert 8 <= checkpoint_reading.read_meta(checkpoint_reading.find(tmp_path / "run"))["step"] < 24
     ended = loop.train_and_evaluate(tiny.make_config(whole, **changes), tmp_path / "run")
     undisturbed = loop.train_and_evaluate(tiny.make_config(whole, **changes), tmp_path / "undisturbed")
     np.testing.assert_array_equal(ended["IoU"], undisturbed["IoU"])
@@ -215,4 +215,4 @@ def test_the_command_ends_in_one_message(data, tmp_path):
     message = done.stderr[done.stderr.index("main: ") :]
     assert message.startswith("main: val: record 2 cannot be read: number 2 in ")
     assert len(message.splitlines()) == 2 and "Traceback" not in done.stderr
-    assert checkpoints.read_meta(checkpoints.find(tmp_path / "run"))["step"] == 2
+    assert checkpoint_reading.read_meta(checkpoint_reading.find(tmp_path / "run"))["step"] == 2

@@ -17,7 +17,7 @@ from dlv3p_jax.evaluation import evaluator
 from dlv3p_jax.runtime import configuration, sharding
 from dlv3p_jax.runtime.configuration import ConfigError
 from dlv3p_jax.training import steps
-from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.weights import checkpoint_reading, checkpoints
 
 STEP = 4
 
@@ -33,7 +33,7 @@ def make_workdir(folder, config, seed, names=("floor", "wall", "lamp")):
     model = tiny.build_model(config)
     variables = model.init(jax.random.key(seed), np.zeros((1, 8, 8, 3), np.float32), train=False)
     state = steps.create_train_state(config, model, variables).replace(step=np.int32(STEP))
-    meta = checkpoints.describe_classes(names, viz.palette(3), 255)
+    meta = checkpoint_reading.describe_classes(names, viz.palette(3), 255)
     with checkpoints.Checkpoints(folder, meta=meta) as saved:
         saved.save_best(state, 0.5)
     configuration.write(config, folder / "config.json")

@@ -21,7 +21,7 @@ from dlv3p_jax.inference import folder_run, outputs
 from dlv3p_jax.inference.finding import find_pictures
 from dlv3p_jax.runtime import configuration, files, sharding
 from dlv3p_jax.training import steps
-from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.weights import checkpoint_reading, checkpoints
 from dlv3p_jax.weights import trained as weights
 
 # The command, with the tiny network; where DIE_AT is N, it is killed when the Nth file that Pillow saves is half there.
@@ -56,7 +56,7 @@ def workdir(tmp_path_factory) -> pathlib.Path:
     model = tiny.build_model(config)
     variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32), train=False)
     variables = jax.tree.map(lambda leaf: leaf * 5, variables)  # so that all classes occur
-    meta = checkpoints.describe_classes(["floor", "wall", "lamp"], [[1, 2, 3], [4, 5, 6], [7, 8, 9]], 255)
+    meta = checkpoint_reading.describe_classes(["floor", "wall", "lamp"], [[1, 2, 3], [4, 5, 6], [7, 8, 9]], 255)
     with checkpoints.Checkpoints(folder, meta=meta) as saved:
         saved.save_best(steps.create_train_state(config, model, variables), 0.5)
     configuration.write(config, folder / "config.json")

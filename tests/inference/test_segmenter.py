@@ -20,7 +20,7 @@ from dlv3p_jax.data import viz
 from dlv3p_jax.evaluation import views as evaluate
 from dlv3p_jax.inference.segmenter import as_array
 from dlv3p_jax.models import build_model
-from dlv3p_jax.weights import checkpoints, published
+from dlv3p_jax.weights import checkpoint_reading, published
 
 SIZE = (40, 56)
 
@@ -29,7 +29,7 @@ SIZE = (40, 56)
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workdir")
     names = [f"thing {index}" for index in range(19)]
-    save_checkpoint(folder, make_config(), checkpoints.describe_classes(names, viz.palette(19), 255))
+    save_checkpoint(folder, make_config(), checkpoint_reading.describe_classes(names, viz.palette(19), 255))
     return folder
 
 
@@ -139,7 +139,9 @@ def test_what_is_no_picture_is_told(segmenter, picture, message):
 def test_a_path_and_a_pil_image_of_16_bits_are_one_picture(image, tmp_path, monkeypatch):
     """The range of the data that the checkpoint was trained on goes with it."""
     grey = image[..., 0].astype(np.uint16)
-    meta = checkpoints.describe_classes([f"thing {index}" for index in range(19)], viz.palette(19), 255, (0, 2550))
+    meta = checkpoint_reading.describe_classes(
+        [f"thing {index}" for index in range(19)], viz.palette(19), 255, (0, 2550)
+    )
     save_checkpoint(tmp_path / "ranged", make_config(), meta)
     ranged = Segmenter.from_checkpoint(tmp_path / "ranged")
     assert ranged.with_views(flip=True).picture_range == (0, 2550)

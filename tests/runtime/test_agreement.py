@@ -10,7 +10,7 @@ import tiny
 
 from dlv3p_jax.data import records
 from dlv3p_jax.runtime import agreement
-from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.weights import checkpoint_reading
 
 COMPARE = """
 import json, sys, time
@@ -77,7 +77,7 @@ def other_labels(data_dir, tmp_path):
 def other_weights(data_dir, tmp_path):
     for value in (0, 1):
         variables = {"params": {"backbone": {"kernel": np.full(3, value, np.float32)}}, "batch_stats": {}}
-        checkpoints.write_variables(tmp_path / f"weights{value}", variables, tiny.make_config(data_dir), {})
+        checkpoint_reading.write_variables(tmp_path / f"weights{value}", variables, tiny.make_config(data_dir), {})
     return tuple([f"--config.pretrained={tmp_path}/weights{value}", "--config.eval_every_steps=1"] for value in (0, 1))
 
 

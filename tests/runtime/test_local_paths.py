@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from dlv3p_jax.runtime import local_paths
-from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.weights import checkpoint_reading
 
 NAMELESS = 54321
 
@@ -53,7 +53,7 @@ def test_a_folder_that_cannot_be_read_holds_not_nothing(tmp_path, monkeypatch):
 def test_a_checkpoint_below_a_folder_with_brackets_is_whole(tmp_path):
     config = drawn.make_config(num_classes=3)
     drawn.save_checkpoint(
-        tmp_path / "run [1]", config, checkpoints.describe_classes(["a", "b", "c"], [[0] * 3] * 3, 255)
+        tmp_path / "run [1]", config, checkpoint_reading.describe_classes(["a", "b", "c"], [[0] * 3] * 3, 255)
     )
-    variables, _ = checkpoints.read_model(checkpoints.find(tmp_path / "run [1]"))
+    variables, _ = checkpoint_reading.read_model(checkpoint_reading.find(tmp_path / "run [1]"))
     assert np.isfinite(variables["params"]["decoder"]["classifier"]["bias"]).all()

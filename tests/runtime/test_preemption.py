@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 
 from dlv3p_jax.runtime import preemption
 from dlv3p_jax.training import loop
-from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.weights import checkpoint_reading
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -86,7 +86,7 @@ def test_a_run_that_is_told_to_leave_saves_its_step_and_exits_with_75(data_dir, 
         process.kill()
     assert process.returncode == 75, output
     step = int(re.search(r"main: told to leave; step (\d+) is saved in .*latest/\1, and the same command", output)[1])
-    assert step >= 3 and checkpoints.read_meta(checkpoints.find(tmp_path))["step"] == step
+    assert step >= 3 and checkpoint_reading.read_meta(checkpoint_reading.find(tmp_path))["step"] == step
     assert output.count("SIGTERM") == 1 and "Traceback" not in output
 
 
@@ -99,7 +99,9 @@ def run(config, workdir, monkeypatch, answers=None):
 def assert_same_end(workdir, expected):
     for folder in ("latest", "best"):
         trees = [
-            flatten_dict(checkpoints.read_variables(checkpoints.find(path / "checkpoints" / folder)), sep="/")
+            flatten_dict(
+                checkpoint_reading.read_variables(checkpoint_reading.find(path / "checkpoints" / folder)), sep="/"
+            )
             for path in (workdir, expected)
         ]
         jax.tree.map(np.testing.assert_array_equal, *trees)
@@ -166,7 +168,7 @@ def test_two_processes_leave_at_one_step_whichever_is_told(data_dir, tmp_path):
     found = several.end(processes)
     assert [code for code, _ in found] == [75, 75], found
     step = int(re.search(r"main: told to leave; step (\d+) is saved in .*latest/\1, and the same", found[0][1])[1])
-    assert step >= 5 and checkpoints.read_meta(checkpoints.find(tmp_path))["step"] == step
+    assert step >= 5 and checkpoint_reading.read_meta(checkpoint_reading.find(tmp_path))["step"] == step
     assert "SIGTERM" in found[1][1] and "Traceback" not in before + found[0][1] + found[1][1]
 
 
@@ -179,7 +181,7 @@ def test_two_processes_leave_at_once_while_they_compile_an_evaluation_and_its_st
     print(f"left {time.monotonic() - begin:.1f} s after SIGTERM")
     assert [code for code, _ in found] == [75, 75], output + str(found)
     assert re.search(r"main: SIGTERM: step 2 is saved in .*latest/2, and the same command goes on", found[1][1])
-    assert checkpoints.read_meta(checkpoints.find(tmp_path))["step"] == 2
+    assert checkpoint_reading.read_meta(checkpoint_reading.find(tmp_path))["step"] == 2
 
 
 def test_leaving_before_the_first_step_saves_nothing(data_dir, tmp_path, monkeypatch):

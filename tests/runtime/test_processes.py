@@ -18,7 +18,7 @@ from configs import common
 from dlv3p_jax.data import pipeline, records
 from dlv3p_jax.evaluation import picture_scores
 from dlv3p_jax.runtime import processes
-from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.weights import checkpoint_reading
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 BATCH, STEPS, PICTURES = 4, 4, 11
@@ -133,7 +133,9 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_what_one_proces
     assert pictures[0].ids == pictures[1].ids and pictures[0].shown == pictures[1].shown
     np.testing.assert_array_equal(pictures[0].counts, pictures[1].counts)
     expected, values = (
-        flatten_dict(checkpoints.read_variables(checkpoints.find(workdir / "checkpoints" / "latest")), sep="/")
+        flatten_dict(
+            checkpoint_reading.read_variables(checkpoint_reading.find(workdir / "checkpoints" / "latest")), sep="/"
+        )
         for workdir in (one, tmp_path)
     )
     assert expected.keys() == values.keys()

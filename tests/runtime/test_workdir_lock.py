@@ -15,7 +15,7 @@ import tiny
 from dlv3p_jax.evaluation import evaluator
 from dlv3p_jax.runtime import workdir_lock
 from dlv3p_jax.training import loop
-from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.weights import checkpoint_reading
 
 HOLDER = """
 import sys, time
@@ -49,7 +49,7 @@ def test_a_second_run_is_refused_while_the_first_lives_and_a_kill_lets_it_in(dat
         holder.send_signal(signal.SIGKILL)
         holder.wait()
     loop.train_and_evaluate(config, tmp_path)
-    assert checkpoints.find(tmp_path).name == "2"
+    assert checkpoint_reading.find(tmp_path).name == "2"
 
 
 def test_an_error_frees_the_workdir_too(tmp_path):

@@ -26,7 +26,7 @@ from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import disk_errors, events, sharding
 from dlv3p_jax.runtime.configuration import ConfigError
 from dlv3p_jax.training import loop
-from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.weights import checkpoint_reading, checkpoints
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 LAST = 16  # steps of 4 pictures: across the ends of epochs of 11
@@ -64,7 +64,9 @@ def start(*arguments):
 
 
 def variables_of(workdir):
-    return flatten_dict(checkpoints.read_variables(checkpoints.find(workdir / "checkpoints" / "latest")), sep="/")
+    return flatten_dict(
+        checkpoint_reading.read_variables(checkpoint_reading.find(workdir / "checkpoints" / "latest")), sep="/"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,7 @@ def test_scores_equal_plain_numpy_on_the_label_files_whatever_the_batch_and_devi
     workdir, _ = finished
     config = make_config(data_dir, num_classes=3, **{"eval.flip": True})
     model = build_model(config)
-    variables = checkpoints.read_variables(checkpoints.find(workdir))
+    variables = checkpoint_reading.read_variables(checkpoint_reading.find(workdir))
     predict = jax.jit(lambda images: predict_logits(model, variables, images, flip=True))
     source = records.open_dataset("image_folder", data_dir).source("val")
     matrices, predictions = np.zeros((len(source), 3, 3), np.int64), []
@@ -175,7 +177,7 @@ def test_scores_equal_plain_numpy_on_the_label_files_whatever_the_batch_and_devi
 def test_pretrained_weights_start_a_run_and_a_new_head_is_told(finished, data_dir, tmp_path, caplog):
     config = make_config(data_dir, num_classes=3, pretrained=str(finished[0]))
     mesh = sharding.make_mesh(1, 1)
-    loaded = checkpoints.read_variables(checkpoints.find(finished[0]))
+    loaded = checkpoint_reading.read_variables(checkpoint_reading.find(finished[0]))
     with checkpoints.Checkpoints(tmp_path) as saved, caplog.at_level("INFO"):
         state = loop.first_state(config, build_model(config), mesh, saved, tmp_path)
         assert "initialised afresh" not in caplog.text
@@ -204,9 +206,9 @@ def test_ema_is_evaluated_and_saved_beside_the_plain_weights(data_dir, tmp_path)
     summary = loop.train_and_evaluate(config, tmp_path)
     plain, averaged = (json.loads((tmp_path / "eval" / name).read_text()) for name in ("2.json", "2.ema.json"))
     assert plain["confusion_matrix"] != averaged["confusion_matrix"] and summary["mIoU"] == averaged["mIoU"]
-    path = checkpoints.find(tmp_path)
-    assert jax.tree.structure(checkpoints.read_variables(path)) == jax.tree.structure(
-        checkpoints.read_variables(path, "ema")
+    path = checkpoint_reading.find(tmp_path)
+    assert jax.tree.structure(checkpoint_reading.read_variables(path)) == jax.tree.structure(
+        checkpoint_reading.read_variables(path, "ema")
     )
 
 
@@ -222,7 +224,7 @@ def test_curves_that_are_not_in_the_event_file_stop_the_run_before_it_saves(data
         with pytest.raises(OSError) as stopped:
             loop.train_and_evaluate(config, tmp_path)
     assert "events.out.tfevents" in stopped.value.filename and disk_errors.passing(stopped.value)
-    assert checkpoints.find(tmp_path / "checkpoints" / "latest").name == "3"
+    assert checkpoint_reading.find(tmp_path / "checkpoints" / "latest").name == "3"
     loop.train_and_evaluate(config, tmp_path)
     curves = {name: [p.step for p in points] for name, points in events.read_scalars(epath.Path(tmp_path)).items()}
     assert curves["train/loss"] == [1, 2, 3, 4, 5, 6] and curves["eval/mIoU"] == [6]

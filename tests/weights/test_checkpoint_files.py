@@ -17,8 +17,9 @@ from test_checkpoints import assert_equal_trees, make_state, steps_in
 
 from dlv3p_jax.runtime import disk_errors
 from dlv3p_jax.training import loop
-from dlv3p_jax.weights import checkpoint_digests, checkpoint_files, checkpoints
-from dlv3p_jax.weights.checkpoints import CheckpointError, Checkpoints, SaveError, UnreadableError
+from dlv3p_jax.weights import checkpoint_digests, checkpoint_files, checkpoint_reading
+from dlv3p_jax.weights.checkpoint_files import CheckpointError, UnreadableError
+from dlv3p_jax.weights.checkpoints import Checkpoints, SaveError
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -53,7 +54,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(workdir, item, harm, cap
         assert f"{latest}/6 is damaged ({item}: " in caplog.text and "now called 6.damaged, and is not" in caplog.text
         saved.save(make_state(6, seed=1))  # the run comes to this step once more
         saved.wait()
-    assert (latest / "6.damaged").is_dir() and checkpoints.find(latest) == latest / "6"
+    assert (latest / "6.damaged").is_dir() and checkpoint_reading.find(latest) == latest / "6"
     with Checkpoints(workdir) as saved:
         assert_equal_trees(saved.restore(make_state(0)), make_state(6, seed=1))
     harm(pick(latest / "6", "variables/d/*"))
@@ -130,7 +131,7 @@ def test_what_cannot_be_read_now_is_not_called_damaged(workdir, monkeypatch, err
     with pytest.raises(UnreadableError, match=f"latest/6/variables cannot be read now: {words}"):
         checkpoint_files.set_damaged_aside(folder / "latest", ("variables",))
     with pytest.raises(UnreadableError, match=f"best/4/variables cannot be read now: {words}"):
-        checkpoints.read_model(checkpoints.find(workdir))
+        checkpoint_reading.read_model(checkpoint_reading.find(workdir))
     assert steps_in(folder / "latest") == [2, 4, 6] and steps_in(folder / "best") == [4]
 
 
@@ -147,7 +148,7 @@ def test_main_leaves_with_75_where_the_disk_is_away(workdir, data_dir):
     program = f"""
 import errno
 from dlv3p_jax.runtime import disk_errors
-from dlv3p_jax.weights import checkpoint_digests, checkpoint_files
+from dlv3p_jax.weights import checkpoint_files
 def fail(*arguments, **options):
     raise OSError(errno.ESTALE, "Stale file handle", "/a/file")
 disk_errors.WAITS = ()
@@ -175,7 +176,7 @@ def test_a_checkpoint_of_another_network_ends_in_its_own_lines(workdir):
     """And not in those of all that Orbax was reading at once."""
     program = """
 import sys
-from dlv3p_jax.weights import checkpoints
+from dlv3p_jax.weights import checkpoint_files, checkpoints
 from dlv3p_jax.runtime import cli
 from test_checkpoints import make_state
 cli.configure_logging()
@@ -185,7 +186,7 @@ other = other.replace(params=other.params | {"backbone": {"kernel": kernel[:, :5
 try:
     with checkpoints.Checkpoints(sys.argv[1]) as saved:
         saved.restore(other)
-except checkpoints.CheckpointError as error:
+except checkpoint_files.CheckpointError as error:
     sys.exit(f"main: {error}")
 """
     found = subprocess.run(
@@ -231,7 +232,7 @@ def test_a_turned_bit_is_named_and_the_run_goes_on_from_what_is_whole(workdir, i
     checkpoint = workdir / "checkpoints" / ("best/4" if item == "metrics" else "latest/6")
     file = pick(checkpoint, f"{item}/*" if item != "variables" else "variables/**/d/*")
     flip(file)
-    read = checkpoints.read_meta if item == "meta" else checkpoints.read_variables
+    read = checkpoint_reading.read_meta if item == "meta" else checkpoint_reading.read_variables
     if item != "metrics":
         with pytest.raises(CheckpointError, match=f"{checkpoint}/{item} is damaged: {file.relative_to(checkpoint)} "):
             read(checkpoint)
@@ -250,7 +251,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
         saved.save(whole)
         saved.save(broken)
     with pytest.raises(CheckpointError, match="latest/4/variables .*params/backbone/kernel holds 1 values"):
-        checkpoints.read_model(checkpoints.find(tmp_path))
+        checkpoint_reading.read_model(checkpoint_reading.find(tmp_path))
     with Checkpoints(tmp_path) as saved:
         assert_equal_trees(saved.restore(make_state(0)), whole)
 
@@ -286,7 +287,7 @@ def test_checkpoints_of_older_versions_are_read_to_the_bit(tmp_path, revision):
     with ocp.CheckpointManager(root / "best", options=options) as manager:
         manager.save(4, args=ocp.args.Composite(**items), metrics=metrics)
 
-    now = checkpoints.describe_classes(["a", "b"], np.zeros((2, 3)), 255) | {"data": {"train": {"content": "x"}}}
+    now = checkpoint_reading.describe_classes(["a", "b"], np.zeros((2, 3)), 255) | {"data": {"train": {"content": "x"}}}
     with Checkpoints(tmp_path, meta=now) as saved:
         assert_equal_trees(saved.restore(make_state(0, ema=True)), state)
         assert saved.best_is_of("plain", {"content": "x"}) and not saved.save_best(
@@ -294,16 +295,16 @@ def test_checkpoints_of_older_versions_are_read_to_the_bit(tmp_path, revision):
         )
         assert saved.save_best(make_state(5, ema=True), 0.6, "plain", {"content": "x"})
         saved.save(make_state(5, ema=True))
-    assert checkpoints.read_meta(checkpoints.find(root / "latest" / "4")) == meta
-    assert_equal_trees(checkpoints.read_variables(root / "latest" / "4", "ema"), state.ema)
-    assert checkpoints.find(tmp_path).name == "5"
+    assert checkpoint_reading.read_meta(checkpoint_reading.find(root / "latest" / "4")) == meta
+    assert_equal_trees(checkpoint_reading.read_variables(root / "latest" / "4", "ema"), state.ema)
+    assert checkpoint_reading.find(tmp_path).name == "5"
 
 
 def test_a_name_that_this_locale_cannot_say_is_not_damage(workdir):
     """A folder made where another encoding of names is used, or LANG=C; TensorStore takes UTF-8 alone."""
     folder = workdir / os.fsdecode(b"Stra\xdfe")
     shutil.copytree(workdir / "checkpoints", folder / "checkpoints")
-    for use in (checkpoints.find, checkpoints.read_meta, checkpoints.read_variables, Checkpoints):
+    for use in (checkpoint_reading.find, checkpoint_reading.read_meta, checkpoint_reading.read_variables, Checkpoints):
         with pytest.raises(CheckpointError, match="Stra.*is not UTF-8 in this locale: set PYTHONUTF8=1"):
             use(folder)
     assert steps_in(folder / "checkpoints" / "latest") == [2, 4, 6]
@@ -315,10 +316,10 @@ def test_a_damaged_best_is_named_with_the_others_and_makes_room_for_the_next(wor
     truncate(pick(best / "4", file))
     if "variables" in file:
         with pytest.raises(CheckpointError, match=f"^{best}/4/variables is damaged: .*Others of this run: ") as caught:
-            checkpoints.read_model(checkpoints.find(workdir))
+            checkpoint_reading.read_model(checkpoint_reading.find(workdir))
         others = str(caught.value).rpartition("run: ")[2].split(", ")
         assert others == [f"{workdir}/checkpoints/latest/{step}" for step in (2, 4, 6)]
-        checkpoints.read_model(others[-1])
+        checkpoint_reading.read_model(others[-1])
     with Checkpoints(workdir) as saved:
         assert saved.best_path is None and f"{best}/4 is damaged" in caplog.text
         assert saved.save_best(make_state(6), 0.1)
@@ -330,11 +331,11 @@ def test_a_run_whose_newest_checkpoint_was_cut_short_ends_as_any(data_dir, tmp_p
     config = tiny.make_config(data_dir, checkpoint_every_steps=1, eval_every_steps=4, num_train_steps=4)
     loop.train_and_evaluate(config, tmp_path)
     latest = tmp_path / "checkpoints" / "latest"
-    expected = checkpoints.read_variables(latest / "4")
+    expected = checkpoint_reading.read_variables(latest / "4")
     truncate(pick(latest / "4", "variables/d/*"))
     truncate(pick(latest / "3", "optimizer/d/*"))
     loop.train_and_evaluate(config, tmp_path)
-    assert_equal_trees(checkpoints.read_variables(latest / "4"), expected)
+    assert_equal_trees(checkpoint_reading.read_variables(latest / "4"), expected)
     assert {path.name for path in latest.iterdir()} == {"2", "3", "4", "3.damaged", "4.damaged"}
 
 

@@ -17,8 +17,9 @@ from configs import common
 from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import sharding
 from dlv3p_jax.training import steps
-from dlv3p_jax.weights import checkpoints
-from dlv3p_jax.weights.checkpoints import CheckpointError, Checkpoints, SaveError
+from dlv3p_jax.weights import checkpoint_reading
+from dlv3p_jax.weights.checkpoint_files import CheckpointError
+from dlv3p_jax.weights.checkpoints import Checkpoints, SaveError
 
 # Coroutines of Orbax that a damaged checkpoint ends, beside the error that it raises.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -72,9 +73,12 @@ def test_a_state_comes_back_bit_for_bit_from_another_opening(tmp_path, ema):
 def test_relative_workdirs_are_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(tmp_path.relative_to(tmp_path) / "runs" / "a", make_state(2))
-    assert checkpoints.find("runs/a") == tmp_path / "runs/a/checkpoints/latest/2"
-    assert checkpoints.read_meta("runs/a/checkpoints/latest/2") == {"step": 2}
-    assert checkpoints.read_variables("runs/a/checkpoints/latest/2")["params"]["backbone"]["kernel"].shape == (16, 8)
+    assert checkpoint_reading.find("runs/a") == tmp_path / "runs/a/checkpoints/latest/2"
+    assert checkpoint_reading.read_meta("runs/a/checkpoints/latest/2") == {"step": 2}
+    assert checkpoint_reading.read_variables("runs/a/checkpoints/latest/2")["params"]["backbone"]["kernel"].shape == (
+        16,
+        8,
+    )
 
 
 def test_the_latest_few_are_kept_and_saving_a_step_twice_is_no_error(tmp_path):
@@ -103,8 +107,8 @@ def test_the_best_stays_until_a_better_one_comes(tmp_path, reopened):
     assert saved.save_best(make_state(11), 0.6) and saved.best_metrics["mIoU"] == 0.6
     saved.close()
     assert steps_in(best) == [11]
-    assert checkpoints.find(tmp_path) == best / "11"
-    assert_equal_trees(checkpoints.read_variables(best / "11"), make_state(11).variables)
+    assert checkpoint_reading.find(tmp_path) == best / "11"
+    assert_equal_trees(checkpoint_reading.read_variables(best / "11"), make_state(11).variables)
 
 
 @pytest.mark.parametrize("step", [5, 8])
@@ -117,7 +121,9 @@ def test_a_better_one_replaces_a_best_of_the_same_or_a_later_step(tmp_path, step
         assert saved.save_best(make_state(step, seed=4), 0.6)
     with Checkpoints(tmp_path) as saved:
         assert saved.best_metrics["mIoU"] == 0.6
-    assert_equal_trees(checkpoints.read_variables(checkpoints.find(tmp_path)), make_state(step, seed=4).variables)
+    assert_equal_trees(
+        checkpoint_reading.read_variables(checkpoint_reading.find(tmp_path)), make_state(step, seed=4).variables
+    )
 
 
 def test_what_was_measured_otherwise_is_not_compared_with(tmp_path):
@@ -157,12 +163,12 @@ def test_the_best_is_there_until_its_successor_is_whole(tmp_path, monkeypatch, s
         patch.setattr(ocp.CheckpointManager, "save", fail)
         with pytest.raises(SaveError, match="no space is left"), Checkpoints(tmp_path) as saved:
             saved.save_best(make_state(step, seed=9), 0.9, views)
-    assert_equal_trees(checkpoints.read_variables(checkpoints.find(tmp_path)), make_state(4).variables)
+    assert_equal_trees(checkpoint_reading.read_variables(checkpoint_reading.find(tmp_path)), make_state(4).variables)
     with Checkpoints(tmp_path) as saved:
         assert saved.best_path.name == "4" and saved.best_metrics["mIoU"] == 0.8
         assert saved.save_best(make_state(step, seed=9), 0.9, views)
     assert steps_in(tmp_path / "checkpoints" / "best") == [step]
-    variables = checkpoints.read_variables(checkpoints.find(tmp_path))
+    variables = checkpoint_reading.read_variables(checkpoint_reading.find(tmp_path))
     assert_equal_trees(variables, make_state(step, seed=9).variables)
 
 
@@ -191,8 +197,8 @@ except tests.SaveError as error:
         [sys.executable, "-c", script], cwd=here.parent, env=environment, capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 1 and "no space is left" in ended.stderr.splitlines()[-1], ended.stderr
-    assert checkpoints.find(tmp_path) == tmp_path / "checkpoints" / "latest" / "4"
-    assert_equal_trees(checkpoints.read_variables(checkpoints.find(tmp_path)), make_state(4).variables)
+    assert checkpoint_reading.find(tmp_path) == tmp_path / "checkpoints" / "latest" / "4"
+    assert_equal_trees(checkpoint_reading.read_variables(checkpoint_reading.find(tmp_path)), make_state(4).variables)
 
 
 def test_of_two_bests_that_a_kill_left_the_new_one_stays(tmp_path):
@@ -211,35 +217,39 @@ def test_of_two_bests_that_a_kill_left_the_new_one_stays(tmp_path):
         shutil.copytree(old, best / name)
         if lost is not None:
             (best / name / lost).unlink()
-        assert checkpoints.find(tmp_path) == best / "6"
+        assert checkpoint_reading.find(tmp_path) == best / "6"
         with Checkpoints(tmp_path) as saved:
             assert saved.best_path == best / "6" and saved.best_metrics["mIoU"] == 0.4
         assert steps_in(best) == [6]
 
 
 def test_checkpoints_tell_what_their_classes_are(tmp_path):
-    meta = checkpoints.describe_classes(("floor", "wall"), np.uint8([[0, 0, 0], [9, 9, 9]]), 255)
+    meta = checkpoint_reading.describe_classes(("floor", "wall"), np.uint8([[0, 0, 0], [9, 9, 9]]), 255)
     with Checkpoints(tmp_path, meta=meta) as saved:
         saved.save(make_state(3))
         saved.save_best(make_state(3), 0.5)
     for folder in ("latest", "best"):
-        read = checkpoints.read_meta(tmp_path / "checkpoints" / folder / "3")
+        read = checkpoint_reading.read_meta(tmp_path / "checkpoints" / folder / "3")
         assert read == {
             "step": 3,
             "class_names": ["floor", "wall"],
             "palette": [[0, 0, 0], [9, 9, 9]],
             "ignore_label": 255,
         }
-    assert checkpoints.other_classes(read, ["floor", "wall"]) == checkpoints.other_classes({"step": 1}, ["x"]) == ""
-    assert checkpoints.other_classes(read, ["floor", "road"]) == "\n  class 1: 'wall' then, 'road' now"
+    assert (
+        checkpoint_reading.other_classes(read, ["floor", "wall"])
+        == checkpoint_reading.other_classes({"step": 1}, ["x"])
+        == ""
+    )
+    assert checkpoint_reading.other_classes(read, ["floor", "road"]) == "\n  class 1: 'wall' then, 'road' now"
     many = [f"name {number}" for number in range(30)]
-    lines = checkpoints.other_classes({"class_names": many}, many[1:] + many[:1]).splitlines()
+    lines = checkpoint_reading.other_classes({"class_names": many}, many[1:] + many[:1]).splitlines()
     assert len(lines) == 22 and lines[-1] == "  …"
 
 
 def test_a_run_goes_on_only_with_classes_of_the_same_names(tmp_path):
     save(tmp_path, make_state(2))  # as older versions did, without names
-    named = [checkpoints.describe_classes(names, np.zeros((2, 3)), 255) for names in (["a", "b"], ["a", "c"])]
+    named = [checkpoint_reading.describe_classes(names, np.zeros((2, 3)), 255) for names in (["a", "b"], ["a", "c"])]
     with Checkpoints(tmp_path, meta=named[0]) as saved:
         saved.restore(make_state(0))
         saved.save(make_state(3))
@@ -263,8 +273,8 @@ def test_a_run_goes_on_only_with_the_training_data_that_it_was_begun_with(tmp_pa
             saved.restore(make_state(0))
         saved.restore(make_state(0), allow_changed_data=True)
     # Of what both say all is compared; where both know the contents, how they are cut into files does not matter.
-    assert checkpoints.other_digests({"sizes": "a", "lengths": "b"}, {"sizes": "c", "content": "d"}) == ["sizes"]
-    assert checkpoints.other_digests({"lengths": "a", "content": "d"}, {"lengths": "b", "content": "d"}) == []
+    assert checkpoint_reading.other_digests({"sizes": "a", "lengths": "b"}, {"sizes": "c", "content": "d"}) == ["sizes"]
+    assert checkpoint_reading.other_digests({"lengths": "a", "content": "d"}, {"lengths": "b", "content": "d"}) == []
 
 
 def test_donating_the_state_right_after_saving_changes_nothing_that_is_saved(tmp_path):
@@ -280,8 +290,8 @@ def test_donating_the_state_right_after_saving_changes_nothing_that_is_saved(tmp
             state = update(state)
         restored = saved.restore(state)
     assert_equal_trees(restored, expected)
-    assert_equal_trees(checkpoints.read_variables(tmp_path / "checkpoints/best/3"), expected.variables)
-    assert_equal_trees(checkpoints.read_variables(tmp_path / "checkpoints/best/3", "ema"), expected.ema)
+    assert_equal_trees(checkpoint_reading.read_variables(tmp_path / "checkpoints/best/3"), expected.variables)
+    assert_equal_trees(checkpoint_reading.read_variables(tmp_path / "checkpoints/best/3", "ema"), expected.ema)
 
 
 @pytest.mark.parametrize(("before", "after"), [((8, 1), (1, 1)), ((1, 1), (4, 2)), ((2, 2), (8, 1))])
@@ -298,22 +308,22 @@ def test_restored_onto_another_mesh(tmp_path, before, after):
 
 def test_the_best_is_found_before_the_newest_in_a_workdir_and_in_its_parts(tmp_path):
     latest = save(tmp_path, make_state(9), make_state(10))
-    assert checkpoints.find(tmp_path) == latest / "10"
+    assert checkpoint_reading.find(tmp_path) == latest / "10"
     with Checkpoints(tmp_path) as saved:
         saved.save_best(make_state(4), 0.5)
     best = tmp_path / "checkpoints" / "best"
     for path in (tmp_path, tmp_path / "checkpoints", best, best / "4"):
-        assert checkpoints.find(path) == best / "4"
-    assert checkpoints.find(latest) == checkpoints.find(latest / "10") == latest / "10"
+        assert checkpoint_reading.find(path) == best / "4"
+    assert checkpoint_reading.find(latest) == checkpoint_reading.find(latest / "10") == latest / "10"
     (latest / "11.orbax-checkpoint-tmp").mkdir()  # what a killed run leaves
     (latest / "12").mkdir()
-    assert checkpoints.find(latest) == latest / "10"
+    assert checkpoint_reading.find(latest) == latest / "10"
 
 
 def test_where_there_is_no_checkpoint_the_message_says_what_was_looked_for(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(CheckpointError, match=f"no checkpoint in {path}: give a workdir .* or one checkpoint's"):
-            checkpoints.find(path)
+            checkpoint_reading.find(path)
     with Checkpoints(tmp_path) as saved:
         assert saved.latest_step is None and saved.latest_path is None
         with pytest.raises(CheckpointError, match=f"no checkpoint in {tmp_path}/checkpoints/latest"):
@@ -322,22 +332,22 @@ def test_where_there_is_no_checkpoint_the_message_says_what_was_looked_for(tmp_p
 
 def test_the_step_is_read_from_inside_and_the_config_from_above(tmp_path):
     folder = save(tmp_path, make_state(6)) / "6"
-    assert checkpoints.find_config(folder) is None
+    assert checkpoint_reading.find_config(folder) is None
     (tmp_path / "config.json").write_text("{}")
-    assert checkpoints.find_config(folder) == tmp_path / "config.json"
+    assert checkpoint_reading.find_config(folder) == tmp_path / "config.json"
     moved = tmp_path / "elsewhere" / "final"
     shutil.copytree(folder, moved)
-    assert checkpoints.find(moved) == moved and checkpoints.read_meta(moved)["step"] == 6
+    assert checkpoint_reading.find(moved) == moved and checkpoint_reading.read_meta(moved)["step"] == 6
     (moved / "config.json").write_text("{}")
-    assert checkpoints.find_config(moved) == moved / "config.json"
+    assert checkpoint_reading.find_config(moved) == moved / "config.json"
 
 
 def test_variables_are_numpy_arrays_and_the_averaged_ones_are_none_where_absent(tmp_path):
     state = make_state(6)
     folder = save(tmp_path, state, make_state(7, ema=True))
-    assert checkpoints.read_variables(folder / "6", "ema") is None
-    assert_equal_trees(checkpoints.read_variables(folder / "7", "ema"), make_state(7, ema=True).ema)
-    variables = checkpoints.read_variables(folder / "6")
+    assert checkpoint_reading.read_variables(folder / "6", "ema") is None
+    assert_equal_trees(checkpoint_reading.read_variables(folder / "7", "ema"), make_state(7, ema=True).ema)
+    variables = checkpoint_reading.read_variables(folder / "6")
     assert_equal_trees(variables, state.variables)
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(variables))
 
@@ -354,12 +364,12 @@ def test_a_checkpoint_that_lacks_files_is_named(tmp_path):
         shutil.copytree(whole, damaged)
         (damaged / file).unlink()
         with pytest.raises(CheckpointError, match=f"{damaged}/variables is damaged"):
-            checkpoints.read_variables(damaged)
+            checkpoint_reading.read_variables(damaged)
     with pytest.raises(CheckpointError, match=f"{tmp_path}/nowhere/variables is damaged"):
-        checkpoints.read_variables(tmp_path / "nowhere")
+        checkpoint_reading.read_variables(tmp_path / "nowhere")
     shutil.rmtree(damaged / "meta")
     with pytest.raises(CheckpointError, match=f"{damaged}/meta is damaged"):
-        checkpoints.read_meta(damaged)
+        checkpoint_reading.read_meta(damaged)
 
     for part in ("optimizer", "variables"):
         shutil.rmtree(whole / part)
@@ -394,13 +404,13 @@ CLASSIFIER = ["params/decoder/classifier/bias", "params/decoder/classifier/kerne
 
 
 def test_only_the_classifier_may_be_new_for_another_number_of_classes(shapes):
-    variables, fresh = checkpoints.fit_variables(shapes[2], shapes[2], allow_new_head=True)
+    variables, fresh = checkpoint_reading.fit_variables(shapes[2], shapes[2], allow_new_head=True)
     assert variables == shapes[2] and fresh == []
-    variables, fresh = checkpoints.fit_variables(shapes[2], shapes[3], allow_new_head=True)
+    variables, fresh = checkpoint_reading.fit_variables(shapes[2], shapes[3], allow_new_head=True)
     assert fresh == CLASSIFIER
     assert jax.tree.map(lambda leaf: leaf.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, shapes[3])
     with pytest.raises(CheckpointError, match="2 differences") as caught:
-        checkpoints.fit_variables(shapes[2], shapes[3], allow_new_head=False)
+        checkpoint_reading.fit_variables(shapes[2], shapes[3], allow_new_head=False)
     for name, before, after in zip(CLASSIFIER, ((2,), (1, 1, 256, 2)), ((3,), (1, 1, 256, 3)), strict=True):
         assert f"{name} is {before} there and {after} in this model" in str(caught.value)
 
@@ -408,7 +418,7 @@ def test_only_the_classifier_may_be_new_for_another_number_of_classes(shapes):
 def test_loaded_values_are_taken_and_new_ones_keep_their_initial_values():
     loaded = {"params": {"decoder": {"classifier": {"bias": np.ones(2)}}, "aspp": {"bias": np.full(4, 2.0)}}}
     expected = {"params": {"decoder": {"classifier": {"bias": np.zeros(3)}}, "aspp": {"bias": np.zeros(4)}}}
-    variables, fresh = checkpoints.fit_variables(loaded, expected, allow_new_head=True)
+    variables, fresh = checkpoint_reading.fit_variables(loaded, expected, allow_new_head=True)
     assert fresh == ["params/decoder/classifier/bias"]
     np.testing.assert_array_equal(variables["params"]["decoder"]["classifier"]["bias"], np.zeros(3))
     np.testing.assert_array_equal(variables["params"]["aspp"]["bias"], np.full(4, 2.0))
@@ -418,11 +428,11 @@ def test_every_difference_is_listed_up_to_five():
     loaded = {"params": {"a": np.zeros(2), "b": np.zeros(2), "decoder": {"classifier": {"kernel": np.zeros((2, 2))}}}}
     expected = {"params": {"a": np.zeros(3), "c": np.zeros(2), "decoder": {"classifier": {"kernel": np.zeros((2, 2))}}}}
     with pytest.raises(CheckpointError) as caught:
-        checkpoints.fit_variables(loaded, expected, allow_new_head=True)
+        checkpoint_reading.fit_variables(loaded, expected, allow_new_head=True)
     first, *lines = str(caught.value).splitlines()
     assert first.startswith("the checkpoint is of another model (3 differences): give the config.model")
     with pytest.raises(CheckpointError, match="^workdir/a is of another model"):
-        checkpoints.fit_variables(loaded, expected, allow_new_head=True, source="workdir/a")
+        checkpoint_reading.fit_variables(loaded, expected, allow_new_head=True, source="workdir/a")
     assert [line.strip() for line in lines] == [
         "missing: params/c",
         "params/a is (2,) there and (3,) in this model",
@@ -430,6 +440,6 @@ def test_every_difference_is_listed_up_to_five():
     ]
     many = {"params": {f"layer{number:02d}": np.zeros(2) for number in range(30)}}
     with pytest.raises(CheckpointError, match="30 differences") as caught:
-        checkpoints.fit_variables(many, {"params": {}}, allow_new_head=True)
+        checkpoint_reading.fit_variables(many, {"params": {}}, allow_new_head=True)
     lines = str(caught.value).splitlines()
     assert len(lines) == 7 and lines[-1].strip() == "…"

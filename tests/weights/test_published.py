@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from dlv3p_jax.weights import published as pretrained
+from dlv3p_jax.weights import published
 from dlv3p_jax.weights.download import DownloadError
 
 
@@ -27,39 +27,39 @@ def table(text, header):
 def test_the_table_is_the_published_one(shared):
     text = (shared / "published.md").read_text()
     paths = {key: re.match(r"[\w./-]+", path).group() for key, path in table(text, "key")}
-    assert f"All under `{pretrained.ROOT}/`" in text
+    assert f"All under `{published.ROOT}/`" in text
     rows = table(text, "config")
-    assert [row[0].split()[0] for row in rows] == list(pretrained.PUBLISHED)
+    assert [row[0].split()[0] for row in rows] == list(published.PUBLISHED)
     for name, backbone, crop, steps, *scores, key in rows:
-        ours = pretrained.PUBLISHED[name.split()[0]]
+        ours = published.PUBLISHED[name.split()[0]]
         assert backbone.split(",")[0].lower() == ours.backbone
         assert crop == "x".join(str(side) for side in reversed(ours.crop_size))
         assert int(steps.replace(",", "")) == ours.num_train_steps
         assert [float(score) for score in scores] == [ours.plain, ours.flip, ours.ms_flip_legacy, ours.ms_flip_logits]
         assert ours.path == paths.pop(key)
-    assert paths == {f"backbone, {backbone}": archive for backbone, archive in pretrained.IMAGENET.items()}
+    assert paths == {f"backbone, {backbone}": archive for backbone, archive in published.IMAGENET.items()}
 
 
-@pytest.mark.parametrize("name", pretrained.PUBLISHED)
+@pytest.mark.parametrize("name", published.PUBLISHED)
 def test_configs_are_the_recipes_of_the_table(name):
-    config, published = load(name), pretrained.PUBLISHED[name]
-    assert published[:5] == (
+    config, row = load(name), published.PUBLISHED[name]
+    assert row[:5] == (
         *(config.dataset, config.model.backbone, config.batch_size),
         *(config.crop_size, config.num_train_steps),
     )
 
 
 def test_names_are_those_of_models_and_of_backbones():
-    assert pretrained.names() == [*pretrained.PUBLISHED, "resnet50_vd", "resnet101_vd"]
-    assert all(map(pretrained.is_name, pretrained.names()))
-    assert not any(map(pretrained.is_name, ["resnet18_vd", "workdir/cityscapes_r50", "", "Cityscapes_R50"]))
+    assert published.names() == [*published.PUBLISHED, "resnet50_vd", "resnet101_vd"]
+    assert all(map(published.is_name, published.names()))
+    assert not any(map(published.is_name, ["resnet18_vd", "workdir/cityscapes_r50", "", "Cityscapes_R50"]))
 
 
 def test_an_unknown_name_is_told_the_nearest_and_all(tmp_path):
     with pytest.raises(ValueError, match=r"'cityscape_r50' is .*did you mean cityscapes_r50\?.*voc_r101, resnet50_vd,"):
-        pretrained.fetch("cityscape_r50", tmp_path)
+        published.fetch("cityscape_r50", tmp_path)
     with pytest.raises(ValueError, match="'x' is no published model or backbone: there are cityscapes_r50, "):
-        pretrained.fetch("x", tmp_path)
+        published.fetch("x", tmp_path)
 
 
 @pytest.fixture
@@ -102,31 +102,31 @@ def digest(path):
 
 def test_a_model_is_fetched_once_from_the_mirror_into_the_cache(tmp_path, monkeypatch, mirror):
     root, asked = mirror
-    below = pretrained.PUBLISHED["voc_r50"].path
+    below = published.PUBLISHED["voc_r50"].path
     place(tmp_path / "mirror" / below, 60_000_000)
     monkeypatch.setenv("DLV3P_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("DLV3P_ROOT", f"{root}/")
-    path = pretrained.fetch("voc_r50")
+    path = published.fetch("voc_r50")
     assert path == tmp_path / "cache" / below and digest(path) == digest(tmp_path / "mirror" / below)
     monkeypatch.setenv("DLV3P_ROOT", "http://127.0.0.1:1")
-    assert pretrained.fetch("voc_r50") == path and asked == [f"/{below}"]
+    assert published.fetch("voc_r50") == path and asked == [f"/{below}"]
 
 
 def test_a_backbone_is_an_archive_in_the_home_by_default(tmp_path, monkeypatch, mirror):
     root, asked = mirror
     monkeypatch.setenv("HOME", str(tmp_path))
     place(tmp_path / ".cache/dlv3p_jax/resnet50_vd_ssld_v2.tar.gz", 90_000_000)  # put there by hand
-    assert pretrained.fetch("resnet50_vd", root=root) == tmp_path / ".cache/dlv3p_jax/resnet50_vd_ssld_v2.tar.gz"
+    assert published.fetch("resnet50_vd", root=root) == tmp_path / ".cache/dlv3p_jax/resnet50_vd_ssld_v2.tar.gz"
     assert not asked
 
 
 @pytest.mark.parametrize(("name", "size"), [("cityscapes_r50", 2000), ("resnet101_vd", 2000), ("voc_r50", 300_000_000)])
 def test_what_has_not_about_the_size_of_the_file_is_refused(tmp_path, mirror, name, size):
     root, _ = mirror
-    below = pretrained.IMAGENET[name] if name in pretrained.IMAGENET else pretrained.PUBLISHED[name].path
+    below = published.IMAGENET[name] if name in published.IMAGENET else published.PUBLISHED[name].path
     place(tmp_path / "mirror" / below, size)
     with pytest.raises(DownloadError, match=f"^{name}: {root}/{below} .* {size:,} bytes, but the file must have "):
-        pretrained.fetch(name, tmp_path / "cache", root)
+        published.fetch(name, tmp_path / "cache", root)
     assert not (tmp_path / "cache" / below).exists()
 
 
@@ -134,8 +134,8 @@ def test_a_file_that_the_mirror_lacks_is_told_with_what_can_be_done(tmp_path, mi
     root, _ = mirror
     (tmp_path / "mirror").mkdir()
     with pytest.raises(DownloadError) as error:
-        pretrained.fetch("voc_r101", tmp_path / "cache", root)
-    for words in ("voc_r101: ", "404", str(tmp_path / "cache" / pretrained.PUBLISHED["voc_r101"].path), "DLV3P_ROOT"):
+        published.fetch("voc_r101", tmp_path / "cache", root)
+    for words in ("voc_r101: ", "404", str(tmp_path / "cache" / published.PUBLISHED["voc_r101"].path), "DLV3P_ROOT"):
         assert words in str(error.value)
 
 
@@ -149,30 +149,30 @@ print(*({"tensorflow", "clu", "jax", "flax", "numpy"} & {name.partition(".")[0] 
     assert (process.returncode, process.stdout.strip()) == (0, ""), process.stderr
 
 
-@pytest.mark.parametrize("name", pretrained.PUBLISHED)
+@pytest.mark.parametrize("name", published.PUBLISHED)
 def test_a_published_config_is_told_its_imagenet_weights_and_nothing_else(name):
     config = load(name)
-    (note,) = pretrained.recipe_notes(name, config)
+    (note,) = published.recipe_notes(name, config)
     backbone = "resnet101_vd" if "r101" in name else "resnet50_vd"
     archive = "resnet101_vd_ssld.tar.gz" if "r101" in name else "resnet50_vd_ssld_v2.tar.gz"
     assert f"https://bj.bcebos.com/paddleseg/dygraph/{archive}" in note and "config.pretrained is None" in note
     assert f"--config.pretrained={backbone} " in note
     config.pretrained = backbone
-    assert pretrained.recipe_notes(name, config) == []
+    assert published.recipe_notes(name, config) == []
 
 
 def test_another_batch_is_told_with_both_numbers():
     config = load("cityscapes_r50")
     config.pretrained, config.batch_size = "resnet50_vd", 2
-    (note,) = pretrained.recipe_notes("cityscapes_r50", config)
+    (note,) = published.recipe_notes("cityscapes_r50", config)
     assert "published with global batch 8, yours 2" in note
 
 
 def test_other_data_backbones_and_configs_are_told_nothing():
-    assert pretrained.recipe_notes("quickstart", load("quickstart")) == []
+    assert published.recipe_notes("quickstart", load("quickstart")) == []
     config = load("cityscapes_r50")
     config.model.backbone = "resnet18_vd"
-    assert pretrained.recipe_notes("cityscapes_r50", config) == []
+    assert published.recipe_notes("cityscapes_r50", config) == []
     config = load("cityscapes_r50")
     config.dataset = "image_folder"
-    assert pretrained.recipe_notes("cityscapes_r50", config) == []
+    assert published.recipe_notes("cityscapes_r50", config) == []

@@ -10,8 +10,7 @@ from dlv3p_jax.data import viz
 from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import configuration
 from dlv3p_jax.training import steps
-from dlv3p_jax.weights import checkpoints, paddle, pdparams, published
-from dlv3p_jax.weights import trained as weights
+from dlv3p_jax.weights import checkpoint_files, checkpoint_reading, checkpoints, paddle, pdparams, published, trained
 
 
 @pytest.fixture(scope="module")
@@ -28,26 +27,26 @@ def write_pdparams(path, config, variables) -> None:
 def test_averaged_variables_are_preferred_and_another_network_is_told(workdir, tmp_path, caplog):
     config = make_config({"ema_decay": 0.5})
     model = build_model(config)
-    variables = checkpoints.read_variables(checkpoints.find(workdir))
+    variables = checkpoint_reading.read_variables(checkpoint_reading.find(workdir))
     state = steps.create_train_state(config, model, variables)
     averaged = jax.tree.map(lambda x: x + 1, variables)
     with checkpoints.Checkpoints(tmp_path) as saved:
         saved.save_best(state.replace(ema=averaged), 0.5)
     configuration.write(config, tmp_path / "config.json")
-    trained = weights.load_checkpoint(None, tmp_path, {"eval.scales": (0.5,)})
-    read = trained.config
+    loaded = trained.load_checkpoint(None, tmp_path, {"eval.scales": (0.5,)})
+    read = loaded.config
     assert read.eval.scales == (0.5,) and read.num_classes == 19 and read.crop_size == (32, 32)
-    assert trained.source.endswith("checkpoints/best/0, step 0 (ema)")
-    jax.tree.map(np.testing.assert_array_equal, trained.variables, averaged)
+    assert loaded.source.endswith("checkpoints/best/0, step 0 (ema)")
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, averaged)
 
     message = 'another network:\n  model.aspp_channels: 32 then, 16 now; give --config.model.aspp_channels="32"'
     with pytest.raises(configuration.ConfigError, match=message):
-        weights.load_checkpoint(make_config({"model.aspp_channels": 16}), tmp_path)
-    weights.load_checkpoint(make_config({"model.dtype": "bfloat16"}), tmp_path)
+        trained.load_checkpoint(make_config({"model.aspp_channels": 16}), tmp_path)
+    trained.load_checkpoint(make_config({"model.dtype": "bfloat16"}), tmp_path)
     assert "config.model.dtype is 'bfloat16' here" in caplog.text
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match="give --config=FILE"):
-        weights.load_checkpoint(None, tmp_path)
+        trained.load_checkpoint(None, tmp_path)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18_vd", "resnet34_vd", "resnet50_vd"])
@@ -58,11 +57,11 @@ def test_a_pdparams_file_says_what_network_it_is_of(tmp_path, caplog, backbone):
     config.update_from_flattened_dict(changes | {"num_classes": 5})
     variables = draw_variables(config)
     write_pdparams(tmp_path / "model.pdparams", config, variables)
-    trained = weights.load_checkpoint(None, tmp_path / "model.pdparams", {"eval.flip": True})
-    assert trained.config.model.to_dict() == config.model.to_dict()
-    assert trained.config.num_classes == 5 and trained.config.eval.flip
-    assert trained.class_names == tuple(f"class {index}" for index in range(5))
-    jax.tree.map(np.testing.assert_array_equal, trained.variables, variables)
+    loaded = trained.load_checkpoint(None, tmp_path / "model.pdparams", {"eval.flip": True})
+    assert loaded.config.model.to_dict() == config.model.to_dict()
+    assert loaded.config.num_classes == 5 and loaded.config.eval.flip
+    assert loaded.class_names == tuple(f"class {index}" for index in range(5))
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
     assert "align_corners False: give --config=FILE" in caplog.text
 
 
@@ -70,16 +69,16 @@ def test_a_pdparams_file_of_another_network_is_told(shared, tmp_path):
     path = tmp_path / "model.pdparams"
     write_pdparams(path, make_config(), draw_variables(make_config()))
     with pytest.raises(paddle.ConversionError, match="model.pdparams: these parameters are not those"):
-        weights.load_checkpoint(None, path)  # two branches, where PaddleSeg has four
-    assert weights.load_checkpoint(make_config(), path).config.model.aspp_rates == (1, 2)
+        trained.load_checkpoint(None, path)  # two branches, where PaddleSeg has four
+    assert trained.load_checkpoint(make_config(), path).config.model.aspp_rates == (1, 2)
     state = pdparams.load_pdparams(path)
     backbone = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
     pdparams.save_pdparams(backbone, path)
     with pytest.raises(ValueError, match="holds a backbone alone"):
-        weights.load_checkpoint(None, path)
+        trained.load_checkpoint(None, path)
     pdparams.save_pdparams({"head.neck.conv0._conv.weight": np.zeros((2, 2, 1, 1), np.float32)}, path)
     with pytest.raises(paddle.ConversionError, match="not those of a DeepLabV3P"):
-        weights.load_checkpoint(None, path)
+        trained.load_checkpoint(None, path)
 
 
 def test_a_published_name_is_fetched_and_has_its_own_configuration(tmp_path, monkeypatch):
@@ -87,21 +86,21 @@ def test_a_published_name_is_fetched_and_has_its_own_configuration(tmp_path, mon
     config.update_from_flattened_dict({"num_classes": 21, "model.aspp_channels": 16})
     write_pdparams(tmp_path / "model.pdparams", config, draw_variables(config))
     monkeypatch.setattr(published, "fetch", lambda name: {"voc_r50": tmp_path / "model.pdparams"}[name])
-    trained = weights.load_checkpoint(None, "voc_r50", {"model.aspp_channels": 16})
-    assert trained.config.eval_size == (512, 512) and trained.config.num_classes == 21
-    assert trained.class_names[:3] == ("background", "aeroplane", "bicycle")
+    loaded = trained.load_checkpoint(None, "voc_r50", {"model.aspp_channels": 16})
+    assert loaded.config.eval_size == (512, 512) and loaded.config.num_classes == 21
+    assert loaded.class_names[:3] == ("background", "aeroplane", "bicycle")
 
 
 def classes_of(folder, config, meta=None):
     save_checkpoint(folder, config, meta)
-    trained = weights.load_checkpoint(None, folder)
-    return trained.class_names, trained.palette
+    loaded = trained.load_checkpoint(None, folder)
+    return loaded.class_names, loaded.palette
 
 
 def test_classes_are_named_by_the_checkpoint_or_the_data_set_or_numbered(data_dir, tmp_path):
     config = make_config({"dataset": "image_folder", "data_dir": str(data_dir)}, num_classes=3)
     assert classes_of(tmp_path / "a", config)[0] == ("floor", "wall", "lamp")
-    meta = checkpoints.describe_classes(["cat", "dog", "mouse"], [[1, 2, 3], [4, 5, 6], [7, 8, 9]], 255)
+    meta = checkpoint_reading.describe_classes(["cat", "dog", "mouse"], [[1, 2, 3], [4, 5, 6], [7, 8, 9]], 255)
     names, palette = classes_of(tmp_path / "b", config, meta)  # whatever lies in data_dir today
     assert names == ("cat", "dog", "mouse") and palette[2].tolist() == [7, 8, 9] and palette.dtype == np.uint8
     names, palette = classes_of(tmp_path / "c", make_config())
@@ -118,17 +117,17 @@ def test_a_checkpoint_copied_without_its_config_says_itself_what_it_is_or_what_i
     for name, meta in (("new", {"config": configuration.to_dict(config)}), ("old", None)):
         save_checkpoint(tmp_path / name, config, meta)
         (tmp_path / name / "checkpoints" / "best").rename(tmp_path / f"{name}_best")
-    trained = weights.load_checkpoint(None, tmp_path / "new_best")
-    assert trained.config.model.aspp_channels == 32 and len(trained.class_names) == 3
+    loaded = trained.load_checkpoint(None, tmp_path / "new_best")
+    assert loaded.config.model.aspp_channels == 32 and len(loaded.class_names) == 3
     with pytest.raises(ValueError, match="model.aspp_channels: 32 then, 64 now"):
-        weights.load_checkpoint(None, tmp_path / "new_best", {"model.aspp_channels": 64})
+        trained.load_checkpoint(None, tmp_path / "new_best", {"model.aspp_channels": 64})
     with pytest.raises(ValueError, match="no config.json in .*old_best/0 or above it: give --config=FILE"):
-        weights.load_checkpoint(None, tmp_path / "old_best")
+        trained.load_checkpoint(None, tmp_path / "old_best")
     config.num_classes = None
     with pytest.raises(ValueError, match="no config.json in .*old_best/0 or above it.*--config.num_classes=N"):
-        weights.load_checkpoint(config, tmp_path / "old_best")
-    with pytest.raises(checkpoints.CheckpointError, match="old_best/0 is of another model"):
-        weights.load_checkpoint(config, tmp_path / "old_best", {"num_classes": 3, "model.aspp_channels": 64})
+        trained.load_checkpoint(config, tmp_path / "old_best")
+    with pytest.raises(checkpoint_files.CheckpointError, match="old_best/0 is of another model"):
+        trained.load_checkpoint(config, tmp_path / "old_best", {"num_classes": 3, "model.aspp_channels": 64})
 
 
 def test_weights_of_a_pdparams_file_that_are_not_finite_are_refused(tmp_path):
@@ -137,6 +136,6 @@ def test_weights_of_a_pdparams_file_that_are_not_finite_are_refused(tmp_path):
     variables["params"]["decoder"]["classifier"]["bias"][2] = np.inf
     write_pdparams(path, config, variables)
     with pytest.raises(ValueError, match="model.pdparams: params/decoder/classifier/bias holds 1 values"):
-        weights.load_checkpoint(config, path)
+        trained.load_checkpoint(config, path)
     with pytest.raises(ValueError, match="model.pdparams: params/decoder/classifier/bias holds 1 values"):
-        weights.load_pretrained(str(path), build_model(config), draw_variables(config))
+        trained.load_pretrained(str(path), build_model(config), draw_variables(config))
