@@ -144,7 +144,7 @@ def opencv_steps(image: np.ndarray, label: np.ndarray, config, rng: np.random.Ge
 
     settings, (height, width) = config.augment, config.crop_size
     image = image.astype(np.float32)
-    scales = augment.scale_steps(settings.min_scale, settings.max_scale, settings.scale_step)
+    scales = augment.crop_of(config).scales
     scale = rng.choice(scales) if scales else rng.uniform(settings.min_scale, settings.max_scale)
     size = tuple(round(side * scale) for side in reversed(label.shape))
     image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)

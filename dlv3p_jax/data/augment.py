@@ -9,7 +9,7 @@ of the source in a pattern that repeats, at 1.25 times the size after 5 of them,
 resized begins and ends with a period, and has one more on either side, whose neighbours it sees.
 """
 
-from collections.abc import Sequence
+import dataclasses
 
 import tensorflow as tf
 
@@ -17,66 +17,82 @@ PADDING = 127
 _LONGEST_PERIOD = 64  # in scaled pixels; at scales in steps of 0.25 up to 2, sides that 4 divides have 8 at most
 
 
-def scale_steps(min_scale: float, max_scale: float, scale_step: float) -> list[float]:
-    """The scales that are equally likely: min_scale, min_scale + scale_step, …, max_scale.
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """How training cuts pictures.
+
+    Attributes:
+      size: (height, width).
+      min_scale, max_scale, scale_step: see `scales`; a step of 0 draws any scale in between.
+      flip: mirror left to right with probability 0.5.
+      ignore_label: what pads labels; pictures are padded with 127.
 
     Raises:
-      ValueError: the range is empty or the step does not divide it.
+      ValueError: the range of scales is empty or the step does not divide it.
     """
-    if not 0 < min_scale <= max_scale:
-        raise ValueError(
-            f"augment.min_scale={min_scale} and augment.max_scale={max_scale} must be positive and in order"
-        )
-    if scale_step < 0:
-        raise ValueError(f"augment.scale_step={scale_step} is negative")
-    if scale_step == 0:
-        return []
-    count = round((max_scale - min_scale) / scale_step)
-    if abs(count * scale_step - (max_scale - min_scale)) > 1e-6:
-        raise ValueError(
-            f"augment.scale_step={scale_step} does not divide the range from {min_scale} to {max_scale} (0: any scale)"
-        )
-    return [min_scale + i * (max_scale - min_scale) / max(count, 1) for i in range(count + 1)]
+
+    size: tuple[int, int]
+    min_scale: float
+    max_scale: float
+    scale_step: float
+    flip: bool
+    ignore_label: int
+
+    def __post_init__(self):
+        if not 0 < self.min_scale <= self.max_scale:
+            raise ValueError(
+                f"augment.min_scale={self.min_scale} and augment.max_scale={self.max_scale} must be positive and in "
+                "order"
+            )
+        if self.scale_step < 0:
+            raise ValueError(f"augment.scale_step={self.scale_step} is negative")
+        spread = self.max_scale - self.min_scale
+        if self.scale_step and abs(round(spread / self.scale_step) * self.scale_step - spread) > 1e-6:
+            raise ValueError(
+                f"augment.scale_step={self.scale_step} does not divide the range from {self.min_scale} to "
+                f"{self.max_scale} (0: any scale)"
+            )
+
+    @property
+    def scales(self) -> list[float]:
+        """Those that are equally likely: min_scale, min_scale + scale_step, …, max_scale; [] for any in between."""
+        if not self.scale_step:
+            return []
+        spread = self.max_scale - self.min_scale
+        count = round(spread / self.scale_step)
+        return [self.min_scale + i * spread / max(count, 1) for i in range(count + 1)]
 
 
-def random_crop(
-    image: tf.Tensor,
-    label: tf.Tensor,
-    seed: tf.Tensor,
-    *,
-    crop_size: Sequence[int],
-    min_scale: float,
-    max_scale: float,
-    scale_step: float,
-    flip: bool,
-    ignore_label: int,
-) -> tuple[tf.Tensor, tf.Tensor]:
+def crop_of(config) -> Crop:
+    """The crops of a configuration: its `crop_size`, `augment` and `ignore_label`; raises as `Crop`."""
+    ranges = config.augment
+    scales = (ranges.min_scale, ranges.max_scale, ranges.scale_step)
+    return Crop(tuple(config.crop_size), *scales, ranges.flip, config.ignore_label)
+
+
+def random_crop(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor, crop: Crop) -> tuple[tf.Tensor, tf.Tensor]:
     """A randomly scaled, padded, cropped and flipped picture, determined by `seed` alone.
 
     Args:
       image: uint8 `[H, W, 3]`.
       label: uint8 `[H, W]`.
       seed: two int64, for example (run's seed, position in the run).
-      crop_size: (height, width).
-      min_scale, max_scale, scale_step: see `scale_steps`; a step of 0 draws any scale in between.
-      flip: mirror left to right with probability 0.5.
-      ignore_label: what pads labels; pictures are padded with 127.
+      crop: how it is cut.
 
     Returns:
-      uint8 `[crop height, crop width, 3]` and uint8 `[crop height, crop width]`.
+      uint8 `[*crop.size, 3]` and uint8 `[*crop.size]`.
     """
     draws = tf.random.stateless_uniform([4], seed=seed, dtype=tf.float64)
-    scales = scale_steps(min_scale, max_scale, scale_step)
-    if scales:
+    if scales := crop.scales:
         scale = tf.gather(tf.constant(scales, tf.float64), tf.cast(draws[0] * len(scales), tf.int32))
     else:
-        scale = min_scale + draws[0] * (max_scale - min_scale)
+        scale = crop.min_scale + draws[0] * (crop.max_scale - crop.min_scale)
     size = tf.cast(tf.shape(label), tf.float64)
     scaled = tf.maximum(tf.cast(tf.round(size * scale), tf.int32), 1)  # half to even, as Python's round
-    room = tf.maximum(scaled - tf.constant(crop_size, tf.int32), 0)
+    room = tf.maximum(scaled - tf.constant(crop.size, tf.int32), 0)
     offset = tf.cast(draws[1:3] * tf.cast(room + 1, tf.float64), tf.int32)
-    mirrored = draws[3] < 0.5 if flip else tf.constant(False)
-    return resample_crop(image, label, scaled, offset, crop_size, mirrored, ignore_label)
+    mirrored = draws[3] < 0.5 if crop.flip else tf.constant(False)
+    return resample_crop(image, label, scaled, offset, crop.size, mirrored, crop.ignore_label)
 
 
 def resample_crop(image, label, scaled, offset, crop_size, mirrored, ignore_label) -> tuple[tf.Tensor, tf.Tensor]:

@@ -10,31 +10,18 @@ from dlv3p_jax.data import augment
 _MUCH = 0.5  # VOC's pictures in crops of 512x512 have a quarter
 
 
-def padding_share(
-    sizes: Sequence[tuple[int, int]],
-    crop_size: tuple[int, int],
-    min_scale: float,
-    max_scale: float,
-    scale_step: float,
-) -> float:
-    """The expected share of padding in the crops of `augment.random_crop`, 0 to 1.
-
-    Args:
-        sizes: (height, width) of every picture.
-        crop_size: (height, width).
-        min_scale, max_scale, scale_step: see `augment.scale_steps`.
-    """
+def padding_share(sizes: Sequence[tuple[int, int]], crop: augment.Crop) -> float:
+    """The expected share of padding, 0 to 1, in the crops of pictures of these (height, width)."""
     different, counts = np.unique(np.array(sizes), axis=0, return_counts=True)
-    scales = augment.scale_steps(min_scale, max_scale, scale_step) or np.linspace(min_scale, max_scale, 101)
+    scales = crop.scales or np.linspace(crop.min_scale, crop.max_scale, 101)
     scaled = np.maximum(np.round(different[:, None] * np.asarray(scales)[:, None]), 1)  # [sizes, scales, 2]
-    filled = np.prod(np.minimum(scaled, crop_size) / np.array(crop_size), axis=-1).mean(axis=1)
+    filled = np.prod(np.minimum(scaled, crop.size) / np.array(crop.size), axis=-1).mean(axis=1)
     return 1 - float(np.average(filled, weights=counts))
 
 
-def warn_of_padding(sizes: Sequence[tuple[int, int]], config) -> None:
+def warn_of_padding(sizes: Sequence[tuple[int, int]], crop: augment.Crop) -> None:
     """One line in the log where more than half of what is trained on is padding, with a crop that fits the pictures."""
-    ranges = config.augment
-    share = padding_share(sizes, config.crop_size, ranges.min_scale, ranges.max_scale, ranges.scale_step)
+    share = padding_share(sizes, crop)
     if share <= _MUCH:
         return
     height, width = np.median(np.array(sizes), axis=0)
@@ -42,5 +29,5 @@ def warn_of_padding(sizes: Sequence[tuple[int, int]], config) -> None:
     logging.warning(
         "%.0f %% of what is trained on is padding: the middle picture is %dx%d (height x width) and "
         'config.crop_size=%s. Take --config.crop_size="%s", or larger scales (config.augment.min_scale, .max_scale)',
-        *(100 * share, height, width, tuple(config.crop_size), fitting),
+        *(100 * share, height, width, crop.size, fitting),
     )

@@ -38,17 +38,12 @@ def picture_of(position: int, num_pictures: int, seed: int) -> int:
 def train_batches(
     dataset: records.Dataset,
     split: str,
+    crop: augment.Crop,
     *,
     batch_size: int,
     first_step: int,
     num_steps: int,
     seed: int,
-    crop_size: Sequence[int],
-    min_scale: float,
-    max_scale: float,
-    scale_step: float,
-    flip: bool,
-    ignore_label: int,
     cache: bool = False,
     rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
@@ -56,16 +51,16 @@ def train_batches(
 
     Args:
       dataset, split: what to read.
+      crop: how the pictures are cut.
       batch_size: of the global batch.
       first_step: where to begin, in O(1): nothing before it is read.
       num_steps: where the run ends.
       seed: decides order and augmentation, together with the position.
-      crop_size, min_scale, max_scale, scale_step, flip, ignore_label: see `augment.random_crop`.
       cache: keep every picture that was decoded in memory, `cache_bytes` in the end; the batches are the same.
       rows: which rows of the batch are ours (`sharding.local_rows`); None: all.
 
     Yields:
-      {'image': uint8 `[b, *crop_size, 3]`, 'label': uint8 `[b, *crop_size]`, 'id': bytes `[b]`}.
+      {'image': uint8 `[b, *crop.size, 3]`, 'label': uint8 `[b, *crop.size]`, 'id': bytes `[b]`}.
     """
     dataset.require_labels(split)
     source, num_pictures = dataset.source(split), dataset.num_pictures(split)
@@ -92,17 +87,7 @@ def train_batches(
                 tensor.set_shape(shape)
         else:
             picture_id, image, label = _decode(*_read_record(read, position))
-        image, label = augment.random_crop(
-            image,
-            label,
-            tf.stack([tf.constant(seed, tf.int64), position]),
-            crop_size=crop_size,
-            min_scale=min_scale,
-            max_scale=max_scale,
-            scale_step=scale_step,
-            flip=flip,
-            ignore_label=ignore_label,
-        )
+        image, label = augment.random_crop(image, label, tf.stack([tf.constant(seed, tf.int64), position]), crop)
         return {"image": image, "label": label, "id": picture_id}
 
     def positions_of(step):

@@ -1,5 +1,6 @@
 """A picture of a data set: some of its pictures with their labels laid over, and what augmentation makes of them."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -69,18 +70,9 @@ def augment_pictures(
         uint8 `[B, *crop_size, 3]` and uint8 `[B, *crop_size]`.
     """
     ranges = config.augment
+    crop = dataclasses.replace(augment.crop_of(config), ignore_label=ignore_label)
     crops = [
-        augment.random_crop(
-            tf.constant(image),
-            tf.constant(label),
-            tf.constant([config.seed, index], tf.int64),
-            crop_size=config.crop_size,
-            min_scale=ranges.min_scale,
-            max_scale=ranges.max_scale,
-            scale_step=ranges.scale_step,
-            flip=ranges.flip,
-            ignore_label=ignore_label,
-        )
+        augment.random_crop(tf.constant(image), tf.constant(label), tf.constant([config.seed, index], tf.int64), crop)
         for image, label, index in zip(images, labels, indices, strict=True)
     ]
     cut_images, cut_labels = (np.stack([part.numpy() for part in parts]) for parts in zip(*crops, strict=True))

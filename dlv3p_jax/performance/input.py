@@ -39,7 +39,7 @@ def report(config, size: tuple[int, int] | None, repeats: int, turn_seconds: flo
         ValueError: the data set or the configuration cannot be used.
     """
     before = timing.processor_seconds(), time.process_time()
-    augment.scale_steps(config.augment.min_scale, config.augment.max_scale, config.augment.scale_step)
+    augment.crop_of(config)  # wrong scales do not wait for the pictures
     with tempfile.TemporaryDirectory(prefix="dlv3p_jax_input_") as folder:
         if size is None:
             dataset, split = records.open_dataset(config.dataset, config.data_dir), config.train_split
@@ -70,16 +70,11 @@ def batches(config, dataset: records.Dataset, split: str, cache: bool) -> Iterat
     return pipeline.train_batches(
         dataset,
         split,
+        augment.crop_of(config),
         batch_size=config.batch_size,
         first_step=0,
         num_steps=1_000_000_000,
         seed=config.seed,
-        crop_size=config.crop_size,
-        min_scale=config.augment.min_scale,
-        max_scale=config.augment.max_scale,
-        scale_step=config.augment.scale_step,
-        flip=config.augment.flip,
-        ignore_label=config.ignore_label,
         cache=cache,
     )
 

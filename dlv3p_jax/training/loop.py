@@ -68,11 +68,11 @@ def train_and_evaluate(
     workdir = epath.Path(workdir)
     config, dataset, mesh = prepare_run(config)
     losses.check_weights(config.loss)
-    augment.scale_steps(config.augment.min_scale, config.augment.max_scale, config.augment.scale_step)
+    crop = augment.crop_of(config)
     memory.check_logits(config, mesh)
     sharding.check_micro_batch(mesh, config.batch_size, config.accumulate_steps, config.crop_size[0])
     configuration.warn_of_few_pictures(config)
-    padding.warn_of_padding(dataset.sizes(config.train_split), config)
+    padding.warn_of_padding(dataset.sizes(config.train_split), crop)
     num_pictures = dataset.num_pictures(config.train_split)
     logging.info(
         "Data: %s in %s, %d classes, ignored label %d; %d pictures in %s, %d in %s; an epoch has %.1f steps",
@@ -375,16 +375,11 @@ def _train_batches(config, dataset: records.Dataset, mesh, first_step: int):
     return pipeline.train_batches(
         dataset,
         config.train_split,
+        augment.crop_of(config),
         batch_size=config.batch_size,
         first_step=first_step,
         num_steps=config.num_train_steps,
         seed=config.seed,
-        crop_size=config.crop_size,
-        min_scale=config.augment.min_scale,
-        max_scale=config.augment.max_scale,
-        scale_step=config.augment.scale_step,
-        flip=config.augment.flip,
-        ignore_label=config.ignore_label,
         cache=config.cache_pictures,
         rows=sharding.local_rows(mesh, config.batch_size),
     )

@@ -1,5 +1,7 @@
 """Geometry on the host against what PaddleSeg recorded and against OpenCV."""
 
+import dataclasses
+
 import cv2
 import equivalence
 import numpy as np
@@ -88,15 +90,15 @@ def test_crops_are_the_same_wherever_they_begin(scaled):
         np.testing.assert_array_equal(ours_label, whole_label[y : y + height, x : x + width])
 
 
+CROP = augment.Crop((8, 8), min_scale=0.5, max_scale=2.0, scale_step=0.25, flip=True, ignore_label=255)
+
+
 def draw(seeds, **changes):
-    settings = (
-        dict(crop_size=(8, 8), min_scale=0.5, max_scale=2.0, scale_step=0.25, flip=True, ignore_label=255) | changes
-    )
-    side = 24
+    settings, side = dataclasses.replace(CROP, **changes), 24
     columns = np.broadcast_to(np.arange(side, dtype=np.uint8) * 10, (side, side))
     image = np.stack([columns, columns.T, np.zeros_like(columns)], -1)
     label = np.zeros((side, side), np.uint8)
-    crop = tf.function(lambda seed: augment.random_crop(tf.constant(image), tf.constant(label), seed, **settings))
+    crop = tf.function(lambda seed: augment.random_crop(tf.constant(image), tf.constant(label), seed, settings))
     return [[part.numpy() for part in crop(tf.constant([7, seed], tf.int64))] for seed in seeds]
 
 
@@ -120,7 +122,7 @@ def test_scale_flip_and_position_are_uniform():
 
 
 def test_small_pictures_are_padded_at_the_bottom_and_right():
-    image, label = draw([0], crop_size=(60, 50), min_scale=1.0, max_scale=1.0, flip=False)[0]
+    image, label = draw([0], size=(60, 50), min_scale=1.0, max_scale=1.0, flip=False)[0]
     assert (image[24:] == 127).all() and (image[:, 24:] == 127).all() and (label[24:] == 255).all()
     assert (label[:24, :24] == 0).all() and (image[:24, :24, 2] == 0).all()
 
@@ -137,9 +139,9 @@ def test_labels_keep_their_values():
 )
 def test_bad_scales_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
-        augment.scale_steps(*values)
+        augment.Crop((8, 8), *values, flip=True, ignore_label=255)
 
 
 def test_scale_steps_are_paddlesegs():
-    np.testing.assert_allclose(augment.scale_steps(0.5, 2.0, 0.25), np.linspace(0.5, 2.0, 7))
-    assert augment.scale_steps(0.5, 2.0, 0) == []
+    np.testing.assert_allclose(CROP.scales, np.linspace(0.5, 2.0, 7))
+    assert dataclasses.replace(CROP, scale_step=0).scales == []

@@ -12,7 +12,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from dlv3p_jax.data import pipeline, records
+from dlv3p_jax.data import augment, pipeline, records
 from dlv3p_jax.data.pictures import Example
 from dlv3p_jax.datasets import builder
 from dlv3p_jax.datasets.image_folder import ImageFolder
@@ -20,17 +20,8 @@ from dlv3p_jax.training import loop
 from dlv3p_jax.weights import checkpoint_reading, checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SETTINGS = dict(
-    batch_size=2,
-    num_steps=50,
-    seed=0,
-    crop_size=(32, 32),
-    min_scale=1.0,
-    max_scale=1.0,
-    scale_step=0,
-    flip=False,
-    ignore_label=255,
-)
+SETTINGS = dict(batch_size=2, num_steps=50, seed=0)
+CROP = augment.Crop((32, 32), min_scale=1.0, max_scale=1.0, scale_step=0, flip=False, ignore_label=255)
 SIZE = (64, 96)
 
 
@@ -83,7 +74,7 @@ def flip_bytes(data):
 def read_all(data, what, midway=lambda: None):
     dataset = records.open_dataset("image_folder", data)
     if what == "train":
-        batches = pipeline.train_batches(dataset, "train", first_step=0, **SETTINGS)
+        batches = pipeline.train_batches(dataset, "train", CROP, first_step=0, **SETTINGS)
     else:
         batches = pipeline.eval_batches(dataset, "train", batch_size=2, ignore_label=255)
     next(batches)
@@ -162,7 +153,7 @@ def test_a_picture_that_was_stored_damaged_is_named(tmp_path, prepared, part, ca
         r"train: record 4, picture picture 4, cannot be read: number 4 in .*-of-00001 is damaged or gone \([^\n]+\)"
     )
     with pytest.raises(records.DatasetError, match=expected):
-        list(pipeline.train_batches(dataset, "train", first_step=0, cache=cache, **SETTINGS))
+        list(pipeline.train_batches(dataset, "train", CROP, first_step=0, cache=cache, **SETTINGS))
     with pytest.raises(records.DatasetError, match=expected):
         list(pipeline.eval_batches(dataset, "train", batch_size=3, ignore_label=255))
 

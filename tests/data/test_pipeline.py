@@ -7,20 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlv3p_jax.data import pipeline, records
+from dlv3p_jax.data import augment, pipeline, records
 
 BATCH = ("image", "label", "size", "id")  # of an evaluation
-SETTINGS = dict(
-    batch_size=4,
-    num_steps=9,
-    seed=3,
-    crop_size=(32, 48),
-    min_scale=0.5,
-    max_scale=2.0,
-    scale_step=0.25,
-    flip=True,
-    ignore_label=255,
-)
+SETTINGS = dict(batch_size=4, num_steps=9, seed=3)
+CROP = augment.Crop((32, 48), min_scale=0.5, max_scale=2.0, scale_step=0.25, flip=True, ignore_label=255)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +20,7 @@ def dataset(data_dir):
 
 
 def train(dataset, first_step=0, **changes):
-    return list(pipeline.train_batches(dataset, "train", first_step=first_step, **(SETTINGS | changes)))
+    return list(pipeline.train_batches(dataset, "train", CROP, first_step=first_step, **(SETTINGS | changes)))
 
 
 def test_every_epoch_is_a_permutation_of_its_own():
@@ -64,7 +55,7 @@ def test_a_run_can_start_at_any_step_bit_for_bit(dataset):
 
 def test_nothing_reads_ahead_while_the_interpreter_ends(dataset):
     iterators = [
-        pipeline.train_batches(dataset, "train", first_step=0, **SETTINGS),
+        pipeline.train_batches(dataset, "train", CROP, first_step=0, **SETTINGS),
         pipeline.eval_batches(dataset, "val", batch_size=1, ignore_label=255),
     ]
     assert all(next(iterator) for iterator in iterators)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlv3p_jax.data import cityscapes_labels, pipeline, records
+from dlv3p_jax.data import augment, cityscapes_labels, pipeline, records
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.datasets import check, cityscapes, summary
 from dlv3p_jax.datasets.builder import prepare_dataset
@@ -145,9 +145,9 @@ def test_a_split_without_labels_is_neither_learnt_from_nor_scored(source, tmp_pa
     message = 'split "test" of cityscapes has no labels.*with labels: train, val'
     with pytest.raises(DatasetError, match=message):
         next(pipeline.eval_batches(dataset, "test", batch_size=2, ignore_label=255))
-    crop = dict(crop_size=(2, 2), min_scale=1.0, max_scale=1.0, scale_step=0.0, flip=False, ignore_label=255)
+    crop = augment.Crop((2, 2), min_scale=1.0, max_scale=1.0, scale_step=0.0, flip=False, ignore_label=255)
     with pytest.raises(DatasetError, match=message):
-        pipeline.train_batches(dataset, "test", batch_size=2, first_step=0, num_steps=1, seed=0, **crop)
+        pipeline.train_batches(dataset, "test", crop, batch_size=2, first_step=0, num_steps=1, seed=0)
     (batch,) = pipeline.eval_batches(dataset, "val", batch_size=1, ignore_label=255)
     np.testing.assert_array_equal(batch["label"], [[[0, 11], [0, 11]]])
 
