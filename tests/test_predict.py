@@ -15,7 +15,7 @@ import pytest
 from drawn import draw_picture, make_config, save_checkpoint
 from PIL import Image
 
-from dlv3p_jax.data import cityscapes_labels, viz
+from dlv3p_jax.data import classes, viz
 from dlv3p_jax.datasets.builder import prepare_dataset
 from dlv3p_jax.datasets.cityscapes import Cityscapes
 from dlv3p_jax.evaluation import evaluator
@@ -98,13 +98,13 @@ def test_the_official_score_of_the_written_label_ids_is_that_of_the_evaluation(c
 
     result = official_score(cityscapes, output / "labels")
     assert abs(result["averageScoreClasses"] - report["mIoU"]) < 1e-4
-    scores = [result["classScores"][name] for name in cityscapes_labels.CLASS_NAMES]
+    scores = [result["classScores"][name] for name in classes.CITYSCAPES.names]
     np.testing.assert_allclose(scores, np.array(report["IoU"], float), atol=1e-4)
     assert np.sum(np.array(scores) > 0) > 2 and np.any(np.isnan(scores))  # hits, and classes that are nowhere
     with Image.open(output / "labels" / f"{names[0]}.png") as label:
         ids = np.asarray(label)
-        assert set(np.unique(ids)) <= set(cityscapes_labels.LABEL_IDS.tolist())
-        colors = {entry.id: entry.color for entry in cityscapes_labels.LABELS}
+        assert set(np.unique(ids)) <= set(classes.CITYSCAPES_IDS.tolist())
+        colors = {entry.id: entry.color for entry in classes.CITYSCAPES_LABELS}
         assert label.mode == "P" and tuple(np.asarray(label.convert("RGB"))[0, 0]) == colors[ids[0, 0]]
 
 
@@ -136,8 +136,8 @@ def test_every_picture_that_can_be_read_is_predicted_and_the_others_are_listed(w
     assert "6 pictures" in process.stdout and f"labels: {output / 'labels'}" in process.stdout
     shares = [line.split() for line in process.stdout.splitlines() if line[-3:-2] == "."]
     assert shares and abs(sum(float(share[-1]) for share in shares) - 100) < 0.1
-    colors = ["#" + bytes(color).hex() for color in cityscapes_labels.PALETTE]
-    assert all(colors[cityscapes_labels.CLASS_NAMES.index(" ".join(name))] == color for *name, color, _ in shares)
+    colors = ["#" + bytes(color).hex() for color in classes.CITYSCAPES.palette]
+    assert all(colors[classes.CITYSCAPES.names.index(" ".join(name))] == color for *name, color, _ in shares)
 
     names = [path.relative_to(output / "labels").as_posix() for path in sorted((output / "labels").rglob("*.png"))]
     assert names == [f"{name}.png" for name in ("a/1", "b/1", "b/weed (27)", "cmyk", "grey", "turned")]
@@ -146,7 +146,7 @@ def test_every_picture_that_can_be_read_is_predicted_and_the_others_are_listed(w
         label = np.asarray(Image.open(output / "labels" / f"{name}.png"))
         np.testing.assert_array_equal(label, expected_label(workdir, pixels, **views))
         overlay = np.asarray(Image.open(output / "overlays" / f"{name}.jpg"), float)
-        expected = viz.overlay(pixels, label, cityscapes_labels.PALETTE)
+        expected = viz.overlay(pixels, label, classes.CITYSCAPES.palette)
         assert np.abs(overlay - expected).mean() < 12 < np.abs(overlay - pixels).mean()
     assert Image.open(output / "labels" / "turned.png").size == (32, 48)
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dlv3p_jax.data import records
+from dlv3p_jax.data.errors import DatasetError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -157,7 +158,7 @@ def test_a_killed_preparation_leaves_nothing_that_looks_finished(source, tmp_pat
     process.kill()
     process.wait()
     assert list(data_dir.rglob("*array_record*"))
-    with pytest.raises(records.DatasetError, match="is not prepared"):
+    with pytest.raises(DatasetError, match="is not prepared"):
         records.open_dataset("image_folder", data_dir)
     deadline = time.monotonic() + 30
     while any(os.path.exists(f"/proc/{worker}") for worker in workers):

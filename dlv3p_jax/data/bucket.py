@@ -46,7 +46,7 @@ def local_data_dir(data_dir: str) -> pathlib.Path:
     return files.cache_folder() / "data" / scheme / rest.strip("/")
 
 
-def stage(dataset: str, data_dir: str) -> pathlib.Path | None:
+def fetch(dataset: str, data_dir: str) -> pathlib.Path | None:
     """Sees to it that this host has a copy of the newest version of a data set, and that it is the one of now.
 
     What is whole and unchanged is not copied again, also after a killed process. Processes that want the same data

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from dlv3p_jax.data import augment, records
+from dlv3p_jax.data.errors import DatasetError
 
 Batch = dict[str, np.ndarray]  # 'image' uint8 [B, H, W, 3], 'label' uint8 [B, H, W], 'id' bytes [B], and 'size'
 
@@ -233,7 +234,7 @@ def _naming_damage(iterator, pictures_of: Callable[[int], Sequence[int]], datase
                 except tf.errors.OpError as again:
                     raise dataset.damaged(split, index, _first_line(again), picture_id) from again
                 _check_sizes(dataset, split, index, picture_id, image, label)
-            raise records.DatasetError(
+            raise DatasetError(
                 f"{split}: one of the records {', '.join(map(str, indices))} of {dataset.folder} could not be read "
                 f"({_first_line(error)}), but can be now: start again, and look at the disk or network they are on"
             ) from error

@@ -22,8 +22,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from dlv3p_jax.data import bucket, downloads
-from dlv3p_jax.data.errors import DatasetError as DatasetError
-from dlv3p_jax.data.labels import read_label as read_label
+from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.runtime import disk_errors, files, local_paths
 
 VERSION = "1.0.0"  # of this layout; data sets of another version are prepared anew
@@ -212,13 +211,13 @@ class _Source(Sequence[dict[str, bytes]]):
 def open_dataset(dataset: str, data_dir: str | os.PathLike) -> Dataset:
     """Opens the newest version of what `prepare` wrote below data_dir/dataset, without the code that wrote it.
 
-    If `data_dir` is a URL, such as gs://BUCKET/data, what is there is first copied to this host (`staging`).
+    If `data_dir` is a URL, such as gs://BUCKET/data, what is there is first copied to this host (`bucket`).
 
     Raises:
         DatasetError: not prepared (it says how to), unfinished or damaged, or it cannot be copied.
     """
     origin = os.fspath(data_dir) if bucket.is_remote(data_dir) else None
-    folder = _newest(data_dir, dataset) if origin is None else bucket.stage(dataset, origin)
+    folder = _newest(data_dir, dataset) if origin is None else bucket.fetch(dataset, origin)
     if folder is None:
         prepared = _prepared(data_dir) if origin is None else bucket.names(origin)
         raise DatasetError(
@@ -266,7 +265,7 @@ def write_digests(folder: pathlib.Path) -> None:
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
-    paths = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(".")]  # those are staging's
+    paths = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(".")]  # those are of `bucket`
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 

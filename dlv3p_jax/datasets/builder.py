@@ -27,7 +27,7 @@ from dlv3p_jax.datasets.workers import ordered_map
 
 _PICTURES_A_SHARD = 512
 _MEND = "\nMend these, or leave them out with --skip_bad"
-_STAGING = "incomplete"  # beside the finished versions; TFDS's own unfinished folders begin with this word too
+_UNFINISHED = "incomplete"  # beside the finished versions; TFDS's own unfinished folders begin with this word too
 _REPLACED = "replaced"  # in there: the version that makes room for a new one
 
 
@@ -301,31 +301,31 @@ def prepare_dataset(
     if printable(str(root)) != str(root):  # array_record takes no other paths
         raise DatasetError(f"--data_dir={printable(str(data_dir))}: the name is not UTF-8; give another")
     final = root / records.VERSION
-    staging = root / _STAGING
+    unfinished = root / _UNFINISHED
     if not overwrite:
         _refuse_existing(name, final)
     with _locked(root):
-        _bring_back(staging, final)
+        _bring_back(unfinished, final)
         if not overwrite:
             _refuse_existing(name, final)
         _remove_leftovers(root)
         try:
-            builder = make_builder(staging)
+            builder = make_builder(unfinished)
             try:
                 with contextlib.redirect_stdout(io.StringIO()):  # TFDS's remarks on downloads
                     builder.download_and_prepare()
                 records.write_digests(pathlib.Path(builder.data_dir))
             except (OSError, RuntimeError) as error:  # a full disk is either
                 raise DatasetError(f"the records could not be written: {error}") from error
-            written = records.open_dataset(name, staging)
+            written = records.open_dataset(name, unfinished)
             for split in written.splits:
                 written.source(split)  # raises where a record did not reach the disk
             if final.exists():
-                final.rename(staging / _REPLACED)
+                final.rename(unfinished / _REPLACED)
             written.folder.rename(final)
         finally:
-            _bring_back(staging, final)
-            shutil.rmtree(staging, ignore_errors=True)
+            _bring_back(unfinished, final)
+            shutil.rmtree(unfinished, ignore_errors=True)
     return records.open_dataset(name, data_dir), builder
 
 
@@ -369,12 +369,12 @@ def _refuse_existing(name: str, final: pathlib.Path) -> None:
     raise already_there(final, description)
 
 
-def _bring_back(staging: pathlib.Path, final: pathlib.Path) -> None:
+def _bring_back(unfinished: pathlib.Path, final: pathlib.Path) -> None:
     """Undoes the first of the two renames that replace a version, where the second did not come to pass."""
-    if (staging / _REPLACED).exists() and not final.exists():
-        (staging / _REPLACED).rename(final)
+    if (unfinished / _REPLACED).exists() and not final.exists():
+        (unfinished / _REPLACED).rename(final)
 
 
 def _remove_leftovers(root: pathlib.Path) -> None:
-    for path in root.glob(f"{_STAGING}*"):
+    for path in root.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(path)

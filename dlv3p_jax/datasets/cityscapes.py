@@ -6,7 +6,7 @@ import os
 import pathlib
 import shlex
 
-from dlv3p_jax.data import cityscapes_labels, downloads
+from dlv3p_jax.data import classes, downloads
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Pair, Problem, read_pair
 from dlv3p_jax.datasets.builder import PictureBuilder
@@ -64,14 +64,14 @@ class Cityscapes(PictureBuilder):
             pairs,
             functools.partial(
                 read_pair,
-                num_classes=len(cityscapes_labels.CLASS_NAMES),
-                ignore_label=cityscapes_labels.IGNORED,
-                read_values=cityscapes_labels.read_train_ids,
-                advice=cityscapes_labels.ADVICE,
+                num_classes=len(classes.CITYSCAPES.names),
+                ignore_label=classes.IGNORED,
+                read_values=classes.read_train_ids,
+                advice=classes.CITYSCAPES_ADVICE,
             ),
-            class_names=cityscapes_labels.CLASS_NAMES,
-            palette=cityscapes_labels.PALETTE,
-            ignore_label=cityscapes_labels.IGNORED,
+            class_names=classes.CITYSCAPES.names,
+            palette=classes.CITYSCAPES.palette,
+            ignore_label=classes.IGNORED,
             description=f"Cityscapes (fine labels, 19 train ids) of {pathlib.Path(source).expanduser().resolve()}",
             synthetic=False,
             problems=problems,

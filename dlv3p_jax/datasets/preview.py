@@ -9,10 +9,10 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw
 
-from dlv3p_jax.data import augment, fonts, viz
-from dlv3p_jax.data import colors as preprocess
+from dlv3p_jax.data import augment, colors, fonts, viz
+from dlv3p_jax.data.labels import read_label
 from dlv3p_jax.data.pictures import read_rgb
-from dlv3p_jax.data.records import Dataset, read_label
+from dlv3p_jax.data.records import Dataset
 
 _COLUMNS = 5
 _CELL_WIDTH = 320
@@ -76,8 +76,8 @@ def augment_pictures(
         for image, label, index in zip(images, labels, indices, strict=True)
     ]
     cut_images, cut_labels = (np.stack([part.numpy() for part in parts]) for parts in zip(*crops, strict=True))
-    colors = (ranges.brightness, ranges.contrast, ranges.saturation, ranges.hue)
-    return np.asarray(preprocess.distort(jnp.asarray(cut_images), jax.random.key(config.seed), *colors)), cut_labels
+    strengths = (ranges.brightness, ranges.contrast, ranges.saturation, ranges.hue)
+    return np.asarray(colors.distort(jnp.asarray(cut_images), jax.random.key(config.seed), *strengths)), cut_labels
 
 
 def _draw(

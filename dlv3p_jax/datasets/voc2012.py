@@ -4,10 +4,10 @@ import functools
 import os
 import pathlib
 
-from dlv3p_jax.data import downloads, viz
+from dlv3p_jax.data import downloads
+from dlv3p_jax.data.classes import IGNORED, VOC2012
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Pair, Problem, read_pair
-from dlv3p_jax.data.voc2012_labels import CLASS_NAMES, IGNORED
 from dlv3p_jax.datasets import sbd
 from dlv3p_jax.datasets.builder import PictureBuilder
 from dlv3p_jax.datasets.pairs import first_five, read_lines
@@ -48,13 +48,13 @@ class Voc2012(PictureBuilder):
             pairs,
             functools.partial(
                 read_pair,
-                num_classes=len(CLASS_NAMES),
+                num_classes=len(VOC2012.names),
                 ignore_label=IGNORED,
                 read_values=sbd.read_values,
                 advice=sbd.ADVICE,
             ),
-            class_names=CLASS_NAMES,
-            palette=viz.palette(len(CLASS_NAMES)).tolist(),
+            class_names=VOC2012.names,
+            palette=VOC2012.palette,
             ignore_label=IGNORED,
             description=f"Pascal VOC 2012 segmentation of {pathlib.Path(source).expanduser().resolve()}",
             synthetic=False,

@@ -131,7 +131,7 @@ def make_evaluator(
         evaluate.make_eval_step(config, model),
         in_shardings=(
             sharding.replicated(mesh),
-            {"image": sharding.batched(mesh), "label": sharding.batched(mesh), "size": sharding.rows(mesh)},
+            {"image": sharding.batched(mesh), "label": sharding.batched(mesh), "size": sharding.per_picture(mesh)},
         ),
         out_shardings=(sharding.replicated(mesh), sharding.batched(mesh)),
     )

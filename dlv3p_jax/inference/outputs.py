@@ -9,14 +9,14 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from dlv3p_jax.data import cityscapes_labels, viz, voc2012_labels
+from dlv3p_jax.data import classes, viz
 from dlv3p_jax.inference.finding import Picture
 from dlv3p_jax.inference.predictor import Prediction
 from dlv3p_jax.runtime import files
 
 _VOC_FOLDER = pathlib.Path("results", "VOC2012", "Segmentation", "comp6_test_cls")
 _OVERLAY_ROWS = 512  # at a time, as it takes 55 bytes a pixel
-_ID_PALETTE = [label.color for label in cityscapes_labels.LABELS if label.id >= 0]
+_ID_PALETTE = [label.color for label in classes.CITYSCAPES_LABELS if label.id >= 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +90,10 @@ def label_values(num_classes: int, palette: viz.Palette, label_ids: bool, submis
         ValueError: the model has other classes than that.
     """
     if label_ids:
-        _require(num_classes, len(cityscapes_labels.LABEL_IDS), "--label_ids is for the train ids of Cityscapes")
-        return LabelValues(cityscapes_labels.LABEL_IDS, _ID_PALETTE)
+        _require(num_classes, len(classes.CITYSCAPES_IDS), "--label_ids is for the train ids of Cityscapes")
+        return LabelValues(classes.CITYSCAPES_IDS, _ID_PALETTE)
     if submission == "voc":
-        _require(num_classes, len(voc2012_labels.CLASS_NAMES), "--submission=voc is for the classes of Pascal VOC")
+        _require(num_classes, len(classes.VOC2012.names), "--submission=voc is for the classes of Pascal VOC")
     return LabelValues(np.arange(num_classes, dtype=np.uint8), palette)
 
 

@@ -99,7 +99,7 @@ def predict_pictures(
     predict_step = sharding.jit(
         mesh,
         make_predict_step(config, model, jnp.float16 if probabilities else None),
-        in_shardings=(sharding.replicated(mesh), sharding.batched(mesh), sharding.rows(mesh)),
+        in_shardings=(sharding.replicated(mesh), sharding.batched(mesh), sharding.per_picture(mesh)),
         out_shardings=sharding.batched(mesh),
     )
     groups: dict[tuple[int, int], list[Picture]] = collections.defaultdict(list)

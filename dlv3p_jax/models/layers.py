@@ -137,8 +137,8 @@ class SeparableConvBN(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         by_channels = self.layout == "channels"
-        x = sharding.by_channels(sharding.by_rows(x)) if by_channels else x
+        x = sharding.by_channels(sharding.by_height(x)) if by_channels else x
         depthwise = DepthwiseConvBN(self.dilation, self.layout != "rows", self.strips, self.dtype, name="depthwise")
         x = depthwise(x, train)
-        x = sharding.by_rows(sharding.by_channels(x)) if by_channels else x
+        x = sharding.by_height(sharding.by_channels(x)) if by_channels else x
         return ConvBN(self.features, dtype=self.dtype, name="pointwise")(x, train)

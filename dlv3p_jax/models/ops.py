@@ -148,7 +148,7 @@ def cut(x: jax.Array, cuts: int = 0) -> jax.Array:
     x = _lay_out(x, cuts).reshape(batch, height // 2, 2, width // 2, 2, channels)
     x = x.transpose(0, 2, 4, 1, 3, 5).reshape(4 * batch, height // 2, width // 2, channels)
     if not _are_whole(batch, cuts):
-        x = sharding.by_rows(x)  # the compiler finds no way from rows to sub-images while it cuts
+        x = sharding.by_height(x)  # the compiler finds no way from rows to sub-images while it cuts
     return _lay_out(x, cuts + 1)
 
 
@@ -157,7 +157,7 @@ def glue(x: jax.Array, cuts: int = 1) -> jax.Array:
     batch, height, width, channels = len(x) // 4, *x.shape[1:]
     x = _lay_out(x, cuts)
     if not _are_whole(batch, cuts - 1):
-        x = sharding.by_rows(x)
+        x = sharding.by_height(x)
     x = x.reshape(batch, 2, 2, height, width, channels).transpose(0, 3, 1, 4, 2, 5)
     return _lay_out(x.reshape(batch, 2 * height, 2 * width, channels), cuts - 1)
 
@@ -179,7 +179,7 @@ def _are_whole(batch_size: int, cuts: int) -> bool:
 
 
 def _lay_out(x: jax.Array, cuts: int) -> jax.Array:
-    return sharding.by_pictures(x) if _are_whole(len(x), cuts) else sharding.by_rows(x)
+    return sharding.by_pictures(x) if _are_whole(len(x), cuts) else sharding.by_height(x)
 
 
 def max_pool3x3(x: jax.Array, strips: int = 1) -> jax.Array:
@@ -225,9 +225,9 @@ def resize(
     dot = functools.partial(jnp.einsum, precision=precision(x.dtype))
     if rows is not None:
         # Over the rows that a mesh holds, the product would need all of them everywhere.
-        x = jnp.pad(sharding.by_rows(x), ((0, 0), (0, 0), (0, -width % sharding.num_row_shards()), (0, 0)))
+        x = jnp.pad(sharding.by_height(x), ((0, 0), (0, 0), (0, -width % sharding.num_row_shards()), (0, 0)))
         x = sharding.by_columns(dot("yh,bhwc->bywc", jnp.asarray(rows, x.dtype), sharding.by_columns(x)))
-        x = sharding.by_rows(x)[:, :, :width]
+        x = sharding.by_height(x)[:, :, :width]
     if columns is not None:
         x = dot("xw,bhwc->bhxc", jnp.asarray(columns, x.dtype), x)
     return x

@@ -181,7 +181,7 @@ def evaluate_views(
     jitted = sharding.jit(
         mesh,
         evaluate.make_eval_step(config, build_model(config)),
-        in_shardings=(replicated, {"image": batched, "label": batched, "size": sharding.rows(mesh)}),
+        in_shardings=(replicated, {"image": batched, "label": batched, "size": sharding.per_picture(mesh)}),
         out_shardings=(replicated, batched),
     )
     if _are_shapes(variables):

@@ -51,7 +51,7 @@ def require(what: str, mine: Mapping[str, Any]) -> None:
         raise DifferenceError(
             f"{board.name()} has not the {what} of process 0: {shown}{more}. All processes of a run need the same"
         )
-    board.meet(f"compared {what}")
+    board.barrier(f"compared {what}")
 
 
 def versions() -> dict[str, Any]:

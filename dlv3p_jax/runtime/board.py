@@ -55,7 +55,7 @@ def wait_for(key: str, seconds: float = _DAY) -> str:
     return _client().blocking_key_value_get(f"{_ROOT}/{key}", round(1000 * seconds))
 
 
-def meet(where: str, seconds: float = _DAY) -> None:
+def barrier(where: str, seconds: float = _DAY) -> None:
     """Waits until all processes have come to `where`, each once."""
     if not alone():
         _client().wait_at_barrier(f"{_ROOT} {where}", timeout_in_ms=round(1000 * seconds))

@@ -144,7 +144,7 @@ def check_shared(workdir: epath.PathLike) -> None:
         time.sleep(0.5)  # network folders may show a new file a little later
     if not seen:
         board.post(f"without_token/{board.index()}", str(workdir))
-    board.meet("looked for the token")
+    board.barrier("looked for the token")
     if board.index() == 0:
         token.unlink()
     missing = sorted(board.read("without_token").items(), key=lambda item: int(item[0]))

@@ -90,13 +90,13 @@ def batched(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA, SPACE))
 
 
-def rows(mesh: Mesh) -> NamedSharding:
+def per_picture(mesh: Mesh) -> NamedSharding:
     """For what a batch holds of each picture as a whole, such as sizes `[B, 2]`: batch over `data`."""
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
 def jit(mesh: Mesh, function: Callable, in_shardings, out_shardings, **options) -> jax.stages.Wrapped:
-    """`jax.jit` for a mesh that `function`, while it is traced, can ask for layouts on (`by_rows` and its like)."""
+    """`jax.jit` for a mesh that `function`, while it is traced, can ask for layouts on (`by_height` and its like)."""
 
     @functools.wraps(function)
     def on_mesh(*arguments):
@@ -128,7 +128,7 @@ def num_picture_shards() -> int:
     return 1 if mesh.empty else mesh.shape[DATA]
 
 
-def by_rows(x: jax.Array) -> jax.Array:
+def by_height(x: jax.Array) -> jax.Array:
     """Asks for `x` `[B, H, W, C]` as pictures are laid out: batch over `data`, height over `space`.
 
     This and the three below are for layouts that the compiler does not find by itself. They change nothing but where
@@ -196,9 +196,11 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows of a batch -> global arrays on the mesh, without waiting for the transfer.
 
     The rows are those of `local_rows`, whole pictures in this order. Images and labels are laid out as `batched` says,
-    arrays of one or two dimensions as `rows` says.
+    arrays of one or two dimensions as `per_picture` says.
     """
-    return {name: _put(mesh, batched(mesh) if array.ndim > 2 else rows(mesh), array) for name, array in batch.items()}
+    return {
+        name: _put(mesh, batched(mesh) if array.ndim > 2 else per_picture(mesh), array) for name, array in batch.items()
+    }
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
@@ -206,7 +208,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
 
     Processes that lie along `data` have rows of their own; those that share pictures over `space` have the same.
     """
-    placed = rows(mesh).addressable_devices_indices_map((batch_size,))
+    placed = per_picture(mesh).addressable_devices_indices_map((batch_size,))
     parts = [index[0] for index in placed.values() if index is not None]
     return tuple(sorted({row for part in parts for row in range(*part.indices(batch_size))}))
 

@@ -268,7 +268,7 @@ def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved
     batches = _prefetch(mesh, _train_batches(config, dataset, mesh, first_step))
     rng = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
     train_step = _compile_step(config, mesh, model, state, rng)
-    board.meet("compiled")  # gloo, for one, gives the slowest 30 s at their first exchange
+    board.barrier("compiled")  # gloo, for one, gives the slowest 30 s at their first exchange
     watchdog.feed()
 
     progress = periodic_actions.ReportProgress(

@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 
 from configs import common
-from dlv3p_jax.data import cityscapes_labels, class_tables, ranges, viz, voc2012_labels
+from dlv3p_jax.data import class_tables, classes, ranges, viz
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.models import Variables, build_model
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
@@ -165,9 +165,9 @@ def _classes_of(config, meta: Mapping[str, Any]) -> tuple[list[str], np.ndarray]
 
 def _classes_of_dataset(name: str | None, data_dir: str):
     if name == "cityscapes":
-        return cityscapes_labels.CLASS_NAMES, cityscapes_labels.PALETTE
+        return classes.CITYSCAPES
     if name == "voc2012":
-        return voc2012_labels.CLASS_NAMES, viz.palette(len(voc2012_labels.CLASS_NAMES))
+        return classes.VOC2012
     if name is None:
         return None
     if name in class_tables.CLASSES:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from dlv3p_jax import prepare
 from dlv3p_jax.data import bucket, pipeline, records
+from dlv3p_jax.data.errors import DatasetError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 URL = "gs://bucket/data"
@@ -71,7 +72,7 @@ def test_a_data_set_in_a_bucket_is_copied_once_and_is_the_same(gcs, target, data
 
 def test_a_broken_copy_goes_on_with_what_is_missing(gcs, target, data_dir):
     gcs.answer([("GET /bucket/.*val.array_record", 404, 0)])
-    with pytest.raises(records.DatasetError, match="1.0.0 could not be written: .*404.*the same command goes on"):
+    with pytest.raises(DatasetError, match="1.0.0 could not be written: .*404.*the same command goes on"):
         records.open_dataset("image_folder", URL)
     assert not target.exists()  # a data set that is not whole has not the name of one
     whole = {name for name in visible(target.with_name("1.0.0.partial")) if not name.endswith(".part")}
@@ -86,7 +87,7 @@ def test_a_broken_copy_goes_on_with_what_is_missing(gcs, target, data_dir):
 
 def test_a_killed_copy_goes_on(gcs, target):
     """SIGKILL in the middle of a file."""
-    script = "import sys; from dlv3p_jax.data import bucket; bucket.stage(*sys.argv[1:])"
+    script = "import sys; from dlv3p_jax.data import bucket; bucket.fetch(*sys.argv[1:])"
     gcs.answer([("GET /bucket/.*train.array_record", None, 5)])
     process = subprocess.Popen([sys.executable, "-c", script, "image_folder", URL], cwd=ROOT)
     deadline = time.monotonic() + 60
@@ -126,7 +127,7 @@ def test_what_changed_in_the_bucket_is_copied_again_and_nothing_else(gcs, target
 def test_processes_of_a_host_copy_once(gcs, target, caplog):
     gcs.answer([("GET /bucket/", None, 0.5)])
     results = []
-    threads = [threading.Thread(target=lambda: results.append(bucket.stage("image_folder", URL))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: results.append(bucket.fetch("image_folder", URL))) for _ in range(3)]
     with caplog.at_level(logging.INFO):
         for thread in threads:
             thread.start()
@@ -140,21 +141,21 @@ def test_processes_of_a_host_copy_once(gcs, target, caplog):
 def test_space_is_checked_before_anything_is_copied(gcs, target, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=bucket._RESERVE + 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(records.DatasetError, match="needs 0.0 GB in .*DLV3P_CACHE.*gcsfuse"):
+    with pytest.raises(DatasetError, match="needs 0.0 GB in .*DLV3P_CACHE.*gcsfuse"):
         records.open_dataset("image_folder", URL)
     assert downloads(gcs) == [] and not target.exists()
 
 
 def test_what_is_missing_or_cannot_be_read_is_told(gcs, target):
-    with pytest.raises(records.DatasetError) as error:
+    with pytest.raises(DatasetError) as error:
         records.open_dataset("toy_streets", URL)
     assert f"--dataset=toy_streets --data_dir={URL}" in str(error.value) and "(image_folder is)" in str(error.value)
-    with pytest.raises(records.DatasetError, match="s3://bucket/data cannot be read: File system scheme 's3' not impl"):
+    with pytest.raises(DatasetError, match="s3://bucket/data cannot be read: File system scheme 's3' not impl"):
         records.open_dataset("image_folder", "s3://bucket/data")
-    with pytest.raises(records.DatasetError, match="ftp://bucket/data cannot be read: nothing here knows ftp://"):
+    with pytest.raises(DatasetError, match="ftp://bucket/data cannot be read: nothing here knows ftp://"):
         records.open_dataset("image_folder", "ftp://bucket/data")
     gcs.answer([("", 403, 0)])
-    with pytest.raises(records.DatasetError, match=f"{URL} cannot be read: .*403.*logged in") as error:
+    with pytest.raises(DatasetError, match=f"{URL} cannot be read: .*403.*logged in") as error:
         records.open_dataset("image_folder", URL)
     assert "\n" not in str(error.value)
 
@@ -165,9 +166,7 @@ def test_a_damaged_copy_comes_again_when_it_is_removed(gcs, target):
     content = bytearray(shard.read_bytes())
     content[len(content) // 4 :] = bytes(len(content) - len(content) // 4)
     shard.write_bytes(content)
-    with pytest.raises(
-        records.DatasetError, match=f"{shard} is damaged .*; remove this copy, .* from {URL}, or prepare"
-    ):
+    with pytest.raises(DatasetError, match=f"{shard} is damaged .*; remove this copy, .* from {URL}, or prepare"):
         list(pipeline.eval_batches(dataset, "train", batch_size=2, ignore_label=255))
     shutil.rmtree(target)
     assert len(list(records.open_dataset("image_folder", URL).source("train"))) == 11
@@ -189,18 +188,16 @@ def test_a_data_set_is_prepared_into_a_bucket(gcs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(prepare, "_DATA_DIR", types.SimpleNamespace(value="gs://bucket/other/"))
     monkeypatch.setattr(prepare, "_OVERWRITE", types.SimpleNamespace(value=False))
-    with pytest.raises(
-        records.DatasetError, match="gs://bucket/other/image_folder is prepared already; .*add --overwr"
-    ):
+    with pytest.raises(DatasetError, match="gs://bucket/other/image_folder is prepared already; .*add --overwr"):
         prepare._prepare("image_folder", "")
 
 
 def test_an_upload_that_breaks_looks_unfinished_and_the_next_takes_its_place(gcs, data_dir, target):
     records.open_dataset("image_folder", URL)
     gcs.answer([("POST .*val.array_record", 403, 0)])
-    with pytest.raises(records.DatasetError, match="could not be written: "):
+    with pytest.raises(DatasetError, match="could not be written: "):
         bucket.upload("image_folder", "1.0.0", URL)
-    with pytest.raises(records.DatasetError, match=f"not prepared in {URL}"):
+    with pytest.raises(DatasetError, match=f"not prepared in {URL}"):
         records.open_dataset("image_folder", URL)
     gcs.answer([])
     gcs.put("data/image_folder/1.0.0/image_folder-train.array_record-00000-of-00009", b"of before")

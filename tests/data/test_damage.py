@@ -13,6 +13,7 @@ import tiny
 from PIL import Image
 
 from dlv3p_jax.data import augment, pipeline, records
+from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Example
 from dlv3p_jax.datasets import builder
 from dlv3p_jax.datasets.image_folder import ImageFolder
@@ -88,7 +89,7 @@ def read_all(data, what, midway=lambda: None):
 )
 def test_a_damaged_file_is_named_with_the_record_and_what_to_do(data, damage, record, what):
     damage(data)
-    with pytest.raises(records.DatasetError) as error:
+    with pytest.raises(DatasetError) as error:
         read_all(data, what)
     message = str(error.value)
     number = int(record) - 3
@@ -100,14 +101,14 @@ def test_a_damaged_file_is_named_with_the_record_and_what_to_do(data, damage, re
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_named(data):
-    with pytest.raises(records.DatasetError, match=rf"train: record \d cannot be read: number \d in {shard_of(data)}"):
+    with pytest.raises(DatasetError, match=rf"train: record \d cannot be read: number \d in {shard_of(data)}"):
         read_all(data, "train", midway=lambda: empty(data))
 
 
 def test_files_that_are_removed_while_they_are_read_are_read_to_the_end_and_missed_when_next_opened(data):
     dataset = records.open_dataset("image_folder", data)
     assert len(read_all(data, "train", midway=lambda: shutil.rmtree(data))) == 49
-    with pytest.raises(records.DatasetError, match=r"train: record 2 cannot be read: number 2 in .*00000-of-00003"):
+    with pytest.raises(DatasetError, match=r"train: record 2 cannot be read: number 2 in .*00000-of-00003"):
         next(pipeline.eval_batches(dataset, "train", batch_size=2, ignore_label=255))
 
 
@@ -122,7 +123,7 @@ def test_a_disk_that_fails_only_once_is_told(data, monkeypatch):
 
     monkeypatch.setattr(records._Source, "__getitem__", fails_once)
     expected = rf"one of the records 4 of {data}.* could not be read \(OSError: Stale file handle\), but can be now"
-    with pytest.raises(records.DatasetError, match=expected):
+    with pytest.raises(DatasetError, match=expected):
         read_all(data, "evaluate")
 
 
@@ -152,9 +153,9 @@ def test_a_picture_that_was_stored_damaged_is_named(tmp_path, prepared, part, ca
     expected = (
         r"train: record 4, picture picture 4, cannot be read: number 4 in .*-of-00001 is damaged or gone \([^\n]+\)"
     )
-    with pytest.raises(records.DatasetError, match=expected):
+    with pytest.raises(DatasetError, match=expected):
         list(pipeline.train_batches(dataset, "train", CROP, first_step=0, cache=cache, **SETTINGS))
-    with pytest.raises(records.DatasetError, match=expected):
+    with pytest.raises(DatasetError, match=expected):
         list(pipeline.eval_batches(dataset, "train", batch_size=3, ignore_label=255))
 
 
@@ -170,7 +171,7 @@ def test_a_run_whose_data_go_keeps_what_it_saved_and_goes_on_from_there(data, tm
     monkeypatch.setattr(loop, "build_model", tiny.build_model)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.Checkpoints, "save", save_and_damage)
-        with pytest.raises(records.DatasetError, match="train: record . cannot be read"):
+        with pytest.raises(DatasetError, match="train: record . cannot be read"):
             loop.train_and_evaluate(tiny.make_config(data, **changes), tmp_path / "run")
     assert 8 <= checkpoint_reading.read_meta(checkpoint_reading.find(tmp_path / "run"))["step"] < 24
     ended = loop.train_and_evaluate(tiny.make_config(whole, **changes), tmp_path / "run")

@@ -13,7 +13,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dlv3p_jax.data import records
+from dlv3p_jax.data import labels, records
+from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Example, encode_example
 from dlv3p_jax.datasets import builder
 from dlv3p_jax.datasets.toy_streets import builder as toy_streets
@@ -78,7 +79,7 @@ def test_records_come_back_in_order_over_several_shards(prepared):
             record, (image, label) = source[index], picture((split, index))
             assert record["id"] == f"{split}/{index}".encode()
             np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(record["image"]))), image)
-            np.testing.assert_array_equal(records.read_label(record["label"]), label)
+            np.testing.assert_array_equal(labels.read_label(record["label"]), label)
 
 
 def test_metadata_counts_every_pixel(prepared):
@@ -90,8 +91,8 @@ def test_metadata_counts_every_pixel(prepared):
     assert dataset.metadata["notes"] == {"odd": 2}
     assert dataset.metadata["sizes"]["train"] == [[4, 6, 2], [6, 4, 1], [4, 6, 1], [6, 4, 1]]
     for split, sizes in SIZES.items():
-        labels = np.concatenate([picture((split, index))[1].ravel() for index in range(len(sizes))])
-        counts = np.bincount(labels, minlength=256)
+        values = np.concatenate([picture((split, index))[1].ravel() for index in range(len(sizes))])
+        counts = np.bincount(values, minlength=256)
         assert dataset.metadata["class_pixels"][split] == counts[:3].tolist()
         assert dataset.metadata["ignored_pixels"][split] == counts[255]
 
@@ -142,7 +143,7 @@ def test_a_digest_tells_a_split_from_another_of_its_name(prepared, copy, change,
     assert before.digest("train").keys() >= {"sizes", "class_pixels", "lengths"}
     assert all(len(bytes.fromhex(digest)) == 32 for digest in before.digest("train").values())
     assert before.digest("val") == after.digest("val")
-    with pytest.raises(records.DatasetError, match='no split "test"'):
+    with pytest.raises(DatasetError, match='no split "test"'):
         before.digest("test")
 
 
@@ -168,20 +169,20 @@ def test_workers_write_the_same_records(prepared, tmp_path):
 
 
 def test_what_is_not_prepared_comes_with_the_command_and_a_list(prepared):
-    with pytest.raises(records.DatasetError) as error:
+    with pytest.raises(DatasetError) as error:
         records.open_dataset("image_folder", prepared)
     assert f"python -m dlv3p_jax.prepare --dataset=image_folder --source=FOLDER --data_dir={prepared}" in str(
         error.value
     )
     assert "(small is)" in str(error.value)
-    with pytest.raises(records.DatasetError, match=r"nothing is\); run\n.*--dataset=toy_streets --data_dir="):
+    with pytest.raises(DatasetError, match=r"nothing is\); run\n.*--dataset=toy_streets --data_dir="):
         records.open_dataset("toy_streets", prepared / "nowhere")
 
 
 def test_an_unknown_split_is_refused(prepared):
     dataset = records.open_dataset("small", prepared)
     for ask in (dataset.num_pictures, dataset.sizes, dataset.source):
-        with pytest.raises(records.DatasetError, match='no split "trainaug"; it has train, val'):
+        with pytest.raises(DatasetError, match='no split "trainaug"; it has train, val'):
             ask("trainaug")
 
 
@@ -196,7 +197,7 @@ def test_what_older_revisions_wrote_can_be_read(copy, tmp_path):
 def test_an_incomplete_folder_is_refused(copy, name):
     for path in copy.glob(name):
         path.unlink()
-    with pytest.raises(records.DatasetError, match=r"unfinished, damaged(.|\n)*--overwrite"):
+    with pytest.raises(DatasetError, match=r"unfinished, damaged(.|\n)*--overwrite"):
         records.open_dataset("small", copy.parent.parent)
 
 
@@ -205,14 +206,14 @@ def test_a_data_set_of_another_program_is_refused(copy):
     del metadata["class_names"]
     (copy / "metadata.json").write_text(json.dumps(metadata))
     (copy / "metadata.sha256").unlink()
-    with pytest.raises(records.DatasetError, match="not of this program .*class_names"):
+    with pytest.raises(DatasetError, match="not of this program .*class_names"):
         records.open_dataset("small", copy.parent.parent)
 
 
 def test_a_truncated_records_file_is_refused(copy):
     (path,) = copy.glob("small-val.*")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(records.DatasetError, match="damaged"):
+    with pytest.raises(DatasetError, match="damaged"):
         records.open_dataset("small", copy.parent.parent).source("val")
 
 
@@ -232,10 +233,10 @@ def test_records_that_cannot_be_read_now_are_tried_again_and_not_called_damaged(
     left[:] = [error] * 2
     assert source[0] == whole
     left[:] = [error] * 3
-    with pytest.raises(records.DatasetError, match="record 0 of train in .* cannot be read now: Input/output error"):
+    with pytest.raises(DatasetError, match="record 0 of train in .* cannot be read now: Input/output error"):
         source[0]
     monkeypatch.setattr(records.tfds, "builder_from_directory", lambda folder: (_ for _ in ()).throw(OSError(5, "x")))
-    with pytest.raises(records.DatasetError, match="cannot be read now: Input/output error"):
+    with pytest.raises(DatasetError, match="cannot be read now: Input/output error"):
         records.open_dataset("small", prepared)
 
 
@@ -265,7 +266,7 @@ def test_descriptions_that_changed_since_they_were_written_are_refused(copy, nam
     before = (copy / name).read_bytes()
     (copy / name).write_bytes(damage(before))
     assert (copy / name).read_bytes() != before
-    with pytest.raises(records.DatasetError, match=r"\.json: .*remove .*metadata\.sha256"):
+    with pytest.raises(DatasetError, match=r"\.json: .*remove .*metadata\.sha256"):
         records.open_dataset("small", copy.parent.parent)
     (copy / "metadata.sha256").unlink()  # as the message says
     if name == "metadata.json":
@@ -305,7 +306,7 @@ def test_the_newest_version_is_opened(copy):
 
 def test_prepared_data_is_not_replaced_unasked(copy):
     data_dir = copy.parent.parent
-    with pytest.raises(records.DatasetError, match=r"small/1\.0\.0 is prepared already .*add --overwrite"):
+    with pytest.raises(DatasetError, match=r"small/1\.0\.0 is prepared already .*add --overwrite"):
         builder.prepare_dataset("small", Small, data_dir, overwrite=False)
     builder.prepare_dataset("small", Small, data_dir, overwrite=True)
     assert [path.name for path in copy.parent.iterdir()] == ["1.0.0"]
@@ -315,9 +316,9 @@ def test_a_failing_overwrite_leaves_the_old_data(copy):
     data_dir = copy.parent.parent
 
     def fails(folder):
-        raise records.DatasetError("the source is gone")
+        raise DatasetError("the source is gone")
 
-    with pytest.raises(records.DatasetError, match="the source is gone"):
+    with pytest.raises(DatasetError, match="the source is gone"):
         builder.prepare_dataset("small", fails, data_dir, overwrite=True)
     assert records.open_dataset("small", data_dir).num_pictures("train") == 5
     assert [path.name for path in copy.parent.iterdir()] == ["1.0.0"]
@@ -327,7 +328,7 @@ def test_two_preparations_at_once_are_refused(tmp_path):
     def prepares_again(folder):
         builder.prepare_dataset("small", Small, tmp_path, overwrite=False)
 
-    with pytest.raises(records.DatasetError, match="another process is preparing"):
+    with pytest.raises(DatasetError, match="another process is preparing"):
         builder.prepare_dataset("small", prepares_again, tmp_path, overwrite=False)
     assert not list(tmp_path.iterdir())
 
@@ -341,7 +342,7 @@ def test_toy_streets_holds_the_scenes_as_drawn(tmp_path, monkeypatch):
     image, label = scenes.draw_scene("val", 1)
     record = dataset.source("val")[1]
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(record["image"]))), image)
-    np.testing.assert_array_equal(records.read_label(record["label"]), label)
+    np.testing.assert_array_equal(labels.read_label(record["label"]), label)
 
 
 def test_a_command_to_paste_names_a_folder_as_shells_take_it():

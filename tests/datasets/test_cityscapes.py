@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlv3p_jax.data import augment, cityscapes_labels, pipeline, records
+from dlv3p_jax.data import augment, classes, pipeline, records
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.datasets import check, cityscapes, summary
 from dlv3p_jax.datasets.builder import prepare_dataset
@@ -62,22 +62,22 @@ def test_all_label_ids_and_minus_one():  # L32
     expected = dict.fromkeys(range(-1, 34), 255)
     expected.update({label_id: train_id for train_id, label_id in enumerate(EVALUATED)})
     stored = np.arange(-1, 34).astype(np.uint8)[None]  # -1 becomes 255
-    np.testing.assert_array_equal(cityscapes_labels.to_train_ids(stored)[0], list(expected.values()))
-    assert [label.id for label in cityscapes_labels.LABELS] == [*range(34), -1]
-    assert cityscapes_labels.LABEL_IDS.tolist() == EVALUATED
-    np.testing.assert_array_equal(cityscapes_labels.to_train_ids(cityscapes_labels.LABEL_IDS), np.arange(19))
+    np.testing.assert_array_equal(classes.to_train_ids(stored)[0], list(expected.values()))
+    assert [label.id for label in classes.CITYSCAPES_LABELS] == [*range(34), -1]
+    assert classes.CITYSCAPES_IDS.tolist() == EVALUATED
+    np.testing.assert_array_equal(classes.to_train_ids(classes.CITYSCAPES_IDS), np.arange(19))
 
 
 def test_the_table_is_that_of_the_official_scripts():
     labels = pytest.importorskip("cityscapesscripts.helpers.labels").labels
-    ours = {(label.name, label.id, label.train_id, label.color) for label in cityscapes_labels.LABELS}
+    ours = {(label.name, label.id, label.train_id, label.color) for label in classes.CITYSCAPES_LABELS}
     assert ours == {(label.name, label.id, label.trainId % 256, label.color) for label in labels}
 
 
 @pytest.mark.parametrize(("dtype", "value"), [(np.uint8, 34), (np.uint8, 254), (np.uint16, 254), (np.uint16, 256)])
 def test_a_value_that_is_no_label_id(dtype, value):
     with pytest.raises(DatasetError, match=rf"value {value} \(2 pixels\) outside the labelIds"):
-        cityscapes_labels.to_train_ids(np.array([[7, value, value, 255]], dtype))
+        classes.to_train_ids(np.array([[7, value, value, 255]], dtype))
 
 
 def test_the_city_counts_are_those_of_the_whole():  # L34

@@ -27,7 +27,7 @@ for number, mine in enumerate(json.loads(sys.argv[1])):
         agreement.require(f"things {number}", mine)
     except agreement.DifferenceError as error:
         print(error, flush=True)
-        board.meet(f"compared things {number}")  # as an end of this process would free the other
+        board.barrier(f"compared things {number}")  # as an end of this process would free the other
 time.sleep(2)
 print("through")
 """

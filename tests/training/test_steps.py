@@ -11,7 +11,7 @@ import tiny
 from flax import linen as nn
 
 from configs import common
-from dlv3p_jax.data import colors as preprocess
+from dlv3p_jax.data import colors
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.models.layers import Conv, ConvBN
 from dlv3p_jax.runtime import sharding
@@ -89,7 +89,7 @@ def test_uint8_pictures_are_distorted_and_normalised():
     batch = make_batch(np.uint8)
     (_, after), (scalars,) = take_steps(config, batch, first_step=3)
     key, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 3))
-    distorted = preprocess.distort(batch["image"], key, **ranges)
+    distorted = colors.distort(batch["image"], key, **ranges)
     assert not np.array_equal(distorted, batch["image"])
     by_hand = batch | {"image": (np.asarray(distorted, np.float32) / 255 - 0.5) / 0.5}
     (_, expected), (expected_scalars,) = take_steps(config, by_hand, first_step=3)
@@ -222,8 +222,8 @@ def test_two_micro_batches_by_hand():
     config, model, batch = make_config(settings), TinyNet(dropout=0.5), make_uneven_batch(np.uint8)
     (before, after), (scalars,) = take_steps(config, batch, model=model)
 
-    colors, dropout = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
-    images = np.asarray(jax.jit(preprocess.distort)(batch["image"], colors), np.float32) / 127.5 - 1
+    color_key, dropout = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
+    images = np.asarray(jax.jit(colors.distort)(batch["image"], color_key), np.float32) / 127.5 - 1
 
     def loss(params):
         total, batch_stats = 0.0, before.batch_stats

@@ -1,4 +1,4 @@
-"""What the values of Cityscapes' label files mean, and reading them as train ids.
+"""The classes of Cityscapes and of Pascal VOC 2012, and what the values of Cityscapes' label files mean.
 
 Nothing here imports TensorFlow: worker processes run it.
 """
@@ -7,11 +7,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dlv3p_jax.data import viz
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.label_map import count_values, list_counts
 from dlv3p_jax.data.labels import read_label
 
 IGNORED = 255
+
+
+class Classes(NamedTuple):
+    """The names and colours of a data set's classes, class 0 first."""
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
 
 
 class Label(NamedTuple):
@@ -24,7 +32,7 @@ class Label(NamedTuple):
 
 
 # As defined by the authors of the data (cityscapesScripts, helpers/labels.py); IGNORED is trained and scored nowhere.
-LABELS = (
+CITYSCAPES_LABELS = (
     Label("unlabeled", 0, IGNORED, (0, 0, 0)),
     Label("ego vehicle", 1, IGNORED, (0, 0, 0)),
     Label("rectification border", 2, IGNORED, (0, 0, 0)),
@@ -61,23 +69,29 @@ LABELS = (
     Label("bicycle", 33, 18, (119, 11, 32)),
     Label("license plate", -1, IGNORED, (0, 0, 142)),  # -1 is 255 where a file of 8 bits holds it
 )
-TRAINED = tuple(sorted((label for label in LABELS if label.train_id != IGNORED), key=lambda label: label.train_id))
-CLASS_NAMES = tuple(label.name for label in TRAINED)
-PALETTE = tuple(label.color for label in TRAINED)
-ADVICE = "Cityscapes has train ids 0..18 and 255, labelIds 0..33 and 255: take the label files as distributed"
+_TRAINED = sorted((label for label in CITYSCAPES_LABELS if label.train_id != IGNORED), key=lambda label: label.train_id)
+CITYSCAPES = Classes(tuple(label.name for label in _TRAINED), tuple(label.color for label in _TRAINED))
+_VOC_NAMES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+VOC2012 = Classes(_VOC_NAMES, tuple(map(tuple, viz.palette(len(_VOC_NAMES)).tolist())))
+CITYSCAPES_ADVICE = (
+    "Cityscapes has train ids 0..18 and 255, labelIds 0..33 and 255: take the label files as distributed"
+)
 
 _UNKNOWN = 254  # in the table below: no label has this value
 
 
 def _train_id_table() -> np.ndarray:
     table = np.full(256, _UNKNOWN, np.uint8)
-    for label in LABELS:
+    for label in CITYSCAPES_LABELS:
         table[label.id % 256] = label.train_id
     return table
 
 
-TRAIN_IDS = _train_id_table()  # by labelId as stored in 8 bits
-LABEL_IDS = np.array([label.id for label in TRAINED], np.uint8)  # by train id
+_TRAIN_IDS = _train_id_table()  # by labelId as stored in 8 bits
+CITYSCAPES_IDS = np.array([label.id for label in _TRAINED], np.uint8)  # by train id
 
 
 def to_train_ids(label_ids: np.ndarray) -> np.ndarray:
@@ -86,11 +100,11 @@ def to_train_ids(label_ids: np.ndarray) -> np.ndarray:
     Raises:
         DatasetError: a value that no class of Cityscapes has.
     """
-    train_ids = TRAIN_IDS[np.where(label_ids > 255, _UNKNOWN, label_ids)]
+    train_ids = _TRAIN_IDS[np.where(label_ids > 255, _UNKNOWN, label_ids)]
     unknown = label_ids[train_ids == _UNKNOWN]
     if unknown.size:
         found = [(str(value), count) for value, count in count_values(unknown)]
-        raise DatasetError(f"{list_counts(found)} outside the labelIds of Cityscapes; {ADVICE}")
+        raise DatasetError(f"{list_counts(found)} outside the labelIds of Cityscapes; {CITYSCAPES_ADVICE}")
     return train_ids
 
 
@@ -100,7 +114,7 @@ def read_train_ids(path: str) -> np.ndarray:
     Raises:
         DatasetError: see `labels.decode` and `to_train_ids`.
     """
-    values = read_label(path, advice=ADVICE)
+    values = read_label(path, advice=CITYSCAPES_ADVICE)
     if path.endswith("_labelTrainIds.png"):
         return values
     try:
