@@ -45,9 +45,10 @@ from dlv3p_jax.datasets.image_folder import ImageFolder  # noqa: E402
 from dlv3p_jax.evaluation import evaluator  # noqa: E402
 from dlv3p_jax.inference import finding, folder_run, segmenter  # noqa: E402
 from dlv3p_jax.reporting import run_page  # noqa: E402
-from dlv3p_jax.runtime import configuration, events, sharding  # noqa: E402
+from dlv3p_jax.runtime import events, sharding  # noqa: E402
 from dlv3p_jax.training import loop  # noqa: E402
-from dlv3p_jax.weights import checkpoint_reading, checkpoints, download, trained  # noqa: E402
+from dlv3p_jax.training.run import Run, configure_run, first_state  # noqa: E402
+from dlv3p_jax.weights import checkpoints, download, trained  # noqa: E402
 
 Values = Mapping[str, Any]
 WEIGHTS = "http://localhost:9/weights/model.pdparams"  # nothing answers there
@@ -88,14 +89,11 @@ def arrays_of(tree: Any) -> dict[str, np.ndarray]:
 
 def read_resume(folder: pathlib.Path) -> Values:
     """The state that training goes on from, and the score that the next is compared with."""
-    config, dataset, mesh = loop.prepare_run(tiny.make_config(folder / "data", **disk_faults.SETTINGS))
-    run = epath.Path(folder / "run")
-    meta = checkpoint_reading.describe_classes(dataset.class_names, dataset.palette, dataset.ignore_label)
-    meta["data"] = {"train": dataset.digest(config.train_split), "val": dataset.digest(config.eval_split)}
-    with checkpoints.Checkpoints(run, config.keep_checkpoints, meta) as saved:
-        begun_with = loop.config_of_run(saved, run)
-        configuration.check_resume(begun_with, config, run)
-        state = loop.first_state(config, tiny.build_model(config), mesh, saved, run)
+    config, dataset, mesh = evaluator.prepare_run(tiny.make_config(folder / "data", **disk_faults.SETTINGS))
+    run = Run(config, dataset, mesh, tiny.build_model(config), epath.Path(folder / "run"))
+    with checkpoints.Checkpoints(run.workdir, config.keep_checkpoints, run.describe()) as saved:
+        configure_run(run, saved)
+        state = first_state(run, saved)
         return arrays_of(state) | {"best": repr(saved.best_metrics), "path": str(saved.latest_path)}
 
 

@@ -50,7 +50,7 @@ def draw_variables_of(model) -> Variables:
 
 def save_checkpoint(folder, config, meta=None) -> None:
     """Saves drawn variables as training saves its best, with config.json."""
-    state = steps.create_train_state(config, build_model(config), draw_variables(config))
+    state = steps.create_train_state(config, draw_variables(config))
     with checkpoints.Checkpoints(folder, meta=meta) as saved:
         saved.save_best(state, 0.5)
     configuration.write(config, folder / "config.json")

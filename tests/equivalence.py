@@ -220,7 +220,7 @@ def train_steps(shared: pathlib.Path) -> dict[str, tuple]:
     def run(dtype):
         cast = lambda x: np.asarray(x, dtype)  # noqa: E731
         train_step = jax.jit(steps.make_train_step(config, model.clone(dtype=dtype)))
-        state = steps.create_train_state(config, model, jax.tree.map(cast, initial))
+        state = steps.create_train_state(config, jax.tree.map(cast, initial))
         batch = {"image": cast(last(arrays["x"])), "label": arrays["labels"].astype(np.uint8)}
         scalars, after = [], {}
         for step in range(1, 6):

@@ -75,7 +75,7 @@ def train(mesh, variables, size):
         mesh, steps.make_train_step(config, model), (replicated, batched, replicated), (replicated, replicated)
     )
     batch = sharding.put_batch(mesh, make_batch(size))
-    state = sharding.replicate(mesh, steps.create_train_state(config, model, variables))
+    state = sharding.replicate(mesh, steps.create_train_state(config, variables))
     rng = jax.device_put(jax.random.key(0), replicated)
     for _ in range(3):
         state, scalars = step(state, batch, rng)
@@ -153,7 +153,7 @@ def test_a_training_step_gathers_no_activations(shape):
         "label": jax.ShapeDtypeStruct((8, 512, 72), jnp.uint8),
     }
     abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3), jnp.float32), train=False))
-    state = jax.eval_shape(lambda: steps.create_train_state(config, model, jax.tree.map(jnp.zeros_like, abstract)))
+    state = jax.eval_shape(lambda: steps.create_train_state(config, jax.tree.map(jnp.zeros_like, abstract)))
     replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
     step = sharding.jit(
         mesh, steps.make_train_step(config, model), (replicated, batched, replicated), (replicated, replicated)

@@ -159,7 +159,7 @@ def test_voc_submission(workdir, tmp_path):
     head["kernel"] = np.pad(head["kernel"], [(0, 0)] * 3 + [(0, 2)])
     head["bias"] = np.pad(head["bias"], (0, 2), constant_values=-1e6)
     with checkpoints.Checkpoints(tmp_path / "workdir") as saved:
-        saved.save_best(steps.create_train_state(config, build_model(config), variables), 0.5)
+        saved.save_best(steps.create_train_state(config, variables), 0.5)
     configuration.write(config, tmp_path / "workdir" / "config.json")
     images = {
         name: draw_picture(np.random.default_rng(2), *size)

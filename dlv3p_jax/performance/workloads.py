@@ -108,16 +108,9 @@ def train(config, mesh: Mesh, variables: Variables, dtype=np.uint8, build: Calla
     model = (build or build_model)(config)
     batch = made_batch(config, batch_size, size, dtype)
     make_key = functools.partial(jax.random.key, config.seed)
-    make_state = functools.partial(steps.create_train_state, config, model)
+    make_state = functools.partial(steps.create_train_state, config)
     shapes = jax.eval_shape(lambda variables, batch: (make_state(variables), batch, make_key()), variables, batch)
-    replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
-    jitted = sharding.jit(
-        mesh,
-        steps.make_train_step(config, model),
-        in_shardings=(replicated, batched, replicated),
-        out_shardings=(replicated, replicated),
-        donate_argnums=0,
-    )
+    jitted = steps.jit_train_step(config, model, mesh)
     at_once = config.copy_and_resolve_references()
     at_once.accumulate_steps = 1  # of micro-batches, which are a loop, only one would be counted
     plain_step = steps.make_train_step(at_once, straightforward.build(config))
@@ -125,7 +118,7 @@ def train(config, mesh: Mesh, variables: Variables, dtype=np.uint8, build: Calla
         arguments = shapes
     else:
         state = sharding.replicate(mesh, make_state(variables))
-        rng = jax.jit(make_key, out_shardings=replicated)()
+        rng = jax.jit(make_key, out_shardings=sharding.replicated(mesh))()
         arguments = (state, sharding.put_batch(mesh, batch), rng)
     return Workload(
         "train", batch_size, size, jitted, arguments, _next_step, lambda: timing.count_operations(plain_step, *shapes)

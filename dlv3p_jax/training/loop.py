@@ -2,40 +2,54 @@
 
 import collections
 import contextlib
+import dataclasses
 import math
 import time
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from absl import logging
 from clu import periodic_actions
 from etils import epath
 
-from dlv3p_jax.data import augment, padding, pipeline, records
-from dlv3p_jax.evaluation.evaluator import Result, init_variables, make_evaluator, prepare_run, print_result, views_name
+from dlv3p_jax.data import augment, pipeline, records
+from dlv3p_jax.evaluation.evaluator import Evaluator, Result, make_evaluator, prepare_run, print_result, views_name
 from dlv3p_jax.models import build_model
-from dlv3p_jax.runtime import (
-    agreement,
-    board,
-    configuration,
-    ending,
-    memory,
-    preemption,
-    sharding,
-    starts,
-    workdir_lock,
-)
+from dlv3p_jax.runtime import board, configuration, ending, memory, preemption, sharding, starts, workdir_lock
 from dlv3p_jax.runtime.preemption import Preempted
 from dlv3p_jax.runtime.watchdog import Watchdog
-from dlv3p_jax.training import event_writer, losses, steps
-from dlv3p_jax.weights import checkpoint_files, checkpoint_reading, checkpoints, trained
+from dlv3p_jax.training import event_writer, steps
+from dlv3p_jax.training.run import Run, check_run, configure_run, first_state
+from dlv3p_jax.weights import checkpoint_reading, checkpoints
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step, and what is saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Session:
+    """A run, and what this process has open while it trains.
+
+    Attributes:
+      run: what is trained.
+      saved: its checkpoints.
+      writer: of its curves.
+      told: says whether to leave.
+      watchdog: is fed.
+      evaluator: evaluates variables as `measured` says.
+      measured: the views, and the digests of the pictures, by which scores can be compared with that of the best.
+    """
+
+    run: Run
+    saved: checkpoints.Checkpoints
+    writer: event_writer.EventWriter
+    told: preemption.Preemption
+    watchdog: Watchdog
+    evaluator: Evaluator
+    measured: tuple[str, dict[str, str]]
 
 
 def train_and_evaluate(
@@ -65,27 +79,10 @@ def train_and_evaluate(
       GivenUp: too many starts of this run were killed or hung without getting on.
       Preempted: `told` said so, and all is saved.
     """
-    workdir = epath.Path(workdir)
     config, dataset, mesh = prepare_run(config)
-    losses.check_weights(config.loss)
-    crop = augment.crop_of(config)
-    memory.check_logits(config, mesh)
-    sharding.check_micro_batch(mesh, config.batch_size, config.accumulate_steps, config.crop_size[0])
-    configuration.warn_of_few_pictures(config)
-    padding.warn_of_padding(dataset.sizes(config.train_split), crop)
-    num_pictures = dataset.num_pictures(config.train_split)
-    logging.info(
-        "Data: %s in %s, %d classes, ignored label %d; %d pictures in %s, %d in %s; an epoch has %.1f steps",
-        *(dataset.title, config.data_dir, config.num_classes, config.ignore_label, num_pictures, config.train_split),
-        *(dataset.num_pictures(config.eval_split), config.eval_split, num_pictures / config.batch_size),
-    )
-
-    if config.cache_pictures:
-        gigabytes = pipeline.cache_bytes(dataset, config.train_split) / 1e9
-        logging.info("Decoded pictures are kept in memory: %.1f GB when all have been seen", gigabytes)
-
-    model = build_model(config)
-
+    check_run(config, dataset, mesh)
+    run = Run(config, dataset, mesh, build_model(config), epath.Path(workdir))
+    _log_data(run)
     told = preemption.Preemption() if told is None else told
 
     def before_batch(compiles: bool) -> None:
@@ -96,70 +93,143 @@ def train_and_evaluate(
         if told.reached():
             raise Preempted
 
-    run_evaluation = make_evaluator(
-        *(config, dataset, mesh, model, workdir), before_batch=before_batch, between_batches=between_batches
+    evaluator = make_evaluator(
+        *(config, dataset, mesh, run.model, run.workdir), before_batch=before_batch, between_batches=between_batches
     )
-    workdir.mkdir(parents=True, exist_ok=True)
-    meta = checkpoint_reading.describe_classes(
-        dataset.class_names, dataset.palette, dataset.ignore_label, dataset.picture_range
-    )
-    meta["data"] = {"train": dataset.digest(config.train_split), "val": dataset.digest(config.eval_split)}
-    views, val = views_name(config), meta["data"]["val"]
+
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    meta = run.describe()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(workdir_lock.hold(workdir))
-        start = stack.enter_context(starts.Start(workdir))
+        # ---------------------------------------------------------------------------------------- the workdir is ours
+        stack.enter_context(workdir_lock.hold(run.workdir))
+        start = stack.enter_context(starts.Start(run.workdir))
         ending.count(start)
         watchdog = stack.enter_context(Watchdog(hang_timeout, told, start.code))
-        saved = stack.enter_context(checkpoints.Checkpoints(workdir, config.keep_checkpoints, meta))
-        writer = stack.enter_context(event_writer.EventWriter(workdir))
-        begun_with = config_of_run(saved, workdir)
-        if begun_with is not None:
-            configuration.check_resume(begun_with, config, workdir)
-        state = first_state(config, model, mesh, saved, workdir)
-        kept = config if begun_with is None or int(state.step) == 0 else _keep_pretrained(config, begun_with)
-        saved.meta["config"] = configuration.to_dict(kept)
+        saved = stack.enter_context(checkpoints.Checkpoints(run.workdir, config.keep_checkpoints, meta))
+        writer = stack.enter_context(event_writer.EventWriter(run.workdir))
+        session = _Session(run, saved, writer, told, watchdog, evaluator, (views_name(config), meta["data"]["val"]))
+
+        # ----------------------------------------------------------------------------------------- what is gone on from
+        written = configure_run(run, saved)
+        state = first_state(run, saved)
+        saved.meta["config"] = configuration.to_dict(written)
         if jax.process_index() == 0:
-            configuration.write(kept, workdir / "config.json")
-
+            configuration.write(written, run.workdir / "config.json")
         finished = int(state.step) >= config.num_train_steps
-        best_views = saved.best_metrics.get("views", views)
-        if not saved.best_is_of(views, val):
-            then = best_views if best_views != views else "other pictures or labels"
-            now = views if best_views != views else f"{dataset.title} {config.eval_split} as it is now"
-            what = "it stays" if finished else "the comparison begins anew, and the best is evaluated so once more"
-            logging.info("The best checkpoint was found with %s, and this evaluates %s: %s", then, now, what)
+        _log_best(session, finished)
 
-        def evaluate(state: steps.TrainState) -> dict[str, Result]:
-            step = int(state.step)
-            writer.flush()  # what a run that goes on from here will not log again
-            saved.save(state)  # so that it may leave at any time while it evaluates
-            watchdog.feed()
-            variants = {"": state.variables} | ({"ema": state.ema} if state.ema is not None else {})
-            try:
-                with told.nothing_to_lose(lambda: _saved(step, saved) if saved.is_saved(step) else None):
-                    anew = None
-                    if not finished and not saved.best_is_of(views, val):
-                        anew = _evaluate_best(saved, mesh, run_evaluation)
-                    results = {suffix: run_evaluation(tree, step, suffix) for suffix, tree in variants.items()}
-                if anew is not None:
-                    saved.measured_again(anew, views, val)
-            except Preempted:
-                _save_and_leave(state, saved, writer)
-            for suffix, result in results.items():
-                _write_evaluation(writer, step, f"eval_{suffix}" if suffix else "eval", result, dataset)
-            mean_iou = results[max(results)].summary["mIoU"]  # the averaged model's, where there is one
-            if saved.best_is_of(views, val) and saved.save_best(state, mean_iou, views, val):
-                logging.info("Best so far: step %d, mIoU %.4f", step, mean_iou)
-            return results
-
+        # ------------------------------------------------------------------------------------------------ all the steps
         if finished:
             logging.info("All %d steps were done before; evaluating the last", config.num_train_steps)
-            results = evaluate(state)
+            results = _evaluate(session, state, finished)
         else:
-            results = _train(config, dataset, mesh, model, state, workdir, saved, writer, evaluate, told, watchdog)
+            results = _train(session, state)
     for result in results.values():
         print_result(result, dataset)
     return result.summary
+
+
+def _train(session: _Session, state: steps.TrainState) -> dict[str, Result]:
+    """Takes the remaining steps; returns the results of the last state's evaluation."""
+    config, mesh, saved = session.run.config, session.run.mesh, session.saved
+    first_step, last_step = int(state.step), config.num_train_steps
+    batches = _prefetch(mesh, _train_batches(session.run, first_step))
+    rng = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
+    train_step = _compile_step(session.run, state, rng)
+    board.barrier("compiled")  # gloo, for one, gives the slowest 30 s at their first exchange
+    session.watchdog.feed()
+
+    progress = periodic_actions.ReportProgress(
+        num_train_steps=last_step, every_steps=config.log_every_steps, every_secs=None
+    )
+    hooks = [progress]
+    if config.profile_steps and jax.process_index() == 0:
+        hooks.append(
+            periodic_actions.Profile(
+                logdir=session.run.workdir,
+                num_profile_steps=config.profile_steps,
+                profile_duration_ms=None,
+                first_profile=first_step + 10,
+                every_secs=None,
+            )
+        )
+    if first_step > 0 and first_step % config.eval_every_steps == 0:
+        _evaluate(session, state)  # once more: it may have been killed while it evaluated this step or saved the best
+    previous, meter = None, _Meter(config.batch_size)
+    for step in range(first_step + 1, last_step + 1):
+        # ---------------------------------------------------------------------------------------------- go on or leave?
+        saved.check()
+        session.watchdog.feed()
+        if session.told.reached():
+            if previous is not None:
+                _check_finite(*previous, saved)
+            _save_and_leave(session, state)
+
+        # ------------------------------------------------------------------------------------------------------ a step
+        with meter.waiting_for_input(), progress.timed("input", wait_jax_async_dispatch=False):
+            batch, picture_ids = next(batches)
+        logging.debug("Step %d, read here: %s", step, b" ".join(picture_ids).decode())
+        state, scalars = train_step(state, batch, rng)
+        if previous is not None:  # one step behind, so that the devices never wait for the host
+            _check_finite(*previous, saved)
+        previous = (step, scalars, picture_ids)
+        meter.count_step()
+
+        # -------------------------------------------------------------------------------------- log, save and evaluate
+        saving = step % config.checkpoint_every_steps == 0 or step == last_step
+        evaluating = step % config.eval_every_steps == 0 or step == last_step
+        if saving or evaluating:
+            _check_finite(*previous, saved)  # nothing that is not finite is ever saved
+        if step % config.log_every_steps == 0 or step == last_step:
+            values = {name: float(value) for name, value in jax.device_get(scalars).items()} | meter.read()
+            session.writer.write_scalars(step, {f"train/{name}": value for name, value in values.items()})
+        for hook in hooks:
+            hook(step)
+        if saving:
+            session.watchdog.feed()
+            _save(session, state)
+        if evaluating:
+            with meter.paused(), progress.timed("evaluation", wait_jax_async_dispatch=False):
+                results = _evaluate(session, state)
+    return results
+
+
+def _evaluate(session: _Session, state: steps.TrainState, finished: bool = False) -> dict[str, Result]:
+    """Evaluates the model and, where there is one, the averaged one ('ema'); saves what is the best so far.
+
+    A best that was measured otherwise is first measured once more as it is now, unless the run is `finished`.
+    """
+    step, saved, told = int(state.step), session.saved, session.told
+    _save(session, state)  # so that it may leave at any time while it evaluates
+    session.watchdog.feed()
+    variants = {"": state.variables} | ({"ema": state.ema} if state.ema is not None else {})
+    try:
+        with told.nothing_to_lose(lambda: _saved(step, saved) if saved.is_saved(step) else None):
+            anew = None
+            if not finished and not saved.best_is_of(*session.measured):
+                anew = _evaluate_best(session)
+            results = {suffix: session.evaluator(tree, step, suffix) for suffix, tree in variants.items()}
+        if anew is not None:
+            saved.measured_again(anew, *session.measured)
+    except Preempted:
+        _save_and_leave(session, state)
+    for suffix, result in results.items():
+        prefix = f"eval_{suffix}" if suffix else "eval"
+        _write_evaluation(session.writer, step, prefix, result, session.run.dataset)
+    mean_iou = results[max(results)].summary["mIoU"]  # the averaged model's, where there is one
+    if saved.best_is_of(*session.measured) and saved.save_best(state, mean_iou, *session.measured):
+        logging.info("Best so far: step %d, mIoU %.4f", step, mean_iou)
+    return results
+
+
+def _evaluate_best(session: _Session) -> float:
+    """The mIoU of the best checkpoint as this run evaluates, which writes a report of it too."""
+    path = session.saved.best_path
+    variables, averaged = checkpoint_reading.read_model(path)
+    step = checkpoint_reading.read_meta(path)["step"]
+    result = session.evaluator(sharding.replicate(session.run.mesh, variables), step, "ema" if averaged else "")
+    logging.info("The best so far, %s, has a mIoU of %.4f so", path, result.summary["mIoU"])
+    return result.summary["mIoU"]
 
 
 def _write_evaluation(
@@ -177,162 +247,43 @@ def _write_evaluation(
         writer.write_images(step, {f"{prefix}/picture_label_prediction": np.asarray(result.sheet)[None]})
 
 
-def config_of_run(saved: checkpoints.Checkpoints, workdir: epath.Path) -> ml_collections.ConfigDict | None:
-    """The configuration that the run in `workdir` was begun with; None if there is no checkpoint of one.
-
-    It is in config.json, and where that is gone, in the checkpoints.
-
-    Raises:
-      ConfigError: config.json holds something else.
-      CheckpointError: it is gone, and the checkpoints are of older versions, which did not hold it.
-      UnreadableError: a checkpoint cannot be read now.
-    """
-    if not saved.paths:
-        return None
-    path = workdir / "config.json"
-    if path.exists():
-        return configuration.read(path)
-    for checkpoint in saved.paths:
-        try:
-            meta = checkpoint_reading.read_meta(checkpoint)
-        except checkpoint_files.UnreadableError:
-            raise
-        except checkpoint_files.CheckpointError:  # is told when the newest is restored
-            continue
-        if "config" in meta:
-            logging.warning("%s is gone; it is written anew, as %s says that the run was begun", path, checkpoint)
-            return configuration.from_dict(meta["config"])
-    raise checkpoint_files.CheckpointError(
-        f"{path} is gone, which says what {saved.paths[0]} was trained with: put it back to go on, or give another "
-        f"--workdir to begin a new run; --config.pretrained={workdir} starts from the weights of this one"
+def _log_data(run: Run) -> None:
+    config, dataset = run.config, run.dataset
+    num_pictures = dataset.num_pictures(config.train_split)
+    logging.info(
+        "Data: %s in %s, %d classes, ignored label %d; %d pictures in %s, %d in %s; an epoch has %.1f steps",
+        *(dataset.title, config.data_dir, config.num_classes, config.ignore_label, num_pictures, config.train_split),
+        *(dataset.num_pictures(config.eval_split), config.eval_split, num_pictures / config.batch_size),
     )
+    if config.cache_pictures:
+        gigabytes = pipeline.cache_bytes(dataset, config.train_split) / 1e9
+        logging.info("Decoded pictures are kept in memory: %.1f GB when all have been seen", gigabytes)
 
 
-def _keep_pretrained(config, begun_with) -> ml_collections.ConfigDict:
-    """`config` with what the run was begun from, which this command cannot change any more."""
-    kept = ml_collections.ConfigDict(config)
-    if config.pretrained not in (None, begun_with.pretrained):
-        logging.warning(
-            "config.pretrained=%s is not used, as the run goes on from a checkpoint; it was begun with %s",
-            *(config.pretrained, begun_with.pretrained),
-        )
-    kept.pretrained = begun_with.pretrained
-    return kept
+def _log_best(session: _Session, finished: bool) -> None:
+    """Says what becomes of a best checkpoint that was measured otherwise than this run measures."""
+    if session.saved.best_is_of(*session.measured):
+        return
+    config, views = session.run.config, session.measured[0]
+    best_views = session.saved.best_metrics.get("views", views)
+    then = best_views if best_views != views else "other pictures or labels"
+    now = views if best_views != views else f"{session.run.dataset.title} {config.eval_split} as it is now"
+    what = "it stays" if finished else "the comparison begins anew, and the best is evaluated so once more"
+    logging.info("The best checkpoint was found with %s, and this evaluates %s: %s", then, now, what)
 
 
-def _evaluate_best(saved: checkpoints.Checkpoints, mesh, run_evaluation) -> float:
-    """The mIoU of the best checkpoint as this run evaluates, which writes a report of it too."""
-    path = saved.best_path
-    variables, averaged = checkpoint_reading.read_model(path)
-    step = checkpoint_reading.read_meta(path)["step"]
-    result = run_evaluation(sharding.replicate(mesh, variables), step, "ema" if averaged else "")
-    logging.info("The best so far, %s, has a mIoU of %.4f so", path, result.summary["mIoU"])
-    return result.summary["mIoU"]
+def _save(session: _Session, state: steps.TrainState) -> None:
+    session.writer.flush()  # what a run that goes on from here will not log again
+    session.saved.save(state)
 
 
-def first_state(config, model, mesh, saved: checkpoints.Checkpoints, workdir: epath.Path) -> steps.TrainState:
-    """The state that training goes on from: the newest checkpoint, `pretrained` weights, or a fresh model.
-
-    Raises:
-      CheckpointError: `workdir` holds a run that cannot go on with this network and data set, or not now.
-    """
-    best = saved.best_path
-    if saved.latest_step is None and best is not None:
-        if int(best.name) > config.checkpoint_every_steps:  # more than an evaluation before the first checkpoint
-            raise checkpoint_files.CheckpointError(
-                f"{workdir} holds {best}, but no checkpoint in checkpoints/latest to go on from: give another "
-                "--workdir to begin a new run, or remove this folder"
-            )
-        logging.info(
-            "The run was stopped before its first checkpoint and begins anew; its first best replaces %s", best
-        )
-        saved.forget_best()
-    found = None
-    if config.pretrained is not None and saved.latest_step is None:
-        found = trained.read_pretrained(config.pretrained, model)
-    digest = None if found is None else agreement.digest(found.variables)
-    agreement.require("weights", {"sha256 of config.pretrained": digest})
-    variables = jax.jit(lambda: init_variables(config, model))()
-    if found is not None:
-        variables = trained.fit_pretrained(found, variables)
-    state = sharding.replicate(mesh, steps.create_train_state(config, model, variables))
-    if saved.latest_step is not None:
-        state = saved.restore(state, config.allow_changed_data)
-        logging.info("Resumed from %s", saved.latest_path)
-    return state
-
-
-def _train(config, dataset, mesh, model, state: steps.TrainState, workdir, saved, writer, evaluate, told, watchdog):
-    """Takes the remaining steps; returns the results of the last state's evaluation."""
-    first_step, last_step = int(state.step), config.num_train_steps
-    batches = _prefetch(mesh, _train_batches(config, dataset, mesh, first_step))
-    rng = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
-    train_step = _compile_step(config, mesh, model, state, rng)
-    board.barrier("compiled")  # gloo, for one, gives the slowest 30 s at their first exchange
-    watchdog.feed()
-
-    progress = periodic_actions.ReportProgress(
-        num_train_steps=last_step, every_steps=config.log_every_steps, every_secs=None
-    )
-    hooks = [progress]
-    if config.profile_steps and jax.process_index() == 0:
-        hooks.append(
-            periodic_actions.Profile(
-                logdir=workdir,
-                num_profile_steps=config.profile_steps,
-                profile_duration_ms=None,
-                first_profile=first_step + 10,
-                every_secs=None,
-            )
-        )
-    if first_step > 0 and first_step % config.eval_every_steps == 0:
-        evaluate(state)  # once more, for the run may have been killed while it evaluated this step or saved the best
-    previous, meter = None, _Meter(config.batch_size)
-    for step in range(first_step + 1, last_step + 1):
-        saved.check()
-        watchdog.feed()
-        if told.reached():
-            if previous is not None:
-                _check_finite(*previous, saved)
-            _save_and_leave(state, saved, writer)
-        with meter.waiting_for_input(), progress.timed("input", wait_jax_async_dispatch=False):
-            batch, picture_ids = next(batches)
-        logging.debug("Step %d, read here: %s", step, b" ".join(picture_ids).decode())
-        state, scalars = train_step(state, batch, rng)
-        if previous is not None:  # one step behind, so that the devices never wait for the host
-            _check_finite(*previous, saved)
-        previous = (step, scalars, picture_ids)
-        meter.count_step()
-
-        saving = step % config.checkpoint_every_steps == 0 or step == last_step
-        evaluating = step % config.eval_every_steps == 0 or step == last_step
-        if saving or evaluating:
-            _check_finite(*previous, saved)  # nothing that is not finite is ever saved
-        if step % config.log_every_steps == 0 or step == last_step:
-            values = {name: float(value) for name, value in jax.device_get(scalars).items()} | meter.read()
-            writer.write_scalars(step, {f"train/{name}": value for name, value in values.items()})
-        for hook in hooks:
-            hook(step)
-        if saving:
-            watchdog.feed()
-            writer.flush()  # what a run that goes on from here will not log again
-            saved.save(state)
-        if evaluating:
-            with meter.paused(), progress.timed("evaluation", wait_jax_async_dispatch=False):
-                results = evaluate(state)
-    return results
-
-
-def _save_and_leave(
-    state: steps.TrainState, saved: checkpoints.Checkpoints, writer: event_writer.EventWriter
-) -> NoReturn:
+def _save_and_leave(session: _Session, state: steps.TrainState) -> NoReturn:
     step = int(state.step)
     if step == 0:
         raise Preempted("told to leave before the first step; the same command begins")
-    writer.flush()  # what a run that goes on from here will not log again
-    saved.save(state)
-    saved.wait()
-    raise Preempted(f"told to leave; {_saved(step, saved)}")
+    _save(session, state)
+    session.saved.wait()
+    raise Preempted(f"told to leave; {_saved(step, session.saved)}")
 
 
 def _saved(step: int, saved: checkpoints.Checkpoints) -> str:
@@ -371,9 +322,10 @@ class _Meter:
         return values
 
 
-def _train_batches(config, dataset: records.Dataset, mesh, first_step: int):
+def _train_batches(run: Run, first_step: int):
+    config = run.config
     return pipeline.train_batches(
-        dataset,
+        run.dataset,
         config.train_split,
         augment.crop_of(config),
         batch_size=config.batch_size,
@@ -381,7 +333,7 @@ def _train_batches(config, dataset: records.Dataset, mesh, first_step: int):
         num_steps=config.num_train_steps,
         seed=config.seed,
         cache=config.cache_pictures,
-        rows=sharding.local_rows(mesh, config.batch_size),
+        rows=sharding.local_rows(run.mesh, config.batch_size),
     )
 
 
@@ -396,10 +348,10 @@ def _prefetch(mesh, batches, ahead: int = 2):
     yield from queue
 
 
-def _compile_step(config, mesh, model, state: steps.TrainState, rng: jax.Array):
+def _compile_step(run: Run, state: steps.TrainState, rng: jax.Array):
     """Compiles the step for the mesh; says beforehand what and for which devices, and afterwards how long it took."""
-    replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
-    height, width = config.crop_size
+    config, mesh = run.config, run.mesh
+    batched, (height, width) = sharding.batched(mesh), config.crop_size
     batch = {
         "image": jax.ShapeDtypeStruct((config.batch_size, height, width, 3), jnp.uint8, sharding=batched),
         "label": jax.ShapeDtypeStruct((config.batch_size, height, width), jnp.uint8, sharding=batched),
@@ -410,14 +362,7 @@ def _compile_step(config, mesh, model, state: steps.TrainState, rng: jax.Array):
         sharding.describe(mesh),
     )
     start = time.monotonic()
-    lowered = sharding.jit(
-        mesh,
-        steps.make_train_step(config, model),
-        in_shardings=(replicated, batched, replicated),
-        out_shardings=(replicated, replicated),
-        donate_argnums=0,
-    ).lower(state, batch, rng)
-    compiled = lowered.compile()
+    compiled = steps.jit_train_step(config, run.model, mesh).lower(state, batch, rng).compile()
     memory.check_program(config, mesh, compiled)
     logging.info("Compiled in %.0f s", time.monotonic() - start)
     return compiled

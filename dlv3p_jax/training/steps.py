@@ -7,9 +7,11 @@ import flax
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from dlv3p_jax.data import colors
 from dlv3p_jax.models import Variables
+from dlv3p_jax.runtime import sharding
 from dlv3p_jax.training import losses, optim
 
 Batch = Mapping[str, jax.Array]  # {'image': [B, H, W, 3], 'label': [B, H, W]}
@@ -39,15 +41,13 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def create_train_state(config, model, variables: Variables) -> TrainState:
+def create_train_state(config, variables: Variables) -> TrainState:
     """The state before the first step, from freshly initialised or pretrained variables.
 
     Args:
       config: a configuration (`configs/common.py`); its optimiser's keys and `ema_decay` are read.
-      model: what `build_model` gave; not called, here for symmetry with `make_train_step`.
       variables: {'params': …, 'batch_stats': …} in float32.
     """
-    del model
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
@@ -59,7 +59,7 @@ def create_train_state(config, model, variables: Variables) -> TrainState:
 
 
 def make_train_step(config, model) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """A pure function of one optimisation step; the caller jits it with shardings and donates the state.
+    """A pure function of one optimisation step; `jit_train_step` compiles it for a mesh.
 
     `train_step(state, batch, rng) -> (state, scalars)`: `batch` is {'image': [B, H, W, 3], 'label': [B, H, W]}. uint8
     images are distorted in colour and normalised here, on the device; float32 images are taken as normalised already.
@@ -154,6 +154,18 @@ def make_train_step(config, model) -> Callable[[TrainState, Batch, jax.Array], t
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), scalars
 
     return train_step
+
+
+def jit_train_step(config, model, mesh: Mesh) -> jax.stages.Wrapped:
+    """`make_train_step`, to be compiled for a mesh: the batch lies over it, the rest is on all devices."""
+    replicated = sharding.replicated(mesh)
+    return sharding.jit(
+        mesh,
+        make_train_step(config, model),
+        in_shardings=(replicated, sharding.batched(mesh), replicated),
+        out_shardings=(replicated, replicated),
+        donate_argnums=0,
+    )
 
 
 def _cut(x: jax.Array, count: int) -> jax.Array:

@@ -32,7 +32,7 @@ def make_workdir(folder, config, seed, names=("floor", "wall", "lamp")):
     config = configuration.resolve(config, 3, 255)
     model = tiny.build_model(config)
     variables = model.init(jax.random.key(seed), np.zeros((1, 8, 8, 3), np.float32), train=False)
-    state = steps.create_train_state(config, model, variables).replace(step=np.int32(STEP))
+    state = steps.create_train_state(config, variables).replace(step=np.int32(STEP))
     meta = checkpoint_reading.describe_classes(names, viz.palette(3), 255)
     with checkpoints.Checkpoints(folder, meta=meta) as saved:
         saved.save_best(state, 0.5)

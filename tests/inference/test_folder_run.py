@@ -58,7 +58,7 @@ def workdir(tmp_path_factory) -> pathlib.Path:
     variables = jax.tree.map(lambda leaf: leaf * 5, variables)  # so that all classes occur
     meta = checkpoint_reading.describe_classes(["floor", "wall", "lamp"], [[1, 2, 3], [4, 5, 6], [7, 8, 9]], 255)
     with checkpoints.Checkpoints(folder, meta=meta) as saved:
-        saved.save_best(steps.create_train_state(config, model, variables), 0.5)
+        saved.save_best(steps.create_train_state(config, variables), 0.5)
     configuration.write(config, folder / "config.json")
     return folder
 

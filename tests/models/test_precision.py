@@ -48,7 +48,7 @@ def test_a_whole_training_step_asks_for_float32():
     model = build_model(config)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(images.shape), train=False))
-    state = jax.eval_shape(lambda variables: steps.create_train_state(config, model, variables), variables)
+    state = jax.eval_shape(lambda variables: steps.create_train_state(config, variables), variables)
     batch = {"image": images, "label": jax.ShapeDtypeStruct((2, 64, 64), jnp.uint8)}
     step = jax.jit(steps.make_train_step(config, model)).trace(state, batch, jax.random.key(0))
     text = step.lower(lowering_platforms=("tpu",)).as_text()

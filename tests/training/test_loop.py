@@ -26,6 +26,7 @@ from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import disk_errors, events, sharding
 from dlv3p_jax.runtime.configuration import ConfigError
 from dlv3p_jax.training import loop
+from dlv3p_jax.training.run import Run, first_state
 from dlv3p_jax.weights import checkpoint_reading, checkpoints
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -176,15 +177,15 @@ def test_scores_equal_plain_numpy_on_the_label_files_whatever_the_batch_and_devi
 
 def test_pretrained_weights_start_a_run_and_a_new_head_is_told(finished, data_dir, tmp_path, caplog):
     config = make_config(data_dir, num_classes=3, pretrained=str(finished[0]))
-    mesh = sharding.make_mesh(1, 1)
+    dataset, mesh = records.open_dataset("image_folder", data_dir), sharding.make_mesh(1, 1)
     loaded = checkpoint_reading.read_variables(checkpoint_reading.find(finished[0]))
     with checkpoints.Checkpoints(tmp_path) as saved, caplog.at_level("INFO"):
-        state = loop.first_state(config, build_model(config), mesh, saved, tmp_path)
+        state = first_state(Run(config, dataset, mesh, build_model(config), tmp_path), saved)
         assert "initialised afresh" not in caplog.text
         for expected, value in zip(jax.tree.leaves(loaded), jax.tree.leaves(state.variables), strict=True):
             np.testing.assert_array_equal(value, expected)
         config.num_classes = 5
-        state = loop.first_state(config, build_model(config), mesh, saved, tmp_path)
+        state = first_state(Run(config, dataset, mesh, build_model(config), tmp_path), saved)
     assert "initialised afresh: params/decoder/classifier/bias, params/decoder/classifier/kernel" in caplog.text
     assert state.params["decoder"]["classifier"]["kernel"].shape[-1] == 5
     np.testing.assert_array_equal(

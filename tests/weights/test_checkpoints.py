@@ -35,7 +35,7 @@ def make_state(step, seed=None, ema=False, mesh=None):
         "params": {"backbone": {"kernel": draw(16, 8)}, "decoder": {"classifier": {"bias": draw(3)}}},
         "batch_stats": {"backbone": {"mean": draw(8)}},
     }
-    state = steps.create_train_state(config, None, jax.tree.map(jnp.asarray, variables))
+    state = steps.create_train_state(config, jax.tree.map(jnp.asarray, variables))
     opt_state, average = jax.tree.map(
         lambda x: x + step if x.ndim == 0 else jnp.asarray(draw(*x.shape)), (state.opt_state, state.ema)
     )

@@ -26,9 +26,8 @@ def write_pdparams(path, config, variables) -> None:
 
 def test_averaged_variables_are_preferred_and_another_network_is_told(workdir, tmp_path, caplog):
     config = make_config({"ema_decay": 0.5})
-    model = build_model(config)
     variables = checkpoint_reading.read_variables(checkpoint_reading.find(workdir))
-    state = steps.create_train_state(config, model, variables)
+    state = steps.create_train_state(config, variables)
     averaged = jax.tree.map(lambda x: x + 1, variables)
     with checkpoints.Checkpoints(tmp_path) as saved:
         saved.save_best(state.replace(ema=averaged), 0.5)
