@@ -13,12 +13,11 @@ import json
 import math
 import os
 import pathlib
-import re
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import NamedTuple
+from typing import Any
 
 from absl import logging
 from tqdm import tqdm
@@ -37,18 +36,8 @@ class _Refusal(Exception):
     """An answer that will be the same however often one asks."""
 
 
-class _Version(NamedTuple):
-    """Which version of a file a server sends."""
-
-    url: str
-    num_bytes: int
-    etag: str | None
-    last_modified: str | None
-
-    @property
-    def validator(self) -> str | None:
-        """For If-Range, which takes no weak ETag: with those, equal does not mean the same bytes."""
-        return self.last_modified if self.etag is None or self.etag.startswith("W/") else self.etag
+# Which version of a file a server sends: its url, num_bytes, etag and last_modified.
+Version = dict[str, Any]
 
 
 class _HttpRedirects(urllib.request.HTTPRedirectHandler):
@@ -96,27 +85,33 @@ def download(
     path = pathlib.Path(path).absolute()
     bounds = (min_bytes or 1, max_bytes or math.inf)
     if path.exists():
-        _verify(path, bounds)
-        return path
+        return _verify(path, bounds)
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise _failure(url, path, ["this is no http or https address"])
-    with _lock(path):
+    lock, part = _beside(path, ".lock"), _beside(path, ".part")
+    with contextlib.ExitStack() as stack:
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.lock_if_possible(lock, f"Another process is downloading {path}: waiting for it"))
         if path.exists():  # by now, from the process that held the lock
             _verify(path, bounds)
-            return path
-        logging.info("Downloading %s to %s", url, path)
-        version, sha256 = _receive_persistently(url, path, bounds, timeout, attempts, backoff)
-        part = _beside(path, ".part")
-        with _writing(path):
-            # The record first: a process killed in between leaves no file that looks as if put there by hand.
-            _write_record(path, version.num_bytes, sha256, url, version.etag)
-            part.replace(path)
-            _beside(part, ".json").unlink(missing_ok=True)
-        logging.info("Downloaded %s, sha256 %s", path, sha256)
+        else:
+            logging.info("Downloading %s to %s", url, path)
+            version = _receive_persistently(url, path, bounds, timeout, attempts, backoff)
+            with _writing(path):
+                # The record first: a process killed in between leaves no file that looks as if put there by hand.
+                sha256 = _sha256(part)
+                _write_record(path, version["num_bytes"], sha256, url, version["etag"])
+                part.replace(path)
+                _beside(part, ".json").unlink(missing_ok=True)
+            logging.info("Downloaded %s, sha256 %s", path, sha256)
+        # Only now that `path` is there: whoever locks another file of this name will find that nothing is left to do.
+        with contextlib.suppress(OSError):
+            lock.unlink()
     return path
 
 
-def _receive_persistently(url, path, bounds, timeout, attempts, backoff) -> tuple[_Version, str]:
+def _receive_persistently(url: str, path: pathlib.Path, bounds, timeout, attempts, backoff) -> Version:
     """Calls `_receive` until it returns; raises DownloadError when there is no point in going on."""
     tried: list[str] = []
     reached = False
@@ -125,60 +120,72 @@ def _receive_persistently(url, path, bounds, timeout, attempts, backoff) -> tupl
             delay = backoff * 2 ** (attempt - 1)
             logging.warning("%s: %s; trying again in %g s", url, tried[-1], delay)
             time.sleep(delay)
+        final = False
         try:
             return _receive(url, _beside(path, ".part"), bounds, timeout)
         except urllib.error.HTTPError as error:
             error.close()
-            reached = True
+            reached, final = True, error.code not in _ASK_AGAIN
             tried.append(f"the server answered {error.code} {error.reason}")
             if error.code == 416:  # it has no bytes after those that are here, so these are of another file
                 _discard(_beside(path, ".part"))
-            if error.code not in _ASK_AGAIN:
-                break
         except urllib.error.URLError as error:
+            final = not reached
             tried.append(f"no connection{_through_proxy(url)}: {_reason(error.reason, timeout)}")
-            if not reached:
-                break
         except (http.client.InvalidURL, UnicodeError):
+            final = True
             tried.append("this is no valid address")
-            break
         except _Refusal as error:
+            final = True
             tried.append(str(error))
-            break
         except (OSError, http.client.HTTPException) as error:
             reached = True
             tried.append(_reason(error, timeout))
+        if final:
+            break
     raise _failure(url, path, tried)
 
 
-def _receive(url: str, part: pathlib.Path, bounds, timeout: float) -> tuple[_Version, str]:
-    """Asks once for what `part` lacks; returns the version and sha256 of the whole file."""
+def _receive(url: str, part: pathlib.Path, bounds, timeout: float) -> Version:
+    """Asks once for what `part` lacks; returns the version of the file, which is whole then."""
     offset, known = _progress(part, url)
-    if known and offset == known.num_bytes:  # a process was killed between the last byte and the end
-        return known, _sha256(part).hexdigest()
+    if known and offset == known["num_bytes"]:  # a process was killed between the last byte and the end
+        return known
     headers = {"User-Agent": "dlv3p_jax", "Accept-Encoding": "identity"}
-    if known and known.validator:
-        headers |= {"Range": f"bytes={offset}-", "If-Range": known.validator}
+    if known:
+        headers |= {"Range": f"bytes={offset}-", "If-Range": str(_validator(known))}
     opener = urllib.request.build_opener(_HttpRedirects)  # goes through the proxies of the environment, if any
-    with opener.open(urllib.request.Request(url, headers=headers), timeout=timeout) as response:
+    with contextlib.ExitStack() as stack:
+        response = stack.enter_context(opener.open(urllib.request.Request(url, headers=headers), timeout=timeout))
         if response.status == 206:
             if known is None or not _continues(response, offset, known):
                 _discard(part)
                 raise ConnectionError("the server sent another part of the file than the one asked for")
-            logging.info("Going on after %s of %s bytes", f"{offset:,}", f"{known.num_bytes:,}")
-            version, digest = known, _sha256(part)
+            logging.info("Going on after %s of %s bytes", f"{offset:,}", f"{known['num_bytes']:,}")
         else:
-            version, digest = _check_answer(url, response, bounds), hashlib.sha256()
+            offset, known = 0, _check_answer(url, response, bounds)
+        total = known["num_bytes"]
+        with _writing(part):  # unbuffered, so that a full disk shows in write() and not in close()
+            file = stack.enter_context(open(part, "ab" if offset else "wb", buffering=0))
+            if not offset:
+                _write_json(_beside(part, ".json"), known)
+        bar = tqdm(desc=part.stem, total=total, initial=offset, unit="B", unit_scale=True, disable=None)
+        progress = stack.enter_context(bar)
+        while chunk := response.read1(_CHUNK):
             with _writing(part):
-                part.write_bytes(b"")
-                _write_json(_beside(part, ".json"), version._asdict())
-        num_bytes = _append(response, part, digest, version.num_bytes)
-    if num_bytes < version.num_bytes:
-        raise ConnectionError(f"the connection broke off after {num_bytes:,} of {version.num_bytes:,} bytes")
-    return version, digest.hexdigest()
+                rest = memoryview(chunk)
+                while rest:
+                    rest = rest[file.write(rest) :]
+            offset += len(chunk)
+            progress.update(len(chunk))
+        with _writing(part):
+            os.fsync(file.fileno())
+    if offset < total:
+        raise ConnectionError(f"the connection broke off after {offset:,} of {total:,} bytes")
+    return known
 
 
-def _check_answer(url: str, response, bounds) -> _Version:
+def _check_answer(url: str, response, bounds) -> Version:
     """The version that a full answer is of; raises _Refusal where it cannot be the file."""
     if response.status != 200:
         raise _Refusal(f"the server answered {response.status} {response.reason}")
@@ -191,63 +198,45 @@ def _check_answer(url: str, response, bounds) -> _Version:
     if not bounds[0] <= num_bytes <= bounds[1]:
         kind = response.headers.get("Content-Type", "of unknown type")
         raise _Refusal(_wrong_size(f"what {response.url} has ({kind})", num_bytes, bounds))
-    return _Version(url, num_bytes, response.headers.get("ETag"), response.headers.get("Last-Modified"))
+    etag, last_modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
+    return {"url": url, "num_bytes": num_bytes, "etag": etag, "last_modified": last_modified}
 
 
-def _append(response, part: pathlib.Path, digest, total: int) -> int:
-    """Adds the answer to `part`, and to `digest`; returns how many bytes `part` has then."""
-    with contextlib.ExitStack() as stack:
-        with _writing(part):  # unbuffered, so that a full disk shows in write() and not in close()
-            file = stack.enter_context(open(part, "ab", buffering=0))
-            position = file.tell()
-        progress = stack.enter_context(
-            tqdm(desc=part.stem, total=total, initial=position, unit="B", unit_scale=True, disable=None)
-        )
-        while chunk := response.read1(_CHUNK):
-            digest.update(chunk)
-            with _writing(part):
-                rest = memoryview(chunk)
-                while rest:
-                    rest = rest[file.write(rest) :]
-            position += len(chunk)
-            progress.update(len(chunk))
-        with _writing(part):
-            os.fsync(file.fileno())
-    return position
-
-
-def _progress(part: pathlib.Path, url: str) -> tuple[int, _Version | None]:
-    """How many bytes are here, and of which version; 0 and None where nothing can be added to them."""
-    try:
-        known = _Version(**json.loads(_beside(part, ".json").read_text(encoding="utf-8")))
-        size = part.stat().st_size
-    except (OSError, ValueError, TypeError):
-        return 0, None
-    if known.url != url or not known.validator or not 0 < size <= known.num_bytes:
-        return 0, None
-    return size, known
-
-
-def _continues(response, offset: int, known: _Version) -> bool:
+def _continues(response, offset: int, known: Version) -> bool:
     """Whether a partial answer begins where we stopped, in the same version of the file."""
-    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
-    if match is None:
-        return False
-    begin, last, total = map(int, match.groups())
+    total, headers = known["num_bytes"], response.headers
     return (
-        (begin, last + 1, total) == (offset, known.num_bytes, known.num_bytes)
+        headers.get("Content-Range") == f"bytes {offset}-{total - 1}/{total}"
         and response.length == total - offset
-        and response.headers.get("ETag", known.etag) == known.etag
-        and response.headers.get("Last-Modified", known.last_modified) == known.last_modified
+        and headers.get("ETag", known["etag"]) == known["etag"]
+        and headers.get("Last-Modified", known["last_modified"]) == known["last_modified"]
     )
 
 
-def _verify(path: pathlib.Path, bounds) -> None:
-    """Compares a file with its record; writes the record of a file that has none."""
+def _validator(known: Version) -> str | None:
+    """For If-Range, which takes no weak ETag: with those, equal does not mean the same bytes."""
+    etag = known["etag"]
+    return known["last_modified"] if etag is None or etag.startswith("W/") else etag
+
+
+def _progress(part: pathlib.Path, url: str) -> tuple[int, Version | None]:
+    """How many bytes are here, and of which version; 0 and None where nothing can be added to them."""
+    try:
+        known = json.loads(_beside(part, ".json").read_text(encoding="utf-8"))
+        size = part.stat().st_size
+        if known["url"] == url and _validator(known) and 0 < size <= known["num_bytes"]:
+            return size, known
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return 0, None
+
+
+def _verify(path: pathlib.Path, bounds) -> pathlib.Path:
+    """The path of a file, which is compared with its record; writes the record of a file that has none."""
     record = _beside(path, ".json")
     try:
         num_bytes = path.stat().st_size
-        sha256 = _sha256(path).hexdigest()
+        sha256 = _sha256(path)
         text = record.read_bytes() if record.exists() else None
     except OSError as error:
         raise DownloadError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
@@ -261,7 +250,7 @@ def _verify(path: pathlib.Path, bounds) -> None:
                 f"{path} has changed: its sha256 was {known} on {date}, and now it is {sha256}. "
                 f"Delete the file to have it downloaded again, or delete {record} to keep the file as it is"
             )
-        return
+        return path
     if not bounds[0] <= num_bytes <= bounds[1]:
         raise DownloadError(_wrong_size(f"{path} has", num_bytes, bounds) + "; delete it")
     logging.info("%s was put there by hand; from now on its sha256 must stay %s", path, sha256)
@@ -269,21 +258,7 @@ def _verify(path: pathlib.Path, bounds) -> None:
         _write_record(path, num_bytes, sha256)
     except OSError as error:  # a cache that others only read
         logging.warning("%s cannot be written, so a change of %s will not be noticed: %s", record, path, error)
-
-
-@contextlib.contextmanager
-def _lock(path: pathlib.Path):
-    """Lets one process at a time through."""
-    name = _beside(path, ".lock")
-    with contextlib.ExitStack() as stack:
-        with _writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            waiting = f"Another process is downloading {path}: waiting for it"
-            stack.enter_context(files.lock_if_possible(name, waiting))
-        yield
-        # Only now that `path` is there: whoever locks another file of this name will find that nothing is left to do.
-        with contextlib.suppress(OSError):
-            name.unlink()
+    return path
 
 
 @contextlib.contextmanager
@@ -308,10 +283,9 @@ def _write_json(path: pathlib.Path, content: dict) -> None:
         unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _sha256(path: pathlib.Path):
-    """The hash object of a file, to which more bytes can be added."""
+def _sha256(path: pathlib.Path) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256")
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _discard(part: pathlib.Path) -> None:

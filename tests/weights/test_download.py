@@ -17,8 +17,8 @@ import urllib.request
 import pytest
 from absl import logging
 
-from dlv3p_jax.weights import download as module
-from dlv3p_jax.weights.download import DownloadError, download
+from dlv3p_jax.weights import download
+from dlv3p_jax.weights.download import DownloadError
 
 CONTENT = bytes(range(256)) * 1201  # 307,456 bytes, more than are read at once
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -105,7 +105,7 @@ def log(caplog):
 
 
 def get(server, path, **changes):
-    return download(server.url, path, **{"timeout": 5, "attempts": 4, "backoff": 0.01} | changes)
+    return download.download(server.url, path, **{"timeout": 5, "attempts": 4, "backoff": 0.01} | changes)
 
 
 def assert_whole(path, content=CONTENT):
@@ -153,7 +153,7 @@ def test_the_progress_bar_counts_every_byte_once(server, path, monkeypatch):
         def update(self, count):
             self.at += count
 
-    monkeypatch.setattr(module, "tqdm", Bar)
+    monkeypatch.setattr(download, "tqdm", Bar)
     server.script = [serve(stop=100_000), serve()]
     get(server, path)
     assert [(bar.total, bar.at) for bar in bars] == [(len(CONTENT), 100_000), (len(CONTENT), len(CONTENT))]
@@ -305,14 +305,14 @@ def test_a_redirect_to_another_scheme_is_not_followed(server, path, target):
 
 def test_a_redirect_leaves_no_encryption_behind():
     request = urllib.request.Request("https://example.com/a")
-    with pytest.raises(module._Refusal, match="http://example.com/a, which is not followed"):
-        module._HttpRedirects().redirect_request(request, None, 302, "Found", {}, "http://example.com/a")
+    with pytest.raises(download._Refusal, match="http://example.com/a, which is not followed"):
+        download._HttpRedirects().redirect_request(request, None, 302, "Found", {}, "http://example.com/a")
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "/mirror/model.bin", "ftp://127.0.0.1/a"])
 def test_only_http_is_taken(path, url):
     with pytest.raises(DownloadError, match=f"{url} cannot be downloaded: this is no http or https address"):
-        download(url, path)
+        download.download(url, path)
 
 
 def closed_port():
@@ -341,7 +341,7 @@ def test_offline_says_at_once_where_to_put_the_file(path, monkeypatch, host, pro
         monkeypatch.setenv("http_proxy", proxy.format(port))
     url = f"http://{host.format(port)}/model.bin"
     with pytest.raises(DownloadError) as error:
-        download(url, path, timeout=2, backoff=60)
+        download.download(url, path, timeout=2, backoff=60)
     assert str(error.value).startswith(f"{url} cannot be downloaded: {words.format(port)}")
     assert str(error.value).endswith(f"put the file there by hand: {path}") and "secret" not in str(error.value)
 
@@ -421,7 +421,7 @@ def test_a_part_from_another_address_is_not_built_on(server, path):
     server.script = [serve(stop=1000)]
     refusal(server, path, attempts=1)
     server.script = [serve()]
-    download(server.url.replace("folder", "mirror"), path)
+    download.download(server.url.replace("folder", "mirror"), path)
     assert_whole(path)
     assert "Range" not in server.requests[-1]
 
