@@ -154,7 +154,7 @@ def test_an_archive_with_a_backbone_and_its_classifier_becomes_what_training_sta
     fresh = draw_variables_of(model)
     for source in (tmp_path / "backbone", archive):
         with caplog.at_level("INFO"):
-            variables = trained.load_pretrained(str(source), model, fresh)
+            variables = trained.fit_pretrained(trained.read_pretrained(str(source), model), fresh)
         assert f"Loaded 115 of 200 arrays from {source}" in caplog.text
         back = revert(variables, model)
         expected = revert(fresh, model) | {f"backbone.{k}": v for k, v in backbone_of(state).items()}
@@ -168,7 +168,7 @@ def test_training_starts_from_a_model_of_other_classes(state, tmp_path, caplog):
     model = make_model(num_classes=3)
     fresh = draw_variables_of(model)
     with caplog.at_level("INFO"):
-        variables = trained.load_pretrained(str(tmp_path / "model.pdparams"), model, fresh)
+        variables = trained.fit_pretrained(trained.read_pretrained(str(tmp_path / "model.pdparams"), model), fresh)
     assert "initialised afresh: params/decoder/classifier/bias, params/decoder/classifier/kernel" in caplog.text
     back = revert(variables, model)
     for name, value in back.items():
@@ -187,7 +187,7 @@ def test_a_published_name_is_taken_from_the_cache(state, tmp_path, monkeypatch, 
     asked = []
     monkeypatch.setattr(trained.published, "fetch", lambda name: asked.append(name) or file)
     model = make_model()
-    variables = trained.load_pretrained("cityscapes_r50", model, draw_variables_of(model))
+    variables = trained.fit_pretrained(trained.read_pretrained("cityscapes_r50", model), draw_variables_of(model))
     assert asked == ["cityscapes_r50"]
     assert_same_state(revert(variables, model), state)
 

@@ -272,12 +272,12 @@ def test_the_averaged_weights_are_started_from_and_a_wrong_source_is_named(data_
     model = tiny.Tiny(3)
     fresh = jax.tree.map(np.zeros_like, averaged)
     with caplog.at_level("INFO"):
-        loaded = trained.load_pretrained(str(tmp_path), model, fresh)
+        loaded = trained.fit_pretrained(trained.read_pretrained(str(tmp_path), model), fresh)
     jax.tree.map(np.testing.assert_array_equal, loaded, averaged)
     assert f"arrays from {path}, the averaged ones" in caplog.text
     fresh["params"]["norm"]["scale"] = np.zeros(5, np.float32)
     with pytest.raises(CheckpointError, match=f"^{path} is of another model"):
-        trained.load_pretrained(str(tmp_path), model, fresh)
+        trained.fit_pretrained(trained.read_pretrained(str(tmp_path), model), fresh)
 
 
 def test_a_run_goes_on_on_other_devices_with_the_same_pictures(data_dir, tmp_path, monkeypatch, caplog):

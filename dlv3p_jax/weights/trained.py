@@ -63,14 +63,12 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
         ValueError, OSError: there is no such checkpoint, it is of another network than `config` says, a key is wrong,
             or JAX finds no devices; the message says which.
     """
-    checkpoint = os.path.expanduser(checkpoint)
     sharding.find_devices()  # reading would call the checkpoint damaged where they are missing
-    if published.is_name(str(checkpoint)):
-        config = published.config_of(str(checkpoint)) if config is None else config
-        return _load_paddle_model(config, published.fetch(str(checkpoint)), changes)
-    if epath.Path(checkpoint).is_file():
-        return _load_paddle_model(config, checkpoint, changes)
-    path = _find(checkpoint)
+    path = resolve(checkpoint)
+    if config is None and published.is_name(str(checkpoint)):
+        config = published.config_of(str(checkpoint))
+    if path.is_file():
+        return _load_paddle_model(config, path, changes)
     trained = checkpoint_reading.read_config(path)
     config = trained if config is None else config
     if config is None:
@@ -94,7 +92,22 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
     return _trained_model(config, model, variables, meta, f"{path}, step {meta['step']}{' (ema)' if averaged else ''}")
 
 
-def _find(source: epath.PathLike) -> epath.Path:
+def resolve(source: epath.PathLike) -> epath.Path:
+    """What a user means by a source of weights: the file of PaddleSeg's, or the folder of the checkpoint.
+
+    Args:
+        source: the name of a published model or backbone, which is fetched unless it is in the cache; a `.pdparams`
+            file or an archive with one; a workdir or a checkpoint's folder.
+
+    Raises:
+        DownloadError: the file of a name cannot be had, or was changed.
+        CheckpointError: `source` is none of these; the message says what was looked for.
+    """
+    source = os.path.expanduser(source)
+    if published.is_name(str(source)):
+        return epath.Path(published.fetch(str(source)))
+    if epath.Path(source).is_file():
+        return epath.Path(source)
     try:
         return checkpoint_reading.find(source)
     except checkpoint_files.CheckpointError as error:
@@ -146,8 +159,8 @@ def _trained_model(config, model, variables, meta: Mapping[str, Any], source: st
 def _classes_of(config, meta: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
     """Names and colours, uint8 `[C, 3]`, of a configuration's classes.
 
-    They are those that the checkpoint was trained on, if its `meta` has them; otherwise those
-    of the configuration's data set, if that is known or prepared.
+    They are those that the checkpoint was trained on, if its `meta` has them; otherwise those of the configuration's
+    data set, if that is known or prepared.
     """
     numbers = [f"class {index}" for index in range(config.num_classes)], viz.palette(config.num_classes)
     if "class_names" in meta:
@@ -227,19 +240,6 @@ def _naming(path: epath.PathLike) -> Iterator[None]:
         raise paddle.ConversionError(f"{path}: {error}") from error
 
 
-def load_pretrained(source: epath.PathLike, model: DeepLabV3Plus, fresh: Variables) -> Variables:
-    """What training starts from, `config.pretrained`, in the structure of `fresh`; logs what was loaded.
-
-    Args:
-        source, model: see `read_pretrained`.
-        fresh: see `fit_pretrained`.
-
-    Raises:
-        ValueError, OSError: as they do.
-    """
-    return fit_pretrained(read_pretrained(source, model), fresh)
-
-
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
     """Weights as they were found: `variables` of a whole model or of its backbone, and the file or folder they are of.
@@ -256,20 +256,15 @@ def read_pretrained(source: epath.PathLike, model: DeepLabV3Plus) -> Pretrained:
     """Reads weights to start from; nothing is compiled for it.
 
     Args:
-        source: a name of `pretrained` (which is downloaded unless it is in the cache), a `.pdparams` file or an archive
-            with one, a workdir or a checkpoint's folder, of which the averaged variables are taken where there are any.
+        source: see `resolve`; of a checkpoint, the averaged variables are taken where there are any.
         model: what `build_model` returned.
 
     Raises:
         ValueError, OSError: `source` is none of these, or cannot be had; the message says which.
     """
-    source = os.path.expanduser(source)
-    if published.is_name(str(source)):
-        path = published.fetch(str(source))
+    path = resolve(source)
+    if path.is_file():
         return Pretrained(load_paddle(path, model, allow_new_head=True), path, averaged=False)
-    if epath.Path(source).is_file():
-        return Pretrained(load_paddle(source, model, allow_new_head=True), source, averaged=False)
-    path = _find(source)
     variables, averaged = checkpoint_reading.read_model(path)
     return Pretrained(variables, path, averaged)
 

@@ -137,4 +137,4 @@ def test_weights_of_a_pdparams_file_that_are_not_finite_are_refused(tmp_path):
     with pytest.raises(ValueError, match="model.pdparams: params/decoder/classifier/bias holds 1 values"):
         trained.load_checkpoint(config, path)
     with pytest.raises(ValueError, match="model.pdparams: params/decoder/classifier/bias holds 1 values"):
-        trained.load_pretrained(str(path), build_model(config), draw_variables(config))
+        trained.fit_pretrained(trained.read_pretrained(str(path), build_model(config)), draw_variables(config))
