@@ -1,10 +1,15 @@
 """A small real network with weights that a generator draws: compiling the initialisation of one would take long."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from configs import common
-from dlv3p_jax.models import Variables, build_model
+from dlv3p_jax.models import Variables, build_model, variable_shapes
+from dlv3p_jax.models.aspp import ASPP
+from dlv3p_jax.models.decoder import Decoder
+from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
+from dlv3p_jax.models.resnet import ResNet
 from dlv3p_jax.runtime import configuration
 from dlv3p_jax.training import steps
 from dlv3p_jax.weights import checkpoints
@@ -31,6 +36,27 @@ def make_config(changes=(), num_classes=19):
     return config
 
 
+def make_network(
+    num_classes=3,
+    blocks=(1, 1, 1, 1),
+    bottleneck=False,
+    output_stride=8,
+    multi_grid=(2,),
+    channels=8,
+    rates=(1, 12, 24, 36),
+    dropout=0.0,
+    align_corners=False,
+    dtype=jnp.float32,
+) -> DeepLabV3Plus:
+    """A real network with fewer blocks and channels than any that has a name."""
+    return DeepLabV3Plus(
+        ResNet(blocks, bottleneck, output_stride, multi_grid, dtype=dtype),
+        ASPP(channels, rates, dropout, dtype=dtype),
+        Decoder(num_classes, align_corners=align_corners, dtype=dtype),
+        align_corners=align_corners,
+    )
+
+
 def draw_variables(config) -> Variables:
     return draw_variables_of(build_model(config))
 
@@ -38,14 +64,13 @@ def draw_variables(config) -> Variables:
 def draw_variables_of(model) -> Variables:
     """Kernels of the scale that keeps activations as they are, normalisations that change nothing."""
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))
 
     def value(path, leaf):
         if path[-1].key == "kernel":
             return np.float32(rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape))
         return np.full(leaf.shape, path[-1].key in ("scale", "var"), np.float32)
 
-    return jax.tree.map_with_path(value, shapes)
+    return jax.tree.map_with_path(value, variable_shapes(model))
 
 
 def save_checkpoint(folder, config, meta=None) -> None:

@@ -30,7 +30,7 @@ from dlv3p_jax.data import colors
 from dlv3p_jax.evaluation import metrics
 from dlv3p_jax.evaluation import views as evaluate
 from dlv3p_jax.evaluation.views import predict_logits
-from dlv3p_jax.models import build_model, ops
+from dlv3p_jax.models import build_model, tiles
 from dlv3p_jax.training import losses, steps
 from dlv3p_jax.weights.paddle import convert, revert
 
@@ -115,13 +115,6 @@ FORWARD = {
 }
 
 
-def _glued(x: jax.Array, cuts: int) -> jax.Array:
-    """Whole pictures of the sub-images that dilated stages run on."""
-    for number in range(cuts, 0, -1):
-        x = ops.glue(x, number)
-    return x
-
-
 def forward(shared: pathlib.Path, name: str, dtype: str) -> Iterator[Row]:
     """Logits, where recorded also features of the stages, and the classes that they give."""
     expected = {key: last(value) for key, value in recorded(shared, f"forward_{name}").items()}
@@ -147,10 +140,10 @@ def forward(shared: pathlib.Path, name: str, dtype: str) -> Iterator[Row]:
     found = {"logits": logits}
     if "stage1" in expected:
         stages = state["intermediates"]
-        features, cuts = stages["backbone"]["__call__"][0]
-        found |= {f"stage{i + 1}": _glued(*pair) for i, pair in enumerate(zip(features, cuts, strict=True))}
+        features = stages["backbone"]["__call__"][0]
+        found |= {f"stage{i + 1}": tiles.whole(x) for i, x in enumerate(features)}
         branches = [stages["aspp"][f"branch{i + 1}"]["__call__"][0] for i in range(4)]
-        found |= {f"aspp_block{i}": _glued(branch, cuts[-1]) for i, branch in enumerate(branches)}
+        found |= {f"aspp_block{i}": tiles.whole(branch) for i, branch in enumerate(branches)}
         found |= {name: stages[name]["__call__"][0] for name in ("aspp", "decoder")}
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -219,7 +212,8 @@ def train_steps(shared: pathlib.Path) -> dict[str, tuple]:
 
     def run(dtype):
         cast = lambda x: np.asarray(x, dtype)  # noqa: E731
-        train_step = jax.jit(steps.make_train_step(config, model.clone(dtype=dtype)))
+        parts = {name: getattr(model, name).clone(dtype=dtype) for name in ("backbone", "aspp", "decoder")}
+        train_step = jax.jit(steps.make_train_step(config, model.clone(**parts)))
         state = steps.create_train_state(config, jax.tree.map(cast, initial))
         batch = {"image": cast(last(arrays["x"])), "label": arrays["labels"].astype(np.uint8)}
         scalars, after = [], {}

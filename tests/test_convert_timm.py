@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs import common
-from dlv3p_jax.models import build_model
+from dlv3p_jax.models import build_model, variable_shapes
 from dlv3p_jax.models.resnet import BLOCKS, ResNet
 from dlv3p_jax.weights import checkpoint_reading
 from dlv3p_jax.weights.timm import ConversionError, convert, infer_backbone, load_safetensors
@@ -137,7 +137,7 @@ def test_features_are_those_of_timm(timm, tmp_path):
     assert dropped == ["fc.bias", "fc.weight"]
     backbone = ResNet(BLOCKS["resnet50_vd"], bottleneck=True, output_stride=16, multi_grid=(1, 2, 4))
     apply = jax.jit(functools.partial(backbone.apply, train=False))
-    features, _ = apply({kind: tree["backbone"] for kind, tree in variables.items()}, images)
+    features = apply({kind: tree["backbone"] for kind, tree in variables.items()}, images)
     assert [x.shape[1:3] for x in features] == [(19, 25), (10, 13), (5, 7), (5, 7)]
     for ours, theirs in zip(features, expected, strict=True):
         theirs = theirs.numpy().transpose(0, 2, 3, 1)
@@ -156,9 +156,7 @@ def test_the_command_writes_a_backbone_to_train_from(weights, state, tmp_path):
     config = common.get_config()
     config.num_classes = 3
     model = build_model(ml_collections.FrozenConfigDict(config))
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
-    fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model))
     loaded = checkpoint_reading.read_variables(checkpoint_reading.find(tmp_path / "timm"))
     variables, new = checkpoint_reading.fit_variables(loaded, fresh, allow_new_head=True)
     assert {name.split("/")[1] for name in new} == {"aspp", "decoder"}

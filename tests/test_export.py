@@ -18,16 +18,16 @@ from PIL import Image
 
 from dlv3p_jax.data import colors
 from dlv3p_jax.inference.export import folders, onnx, programs, sizes, write
-from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
+from dlv3p_jax.models import variable_shapes
 from dlv3p_jax.runtime import configuration, files
 from dlv3p_jax.weights.trained import TrainedModel
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 SIZE = (48, 80)
 # Basic blocks with a stage on sub-images, bottlenecks with aligned corners; fewer of both than any real backbone has.
-NETWORK = {"num_classes": 4, "blocks": (1, 1, 1, 2), "multi_grid": (1, 2), "aspp_channels": 16, "dropout": 0.1}
-BASIC = NETWORK | {"bottleneck": False, "output_stride": 8, "aspp_rates": (1, 4), "align_corners": False}
-BOTTLENECKS = NETWORK | {"bottleneck": True, "output_stride": 16, "aspp_rates": (1, 3), "align_corners": True}
+NETWORK = {"num_classes": 4, "blocks": (1, 1, 1, 2), "multi_grid": (1, 2), "channels": 16, "dropout": 0.1}
+BASIC = NETWORK | {"bottleneck": False, "output_stride": 8, "rates": (1, 4), "align_corners": False}
+BOTTLENECKS = NETWORK | {"bottleneck": True, "output_stride": 16, "rates": (1, 3), "align_corners": True}
 # What TensorFlow alone makes of a SavedModel: neither this program nor JAX can be imported.
 TENSORFLOW = """
 import sys
@@ -42,8 +42,7 @@ np.savez(sys.argv[3], **outputs)
 
 def make_trained(network) -> TrainedModel:
     """A network with drawn weights and statistics. Its configuration is not that of the network."""
-    model, config, rng = DeepLabV3Plus(**network), drawn.make_config(num_classes=4), np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))
+    model, config, rng = drawn.make_network(**network), drawn.make_config(num_classes=4), np.random.default_rng(0)
 
     def draw(path, leaf):
         if path[-1].key == "kernel":
@@ -51,7 +50,7 @@ def make_trained(network) -> TrainedModel:
         return np.float32(rng.uniform(0.5, 1, leaf.shape) * (1 if path[-1].key in ("scale", "var") else 0.3))
 
     palette = rng.integers(0, 256, (4, 3)).astype(np.uint8)
-    variables, names = jax.tree.map_with_path(draw, shapes), ("floor", "wall", "lamp", "cat")
+    variables, names = jax.tree.map_with_path(draw, variable_shapes(model)), ("floor", "wall", "lamp", "cat")
     return TrainedModel(ml_collections.FrozenConfigDict(config), model, variables, names, palette, "drawn")
 
 

@@ -7,6 +7,7 @@ device and of another differ by more than many mistakes would.
 import functools
 import re
 
+import drawn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 from configs import common
 from dlv3p_jax.evaluation import metrics, views
-from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
+from dlv3p_jax.models import variable_shapes
 from dlv3p_jax.runtime import sharding
 from dlv3p_jax.training import steps
 
@@ -31,18 +32,7 @@ def make_config(**changes):
 
 
 def make_model(dtype=jnp.float64):
-    return DeepLabV3Plus(
-        num_classes=5,
-        blocks=(1, 1, 1, 1),
-        bottleneck=False,
-        output_stride=8,
-        multi_grid=(2,),
-        aspp_channels=16,
-        aspp_rates=(1, 12, 24, 36),
-        dropout=0.1,
-        align_corners=False,
-        dtype=dtype,
-    )
+    return drawn.make_network(num_classes=5, channels=16, dropout=0.1, dtype=dtype)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -126,7 +116,7 @@ def compile_evaluation(shape, size, **changes):
         "image": jax.ShapeDtypeStruct((batch_size, *size, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((batch_size, *size), jnp.uint8),
     }
-    abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3), jnp.float32), train=False))
+    abstract = variable_shapes(model)
     replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
     step = views.make_eval_step(config, model)
     return sharding.jit(mesh, step, (replicated, batched), (replicated, batched)).lower(abstract, batch).compile()
@@ -152,7 +142,7 @@ def test_a_training_step_gathers_no_activations(shape):
         "image": jax.ShapeDtypeStruct((8, 512, 72, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((8, 512, 72), jnp.uint8),
     }
-    abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3), jnp.float32), train=False))
+    abstract = variable_shapes(model)
     state = jax.eval_shape(lambda: steps.create_train_state(config, jax.tree.map(jnp.zeros_like, abstract)))
     replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
     step = sharding.jit(

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from dlv3p_jax.data import pipeline, records, viz
 from dlv3p_jax.evaluation import files, metrics, picture_scores
 from dlv3p_jax.evaluation import views as evaluate
-from dlv3p_jax.models import Variables, build_model
+from dlv3p_jax.models import Variables, build_model, variable_shapes
 from dlv3p_jax.runtime import agreement, configuration, provenance, sharding
 from dlv3p_jax.weights import checkpoint_reading
 
@@ -258,7 +258,7 @@ def evaluate_checkpoint(
         parents=True, exist_ok=True
     )  # a folder that is read-only is told before the work
     model = build_model(config)
-    expected = jax.eval_shape(lambda: init_variables(config, model))
+    expected = variable_shapes(model)
     run = make_evaluator(config, dataset, mesh, model, epath.Path(workdir), absent_class, path)
     for suffix, item in (("", "variables"), ("ema", "ema")):
         variables = checkpoint_reading.read_variables(path, item)

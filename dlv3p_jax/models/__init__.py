@@ -1,11 +1,16 @@
 """DeepLabV3+ on dilated ResNet-vd backbones."""
 
+import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
+from dlv3p_jax.models.aspp import ASPP
+from dlv3p_jax.models.decoder import Decoder
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
-from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS
+from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS, ResNet
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -50,20 +55,27 @@ def build_model(config) -> DeepLabV3Plus:
         raise ValueError(f"model.dropout={model.dropout!r}: it has to be at least 0 and less than 1")
     if model.dtype not in _DTYPES:
         raise ValueError(f"model.dtype={model.dtype!r} is unknown: choose from {', '.join(_DTYPES)}")
+    dtype = _DTYPES[model.dtype]
     return DeepLabV3Plus(
-        num_classes=config.num_classes,
-        blocks=blocks,
-        bottleneck=model.backbone not in BASIC_BLOCKS,
-        output_stride=model.output_stride,
-        multi_grid=tuple(model.multi_grid),
-        aspp_channels=model.aspp_channels,
-        aspp_rates=tuple(model.aspp_rates),
-        dropout=model.dropout,
+        ResNet(
+            blocks=blocks,
+            bottleneck=model.backbone not in BASIC_BLOCKS,
+            output_stride=model.output_stride,
+            multi_grid=tuple(model.multi_grid),
+            remat=model.remat,
+            dtype=dtype,
+        ),
+        ASPP(channels=model.aspp_channels, rates=tuple(model.aspp_rates), dropout=model.dropout, dtype=dtype),
+        Decoder(config.num_classes, align_corners=model.align_corners, dtype=dtype),
         align_corners=model.align_corners,
-        remat=model.remat,
         freeze_backbone=config.freeze_backbone,
-        dtype=_DTYPES[model.dtype],
     )
+
+
+def variable_shapes(model: nn.Module) -> Variables:
+    """The shapes and types of a module's variables, as `jax.ShapeDtypeStruct`s; the size of pictures changes none."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
 
 
 def _is_integer(value, minimum: int) -> bool:

@@ -1,10 +1,12 @@
 """Atrous spatial pyramid pooling (Chen et al., 2017) with separable convolutions (Chen et al., 2018)."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dlv3p_jax.models import ops
+from dlv3p_jax.models import tiles
 from dlv3p_jax.models.layers import ConvBN, SeparableConvBN
+from dlv3p_jax.models.tiles import Tiled
 
 
 class ASPP(nn.Module):
@@ -23,10 +25,9 @@ class ASPP(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool, cuts: int = 0):
-        """x: [B, H, W, C], cut into sub-images `cuts` times (`ops.cut`) -> whole pictures [B, H, W, channels]."""
-        while cuts and any(rate > 1 and rate % 2**cuts for rate in self.rates):
-            x, cuts = ops.glue(x, cuts), cuts - 1  # a dilation that is odd there mixes the sub-images
+    def __call__(self, x: jax.Array | Tiled, train: bool) -> jax.Array:
+        """x: [B, H, W, C] -> [B, H, W, channels]."""
+        parts = tiles.glue_for(tiles.of(x), *(rate for rate in self.rates if rate > 1))
         branches = []
         for index, rate in enumerate(self.rates, start=1):
             name = f"branch{index}"
@@ -34,18 +35,17 @@ class ASPP(nn.Module):
             if rate == 1:
                 branch = ConvBN(self.channels, dtype=self.dtype, name=name)
             else:
-                dilation = rate // 2**cuts
-                layout = ops.depthwise_layout(x, cuts, dilation)
-                branch = SeparableConvBN(self.channels, dilation, layout, dtype=self.dtype, name=name)
-            branches.append(branch(x, train))
+                branch = SeparableConvBN(self.channels, rate, dtype=self.dtype, name=name)
+            branches.append(branch(parts, train))
 
-        pictures = x.reshape(-1, 4**cuts, *x.shape[1:])
+        count = 4**parts.cuts
+        pictures = parts.array.reshape(-1, count, *parts.shape[1:])
         pooled = pictures.mean((1, 2, 3), dtype=jnp.promote_types(self.dtype, jnp.float32))[:, None, None]
         pooled = ConvBN(self.channels, use_bias=False, dtype=self.dtype, name="image_pooling")(pooled, train)
         # Resizing a single pixel, in whatever way, repeats it.
-        branches.append(jnp.broadcast_to(jnp.repeat(pooled, 4**cuts, axis=0), branches[0].shape))
+        pooled = jnp.broadcast_to(jnp.repeat(pooled, count, axis=0), branches[0].shape)
+        branches.append(tiles.like(parts, pooled))
 
-        x = ConvBN(self.channels, dtype=self.dtype, name="projection")(jnp.concatenate(branches, -1), train)
-        for number in range(cuts, 0, -1):
-            x = ops.glue(x, number)
-        return nn.Dropout(self.dropout, deterministic=not train)(x)
+        joined = jax.tree.map(lambda *arrays: jnp.concatenate(arrays, -1), *branches)
+        joined = ConvBN(self.channels, dtype=self.dtype, name="projection")(joined, train)
+        return nn.Dropout(self.dropout, deterministic=not train)(tiles.whole(joined))

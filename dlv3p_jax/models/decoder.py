@@ -1,11 +1,12 @@
 """The decoder of DeepLabV3+ (Chen et al., 2018)."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dlv3p_jax.models import ops
+from dlv3p_jax.models import ops, tiles
 from dlv3p_jax.models.layers import Conv, ConvBN, SeparableConvBN
-from dlv3p_jax.models.strips import count_strips, from_strips, to_strips
+from dlv3p_jax.models.tiles import Tiled
 
 
 class Decoder(nn.Module):
@@ -13,22 +14,26 @@ class Decoder(nn.Module):
 
     Attributes:
         num_classes: channels of the result.
+        low_level_channels: that the fine features are projected to.
+        channels: of the two 3x3 convolutions over both.
         align_corners: how the coarse features are resized, see `ops.resize`.
         dtype: type of the computation.
     """
 
     num_classes: int
-    align_corners: bool
+    low_level_channels: int = 48
+    channels: int = 256
+    align_corners: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, coarse, fine, train: bool):
+    def __call__(self, coarse: jax.Array | Tiled, fine: jax.Array | Tiled, train: bool) -> jax.Array:
         """coarse: [B, h, w, C], fine: [B, H, W, D] -> logits [B, H, W, num_classes] in `dtype`."""
-        strips = count_strips(fine, stride=1)
-        coarse = to_strips(ops.resize(coarse, fine.shape[1:3], self.align_corners), strips)
-        fine = to_strips(fine, strips)
-        fine = ConvBN(48, dtype=self.dtype, name="low_level_projection")(fine, train)
-        x = jnp.concatenate([coarse, fine], -1)
-        x = SeparableConvBN(256, strips=strips, dtype=self.dtype, name="fuse1")(x, train)
-        x = SeparableConvBN(256, strips=strips, dtype=self.dtype, name="fuse2")(x, train)
-        return from_strips(Conv(self.num_classes, dtype=self.dtype, name="classifier")(x), strips)
+        fine = tiles.whole(fine)
+        resized = tiles.split(Tiled(ops.resize(tiles.whole(coarse), fine.shape[1:3], self.align_corners)), stride=1)
+        projection = ConvBN(self.low_level_channels, dtype=self.dtype, name="low_level_projection")
+        projected = projection(tiles.split(Tiled(fine), stride=1), train)
+        x = jax.tree.map(lambda *arrays: jnp.concatenate(arrays, -1), resized, projected)
+        x = SeparableConvBN(self.channels, dtype=self.dtype, name="fuse1")(x, train)
+        x = SeparableConvBN(self.channels, dtype=self.dtype, name="fuse2")(x, train)
+        return tiles.whole(Conv(self.num_classes, dtype=self.dtype, name="classifier")(x))

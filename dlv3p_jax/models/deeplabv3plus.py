@@ -8,37 +8,28 @@ from dlv3p_jax.models import ops
 from dlv3p_jax.models.aspp import ASPP
 from dlv3p_jax.models.decoder import Decoder
 from dlv3p_jax.models.resnet import ResNet
+from dlv3p_jax.models.tiles import Tiled
 
 
 class DeepLabV3Plus(nn.Module):
-    """A dilated ResNet-vd, ASPP and decoder: `backbone`, `aspp`, `decoder`.
+    """A dilated backbone, ASPP on its last features, and a decoder that joins these with its first.
+
+        DeepLabV3Plus(ResNet(blocks=(3, 4, 6, 3)), ASPP(256, rates=(1, 12, 24, 36)), Decoder(num_classes=19))
 
     Attributes:
-        num_classes: channels of the logits.
-        blocks, bottleneck, output_stride, multi_grid: of the backbone, see `ResNet`.
-        aspp_channels, aspp_rates, dropout: see `ASPP`.
-        align_corners: how features and logits are resized, see `ops.resize`.
-        remat: of the backbone, see `ResNet`.
+        backbone, aspp, decoder: the parts; their parameters lie under these names.
+        align_corners: how logits are resized, see `ops.resize`.
         freeze_backbone: in training too, the backbone uses its running statistics and takes no gradient.
-        dtype: type of the computation. Parameters, batch statistics and logits are float32 whatever it is.
     """
 
-    num_classes: int
-    blocks: tuple[int, ...]
-    bottleneck: bool
-    output_stride: int
-    multi_grid: tuple[int, ...]
-    aspp_channels: int
-    aspp_rates: tuple[int, ...]
-    dropout: float
-    align_corners: bool
-    remat: bool = False
+    backbone: ResNet
+    aspp: ASPP
+    decoder: Decoder
+    align_corners: bool = False
     freeze_backbone: bool = False
-    dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
     def __call__(self, images: jax.Array, train: bool, output_size: tuple[int, int] | None = None) -> jax.Array:
-        """The logits of every pixel.
+        """The logits of every pixel; they, parameters and statistics are float32 whatever the parts compute in.
 
         Args:
             images: [B, H, W, 3], normalised; any height and width.
@@ -50,16 +41,9 @@ class DeepLabV3Plus(nn.Module):
         Returns:
             float32 [B, H, W, num_classes], or of `output_size`.
         """
-        backbone = ResNet(
-            *(self.blocks, self.bottleneck, self.output_stride, self.multi_grid, self.remat),
-            dtype=self.dtype,
-            name="backbone",
-        )
-        (fine, *_, coarse), (*_, cuts) = backbone(images.astype(self.dtype), train and not self.freeze_backbone)
+        fine, *_, coarse = self.backbone(Tiled(images), train and not self.freeze_backbone)
         if self.freeze_backbone:
             fine, coarse = jax.lax.stop_gradient((fine, coarse))
-        aspp = ASPP(self.aspp_channels, self.aspp_rates, self.dropout, dtype=self.dtype, name="aspp")
-        decoder = Decoder(self.num_classes, self.align_corners, dtype=self.dtype, name="decoder")
-        logits = decoder(aspp(coarse, train, cuts), fine, train)
-        logits = logits.astype(jnp.promote_types(self.dtype, jnp.float32))
+        logits = self.decoder(self.aspp(coarse, train), fine, train)
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return ops.resize(logits, images.shape[1:3], self.align_corners, output_size)

@@ -1,13 +1,14 @@
-"""The layers that all parts of the network are made of."""
+"""The layers that all parts of the network are made of; they take an array or `Tiled`, and give the same."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dlv3p_jax.models import ops
-from dlv3p_jax.runtime import sharding
+from dlv3p_jax.models import ops, tiles
+from dlv3p_jax.models.tiles import Pictures
 
 BATCH_NORM_MOMENTUM = 0.9  # new running statistic = 0.9 old + 0.1 batch
 BATCH_NORM_EPSILON = 1e-5
@@ -24,44 +25,42 @@ def depthwise_he_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float3
 
 
 class Conv(nn.Module):
-    """A 1x1 or 3x3 convolution. [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features] in `dtype`."""
+    """A 1x1 or 3x3 convolution. [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features] in `dtype`.
+
+    Attributes:
+        features: channels of the result.
+        size: of the kernel, 1 or 3.
+        stride: of both axes.
+        dilation: distance of neighbouring taps, in pixels.
+        depthwise: 3x3, each channel with its own filter: `features` is C, `stride` 1.
+        use_bias: whether it adds a bias.
+        dtype: type of the computation.
+    """
 
     features: int
     size: int = 1
     stride: int = 1
     dilation: int = 1
+    depthwise: bool = False
     use_bias: bool = True
-    strips: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        kernel = self.param("kernel", he_normal, (self.size, self.size, x.shape[-1], self.features))
-        x = x.astype(self.dtype)
-        if self.size == 1:
+    def __call__(self, x: Pictures) -> Pictures:
+        inputs = 1 if self.depthwise else x.shape[-1]
+        init = depthwise_he_normal if self.depthwise else he_normal
+        kernel = self.param("kernel", init, (self.size, self.size, inputs, self.features))
+        x = jax.tree.map(lambda x: x.astype(self.dtype), x)
+        if self.depthwise:
+            x = ops.depthwise_conv3x3(x, kernel, self.dilation)
+        elif self.size == 1:
             x = ops.conv1x1(x, kernel)
         else:
-            x = ops.conv3x3(x, kernel, self.stride, self.dilation, self.strips)
+            x = ops.conv3x3(x, kernel, self.stride, self.dilation)
         if self.use_bias:
-            x += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            x = jax.tree.map(lambda x: x + bias.astype(self.dtype), x)
         return x
-
-
-class DepthwiseConv(nn.Module):
-    """A 3x3 depthwise convolution with bias, see `ops.depthwise_conv3x3`. [B, H, W, C] -> [B, H, W, C] in `dtype`."""
-
-    dilation: int = 1
-    whole: bool = False
-    strips: int = 1
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        kernel = self.param("kernel", depthwise_he_normal, (3, 3, 1, x.shape[-1]))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        x = x.astype(self.dtype)
-        x = ops.depthwise_conv3x3(x, kernel, self.dilation, self.whole, self.strips)
-        return x + bias.astype(self.dtype)
 
 
 class BatchNorm(nn.Module):
@@ -70,7 +69,7 @@ class BatchNorm(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x: Pictures, train: bool) -> Pictures:
         norm = nn.BatchNorm(
             use_running_average=not train,
             momentum=BATCH_NORM_MOMENTUM,
@@ -80,41 +79,27 @@ class BatchNorm(nn.Module):
             use_fast_variance=x.shape[1:3] != (1, 1),
         )
         nn.share_scope(self, norm)
-        return norm(x)
+        return tiles.like(x, norm(tiles.of(x).array))
 
 
 class ConvBN(nn.Module):
-    """A convolution, batch normalisation and, unless `relu` is off, a ReLU: `conv`, `batch_norm`."""
+    """A convolution, batch normalisation and, unless `relu` is off, a ReLU: `conv`, `batch_norm`. As `Conv`."""
 
     features: int
     size: int = 1
     stride: int = 1
     dilation: int = 1
+    depthwise: bool = False
     use_bias: bool = True
     relu: bool = True
-    strips: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool):
-        geometry = (self.size, self.stride, self.dilation, self.use_bias, self.strips)
-        x = Conv(self.features, *geometry, dtype=self.dtype, name="conv")(x)
-        x = BatchNorm(dtype=self.dtype, name="batch_norm")(x, train)
-        return nn.relu(x) if self.relu else x
-
-
-class DepthwiseConvBN(nn.Module):
-    """A depthwise convolution and batch normalisation, no ReLU: `conv`, `batch_norm`."""
-
-    dilation: int = 1
-    whole: bool = False
-    strips: int = 1
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x, train: bool):
-        x = DepthwiseConv(self.dilation, self.whole, self.strips, dtype=self.dtype, name="conv")(x)
-        return BatchNorm(dtype=self.dtype, name="batch_norm")(x, train)
+    def __call__(self, x: Pictures, train: bool) -> Pictures:
+        geometry = (self.size, self.stride, self.dilation, self.depthwise)
+        x = Conv(self.features, *geometry, self.use_bias, self.dtype, name="conv")(x)
+        x = BatchNorm(self.dtype, name="batch_norm")(x, train)
+        return jax.tree.map(nn.relu, x) if self.relu else x
 
 
 class SeparableConvBN(nn.Module):
@@ -123,22 +108,15 @@ class SeparableConvBN(nn.Module):
     Attributes:
         features: channels of the result.
         dilation: of the depthwise convolution.
-        layout: of the depthwise convolution on a mesh, see `ops.depthwise_layout`.
-        strips: see `ops.conv3x3`.
         dtype: type of the computation.
     """
 
     features: int
     dilation: int = 1
-    layout: str = "rows"
-    strips: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool):
-        by_channels = self.layout == "channels"
-        x = sharding.by_channels(sharding.by_height(x)) if by_channels else x
-        depthwise = DepthwiseConvBN(self.dilation, self.layout != "rows", self.strips, self.dtype, name="depthwise")
-        x = depthwise(x, train)
-        x = sharding.by_height(sharding.by_channels(x)) if by_channels else x
+    def __call__(self, x: Pictures, train: bool) -> Pictures:
+        spatial = functools.partial(ConvBN, size=3, dilation=self.dilation, depthwise=True, relu=False)
+        x = spatial(x.shape[-1], dtype=self.dtype, name="depthwise")(x, train)
         return ConvBN(self.features, dtype=self.dtype, name="pointwise")(x, train)

@@ -1,7 +1,8 @@
 """The operations whose fastest form depends on the backend: one function an operation, its form chosen at trace time.
 
-Arrays are `[B, H, W, C]`, kernels `[height, width, in, out]`. Computed is in the arrays' type; kernels may be float32
-all the same. `form` is for tests and measurements:
+Pictures are `[B, H, W, C]`, an array or `Tiled`, and results are what they are; kernels `[height, width, in, out]`.
+Dilations are in pixels of whole pictures. Computed is in the pictures' type; kernels may be float32 all the same.
+`form` is for tests and measurements:
 
 - `"conv"`: XLA's convolution, what GPUs and TPUs are built for;
 - `"taps"`: the same, but the gradient of its kernel is nine products (or sums), one for each tap;
@@ -25,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dlv3p_jax.models import products, winograd
+from dlv3p_jax.models import products, tiles, winograd
 from dlv3p_jax.models.products import precision
-from dlv3p_jax.models.strips import add_neighbours
+from dlv3p_jax.models.tiles import Pictures, add_neighbours
 from dlv3p_jax.runtime import sharding
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -43,8 +44,12 @@ def _resolve(form: str, forms: tuple[str, ...], whole: bool = False, cpu: str = 
     return best.get(sharding.platform(), "conv")
 
 
-def conv1x1(x: jax.Array, kernel: jax.Array, form: str = "auto") -> jax.Array:
+def conv1x1(x: Pictures, kernel: jax.Array, form: str = "auto") -> Pictures:
     """A 1x1 convolution with stride 1. x: [B, H, W, C]; kernel: [1, 1, C, D] -> [B, H, W, D] in the type of `x`."""
+    return tiles.like(x, _conv1x1(tiles.of(x).array, kernel, form))
+
+
+def _conv1x1(x, kernel, form):
     if _resolve(form, ("products",), cpu="products") == "products":
         return products.conv1x1(x, kernel.astype(x.dtype))
     # Where devices hold rows, on every backend: of a 1x1 convolution whose result's gradient lies by columns, XLA (that
@@ -54,26 +59,30 @@ def conv1x1(x: jax.Array, kernel: jax.Array, form: str = "auto") -> jax.Array:
     return _conv(x, kernel)
 
 
-def conv3x3(
-    x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1, strips: int = 1, form: str = "auto"
-) -> jax.Array:
+def conv3x3(x: Pictures, kernel: jax.Array, stride: int = 1, dilation: int = 1, form: str = "auto") -> Pictures:
     """A 3x3 convolution, padded by its dilation on every side.
 
     Args:
         x: [B, H, W, C].
         kernel: [3, 3, C, D].
         stride: of both axes; the result has ceil(H / stride) rows.
-        dilation: distance of neighbouring taps, in pixels.
-        strips: how many strips (`models.strips`) a picture of `x` is split into; with more than one, `dilation` is 1.
+        dilation: distance of neighbouring taps, in pixels of the whole pictures.
         form: see the head of this file.
 
     Returns:
         [B, ceil(H / stride), ceil(W / stride), D] in the type of `x`.
+
+    Raises:
+        ValueError: `x` is in parts that such a convolution mixes.
     """
-    if strips > 1:
-        if dilation > 1:
-            raise ValueError(f"strips={strips} and dilation={dilation}: a strip knows one row of its neighbours")
-        return _conv(add_neighbours(x, strips, below=stride == 1), kernel, stride, pad_rows=False)
+    parts = tiles.of(x)
+    return tiles.like(x, _conv3x3(parts, kernel, stride, _dilation_within(parts, stride, dilation), form))
+
+
+def _conv3x3(parts, kernel, stride, dilation, form):
+    if parts.strips > 1:
+        return _conv(add_neighbours(parts, 1, 0 if stride == 2 else 1), kernel, stride, pad_rows=False)
+    x = parts.array
     best = {"cpu": _best_on_cpu(x, kernel, stride, dilation), "gpu": "taps" if dilation > 1 else "conv"}
     form = _resolve(form, ("products", "taps", "winograd"), **best)
     if form == "winograd":
@@ -87,6 +96,15 @@ def conv3x3(
     return _conv(x, kernel, stride, dilation)
 
 
+def _dilation_within(parts, stride, dilation):
+    """The dilation of a convolution on parts of pictures."""
+    if parts.strips > 1 and dilation > 1:
+        raise ValueError(f"strips={parts.strips} and dilation={dilation}: a strip knows one row of its neighbours")
+    if parts.cuts and (stride > 1 or dilation % 2**parts.cuts):
+        raise ValueError(f"cuts={parts.cuts}, stride={stride} and dilation={dilation}: sub-images would be mixed")
+    return dilation // 2**parts.cuts
+
+
 def _best_on_cpu(x, kernel, stride, dilation):
     # In bfloat16, Winograd's sums of pixels would have to be rounded once more.
     if stride == 1 and x.dtype != jnp.bfloat16 and winograd.pays(x.shape, kernel.shape, dilation):
@@ -95,26 +113,40 @@ def _best_on_cpu(x, kernel, stride, dilation):
     return "products" if min(kernel.shape[2:]) >= 512 else "conv"
 
 
-def depthwise_conv3x3(
-    x: jax.Array, kernel: jax.Array, dilation: int = 1, whole: bool = False, strips: int = 1, form: str = "auto"
-) -> jax.Array:
+def depthwise_conv3x3(x: Pictures, kernel: jax.Array, dilation: int = 1, form: str = "auto") -> Pictures:
     """A 3x3 convolution of each channel with its own filter, stride 1, padded by its dilation on every side.
+
+    On a mesh whose devices hold rows of pictures, and fewer than the dilation, it is computed on all rows of some
+    channels: otherwise it would need rows of more than its neighbours.
 
     Args:
         x: [B, H, W, C].
         kernel: [3, 3, 1, C].
-        dilation: distance of neighbouring taps, in pixels; may exceed H and W.
-        whole: whether, on a mesh whose devices hold rows of pictures, they hold all rows of this.
-        strips: see `conv3x3`.
+        dilation: distance of neighbouring taps, in pixels of the whole pictures; may exceed H and W.
         form: see the head of this file.
 
     Returns:
         [B, H, W, C] in the type of `x`.
+
+    Raises:
+        ValueError: as `conv3x3`.
     """
-    if strips > 1:
-        if dilation > 1:
-            raise ValueError(f"strips={strips} and dilation={dilation}: a strip knows one row of its neighbours")
-        return _conv(add_neighbours(x, strips), kernel, groups=x.shape[-1], pad_rows=False)
+    parts = tiles.of(x)
+    dilation = _dilation_within(parts, 1, dilation)
+    if parts.strips > 1:
+        y = _conv(add_neighbours(parts, 1, 1), kernel, groups=x.shape[-1], pad_rows=False)
+    elif tiles.are_on_one_device(parts):
+        y = _depthwise_conv3x3(parts.array, kernel, dilation, form, whole=True)
+    elif dilation * sharding.num_row_shards() <= x.shape[1]:
+        y = _depthwise_conv3x3(parts.array, kernel, dilation, form, whole=False)
+    else:
+        y = sharding.by_channels(sharding.by_height(parts.array))
+        y = _depthwise_conv3x3(y, kernel, dilation, form, whole=True)
+        y = sharding.by_height(sharding.by_channels(y))
+    return tiles.like(x, y)
+
+
+def _depthwise_conv3x3(x, kernel, dilation, form, whole):
     form = _resolve(form, ("products", "taps"), whole, cpu="products", gpu="taps" if dilation > 1 else "conv")
     if form == "products":
         return products.depthwise_conv3x3(x, kernel.astype(x.dtype), dilation)
@@ -123,83 +155,26 @@ def depthwise_conv3x3(
     return _conv(x, kernel, dilation=dilation, groups=x.shape[-1])
 
 
-def can_cut(x: jax.Array, cuts: int = 0) -> bool:
-    """Whether `cut` takes `x`: whether both its sides are even, or of several devices' rows those of each device."""
-    rows = x.shape[1] if _are_whole(len(x), cuts) else x.shape[1] / sharding.num_row_shards()
-    return rows % 2 == 0 and x.shape[2] % 2 == 0
-
-
-def cut(x: jax.Array, cuts: int = 0) -> jax.Array:
-    """The four parity sub-images of every picture: even and odd rows, and of each the even and odd columns.
-
-    A convolution with an even dilation never mixes them, so that it is one with half the dilation on the sub-images.
-    That is faster: compilers lay the batch into their vector units, of which four times as much is there, and they
-    know ordinary convolutions best. On a mesh whose devices hold rows of pictures, sub-images lie on different devices
-    if there are enough of them: then no convolution needs its neighbours' rows.
-
-    Args:
-        x: [B, H, W, C] that `can_cut`.
-        cuts: how often `x` has been cut before.
-
-    Returns:
-        [4 B, H / 2, W / 2, C]; those of a picture lie next to each other, so that a batch that is sharded stays so.
-    """
-    batch, height, width, channels = x.shape
-    x = _lay_out(x, cuts).reshape(batch, height // 2, 2, width // 2, 2, channels)
-    x = x.transpose(0, 2, 4, 1, 3, 5).reshape(4 * batch, height // 2, width // 2, channels)
-    if not _are_whole(batch, cuts):
-        x = sharding.by_height(x)  # the compiler finds no way from rows to sub-images while it cuts
-    return _lay_out(x, cuts + 1)
-
-
-def glue(x: jax.Array, cuts: int = 1) -> jax.Array:
-    """The inverse of `cut`: `x` [4 B, H, W, C], cut `cuts` times, -> [B, 2 H, 2 W, C], cut once less."""
-    batch, height, width, channels = len(x) // 4, *x.shape[1:]
-    x = _lay_out(x, cuts)
-    if not _are_whole(batch, cuts - 1):
-        x = sharding.by_height(x)
-    x = x.reshape(batch, 2, 2, height, width, channels).transpose(0, 3, 1, 4, 2, 5)
-    return _lay_out(x.reshape(batch, 2 * height, 2 * width, channels), cuts - 1)
-
-
-def depthwise_layout(x: jax.Array, cuts: int, dilation: int) -> str:
-    """How `x` [B, H, W, C], cut `cuts` times, had best lie on a mesh for a depthwise convolution.
-
-    "pictures" if devices hold whole ones anyway, "rows" if they hold rows and at least as many as the dilation,
-    "channels" if the convolution would need rows of more than its neighbours: then better all rows of some channels.
-    """
-    if _are_whole(len(x), cuts):
-        return "pictures"
-    return "rows" if dilation * sharding.num_row_shards() <= x.shape[1] else "channels"
-
-
-def _are_whole(batch_size: int, cuts: int) -> bool:
-    """Whether devices hold whole pictures, or whole sub-images of pictures that were cut `cuts` times."""
-    return sharding.num_row_shards() == 1 or (cuts > 0 and sharding.are_enough(batch_size))
-
-
-def _lay_out(x: jax.Array, cuts: int) -> jax.Array:
-    return sharding.by_pictures(x) if _are_whole(len(x), cuts) else sharding.by_height(x)
-
-
-def max_pool3x3(x: jax.Array, strips: int = 1) -> jax.Array:
-    """3x3 max pooling with stride 2 and padding 1, `strips` as in `conv3x3`. [B, H, W, C] -> [B, ceil(H / 2), …, C]."""
-    rows = (1, 1)
-    if strips > 1:
-        x, rows = add_neighbours(x, strips, below=False, padding=-np.inf), (0, 0)
+def max_pool3x3(x: Pictures) -> Pictures:
+    """3x3 max pooling with stride 2 and padding 1. [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
+    parts, rows = tiles.of(x), (1, 1)
+    pixels = parts.array
+    if parts.strips > 1:
+        pixels, rows = add_neighbours(parts, 1, 0, padding=-np.inf), (0, 0)
     # The initial value has to be a Python number: with an array, XLA does not see a max pool, and there is no gradient.
-    return lax.reduce_window(x, -np.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), rows, (1, 1), (0, 0)))
+    padding = ((0, 0), rows, (1, 1), (0, 0))
+    return tiles.like(x, lax.reduce_window(pixels, -np.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding))
 
 
-def avg_pool2x2(x: jax.Array) -> jax.Array:
+def avg_pool2x2(x: Pictures) -> Pictures:
     """2x2 mean pooling with stride 2; windows that hang over the border average their real pixels ("ceil mode").
 
     x: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C].
     """
     height, width = x.shape[1:3]
     # Repeating an odd last row leaves the mean over the real pixels as it is.
-    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+    y = jnp.pad(tiles.of(x).array, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return tiles.like(x, (y[:, ::2, ::2] + y[:, 1::2, ::2] + y[:, ::2, 1::2] + y[:, 1::2, 1::2]) / 4)
 
 
 def resize(

@@ -2,12 +2,13 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dlv3p_jax.models import ops
+from dlv3p_jax.models import ops, tiles
 from dlv3p_jax.models.layers import ConvBN
-from dlv3p_jax.models.strips import count_strips, from_strips, to_strips
+from dlv3p_jax.models.tiles import Pictures, Tiled
 
 # Blocks of the four stages.
 BLOCKS = {
@@ -24,7 +25,6 @@ class Block(nn.Module):
     """A residual block. [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), width (x 4 if `bottleneck`)].
 
     The shortcut of the first block of a stage is a 1x1 convolution, of the mean of 2x2 pixels where it strides.
-    `strips`: see `ops.conv3x3`.
     """
 
     width: int
@@ -32,12 +32,11 @@ class Block(nn.Module):
     first: bool
     stride: int = 1
     dilation: int = 1
-    strips: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool):
-        conv = functools.partial(ConvBN, use_bias=False, strips=self.strips, dtype=self.dtype)
+    def __call__(self, x: Pictures, train: bool) -> Pictures:
+        conv = functools.partial(ConvBN, use_bias=False, dtype=self.dtype)
         spatial = functools.partial(conv, size=3, stride=self.stride, dilation=self.dilation)
         if self.bottleneck:
             y = conv(self.width, name="conv1")(x, train)
@@ -49,7 +48,7 @@ class Block(nn.Module):
         if self.first:
             x = ops.avg_pool2x2(x) if self.stride == 2 else x
             x = conv(y.shape[-1], relu=False, name="shortcut")(x, train)
-        return nn.relu(x + y)
+        return jax.tree.map(lambda x, y: nn.relu(x + y), x, y)
 
 
 class ResNet(nn.Module):
@@ -72,53 +71,43 @@ class ResNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, images: jax.Array | Tiled, train: bool) -> tuple[jax.Array | Tiled, ...]:
         """Features of the four stages, at strides 4, 8, then `output_stride` at most.
 
-        Dilated stages run on sub-images as far as their sides divide (`ops.cut`), the others, on a TPU, on strips
-        (`models.strips`): the same function.
+        Inside, dilated stages run on sub-images as far as their sides divide, the others, on a TPU, on strips
+        (`models.tiles`): the same function.
 
         Args:
-            x: [B, H, W, 3].
+            images: [B, H, W, 3].
             train: see `DeepLabV3Plus`.
 
         Returns:
-            The four features, and how often each of them is cut into sub-images.
+            The four features, whole pictures; of `images` that are `Tiled`, in the parts that they were computed in.
         """
-        strips = count_strips(x, self.output_stride)
-        x = to_strips(x, strips)
-        conv = functools.partial(ConvBN, size=3, use_bias=False, strips=strips, dtype=self.dtype)
+        x = tiles.split(tiles.of(images), self.output_stride)
+        conv = functools.partial(ConvBN, size=3, use_bias=False, dtype=self.dtype)
         x = conv(32, stride=2, name="stem_conv1")(x, train)
         x = conv(32, name="stem_conv2")(x, train)
         x = conv(64, name="stem_conv3")(x, train)
-        x = ops.max_pool3x3(x, strips)
+        x = ops.max_pool3x3(x)
 
         make_block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # `train` is no array
-        features, features_cuts = [], []
-        stride, dilation, cuts = 4, 1, 0
+        features = []
+        total_stride, stage_dilation = 4, 1
         for stage, blocks in enumerate(self.blocks, start=1):
-            stage_stride = 1
-            if stage > 1:
-                if stride < self.output_stride:
-                    stage_stride = 2
-                    stride *= 2
-                else:
-                    x, strips = from_strips(x, strips), 1
-                    if ops.can_cut(x, cuts):
-                        x, cuts = ops.cut(x, cuts), cuts + 1
-                    else:
-                        dilation *= 2
+            stride = 2 if stage > 1 and total_stride < self.output_stride else 1
+            total_stride *= stride
+            stage_dilation *= 2 if stage > 1 and stride == 1 else 1
             for block in range(blocks):
+                dilation = stage_dilation * (self.multi_grid[block] if stage == 4 else 1)
                 x = make_block(
                     width=64 * 2 ** (stage - 1),
                     bottleneck=self.bottleneck,
                     first=block == 0,
-                    stride=stage_stride if block == 0 else 1,
-                    dilation=dilation * (self.multi_grid[block] if stage == 4 else 1),
-                    strips=strips,
+                    stride=stride if block == 0 else 1,
+                    dilation=dilation,
                     dtype=self.dtype,
                     name=f"stage{stage}_block{block + 1}",
-                )(x, train)
-            features.append(from_strips(x, strips))
-            features_cuts.append(cuts)
-        return tuple(features), tuple(features_cuts)
+                )(tiles.cut_for(x, dilation, stage_dilation), train)
+            features.append(x)
+        return tuple(features) if isinstance(images, Tiled) else tuple(map(tiles.whole, features))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from dlv3p_jax import models
 from dlv3p_jax.evaluation import views as evaluate
 from dlv3p_jax.models import Variables, build_model
 from dlv3p_jax.performance import straightforward, timing
@@ -73,8 +74,7 @@ def made_batch(config, batch_size: int, size: Sequence[int], dtype=np.uint8) -> 
 
 def variable_shapes(config) -> Variables:
     """The variables' shapes and types, as `jax.ShapeDtypeStruct`s."""
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    return jax.eval_shape(functools.partial(build_model(config).init, train=False), jax.random.key(0), images)
+    return models.variable_shapes(build_model(config))
 
 
 def init_variables(config) -> Variables:

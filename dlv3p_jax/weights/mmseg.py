@@ -101,7 +101,7 @@ def _backbone_layers(model: DeepLabV3Plus) -> Iterator[tuple[str, str, str]]:
     """Our path, and their convolution and BatchNorm, of the layers that networks like `model` can have."""
     for ours, conv, batch_norm in (*_DEEP_STEM, *_PLAIN_STEM):
         yield f"backbone/{ours}", f"backbone.{conv}", f"backbone.{batch_norm}"
-    for stage, blocks in enumerate(model.blocks, start=1):
+    for stage, blocks in enumerate(model.backbone.blocks, start=1):
         for block in range(blocks):
             for ours, conv, batch_norm in _BLOCK_LAYERS:
                 theirs = f"backbone.layer{stage}.{block}"
@@ -111,7 +111,7 @@ def _backbone_layers(model: DeepLabV3Plus) -> Iterator[tuple[str, str, str]]:
 def _head_layers(model: DeepLabV3Plus) -> Iterator[tuple[str, str, str]]:
     def layers():
         yield "aspp/image_pooling", "image_pool.1"
-        for branch in range(len(model.aspp_rates)):
+        for branch in range(len(model.aspp.rates)):
             ours, theirs = f"aspp/branch{branch + 1}", f"aspp_modules.{branch}"
             yield ours, theirs
             for our_layer, their_layer in _SEPARABLE_LAYERS:

@@ -156,11 +156,11 @@ def _conv_bn_layers(model: DeepLabV3Plus) -> Iterator[tuple[str, str]]:
     """(our path, PaddleSeg's prefix) of the layers that networks like `model` can have, in PaddleSeg's order."""
     for layer in (1, 2, 3):
         yield f"backbone/stem_conv{layer}", f"backbone.conv1_{layer}"
-    for stage, blocks in enumerate(model.blocks):
+    for stage, blocks in enumerate(model.backbone.blocks):
         for block in range(blocks):
             for ours, theirs in _BLOCK_LAYERS:
                 yield f"backbone/stage{stage + 1}_block{block + 1}/{ours}", f"backbone.bb_{stage}_{block}.{theirs}"
-    for branch in range(len(model.aspp_rates)):
+    for branch in range(len(model.aspp.rates)):
         ours, theirs = f"aspp/branch{branch + 1}", f"head.aspp.aspp_blocks.{branch}"
         yield ours, theirs
         for our_layer, their_layer in _SEPARABLE_LAYERS:

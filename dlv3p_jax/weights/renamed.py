@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from dlv3p_jax.models import variable_shapes
+
 # Their names, in their order -> our path, such as params/decoder/classifier/bias, and their shape.
 Names = dict[str, tuple[str, tuple[int, ...]]]
 
@@ -31,13 +33,11 @@ def names_of(module: nn.Module, pairs: Iterable[tuple[str, str]], scope: str = "
     Raises:
         ConversionError: an array has no name.
     """
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    variables = jax.eval_shape(lambda rng, images: module.init(rng, images, train=False), jax.random.key(0), images)
     shapes = {
         f"{kind}/{scope}{path}": leaf.shape
         if len(leaf.shape) != 4
         else tuple(leaf.shape[axis] for axis in (3, 2, 0, 1))
-        for kind, tree in variables.items()
+        for kind, tree in variable_shapes(module).items()
         for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()
         if f"{scope}{path}".startswith(part)
     }

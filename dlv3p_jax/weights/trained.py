@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import logging
@@ -18,7 +17,7 @@ from etils import epath
 from configs import common
 from dlv3p_jax.data import class_tables, classes, ranges, viz
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.models import Variables, build_model
+from dlv3p_jax.models import Variables, build_model, variable_shapes
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.runtime import configuration, sharding
 from dlv3p_jax.weights import checkpoint_files, checkpoint_reading, paddle, pdparams, published
@@ -87,7 +86,9 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
         configuration.check_model(config, trained, path)
     model = build_model(config)
     variables, averaged = checkpoint_reading.read_model(path)
-    variables, _ = checkpoint_reading.fit_variables(variables, _shapes(model), allow_new_head=False, source=path)
+    variables, _ = checkpoint_reading.fit_variables(
+        variables, variable_shapes(model), allow_new_head=False, source=path
+    )
     meta = checkpoint_reading.read_meta(path)
     return _trained_model(config, model, variables, meta, f"{path}, step {meta['step']}{' (ema)' if averaged else ''}")
 
@@ -218,7 +219,7 @@ def load_paddle(path: epath.PathLike, model: DeepLabV3Plus, allow_new_head: bool
         return variables
     num_classes = paddle.num_classes_of(state)
     if allow_new_head and num_classes is not None:
-        model = model.clone(num_classes=num_classes)
+        model = model.clone(decoder=model.decoder.clone(num_classes=num_classes))
     with _naming(path):
         return _finite(paddle.convert(state, model))
 
@@ -296,8 +297,3 @@ def _shortened(names: list[str]) -> str:
         return ", ".join(names)
     parts = sorted({name.split("/")[1] for name in names})
     return ", ".join(f"{sum(name.split('/')[1] == part for name in names)} of {part}" for part in parts)
-
-
-def _shapes(model: DeepLabV3Plus):
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    return jax.eval_shape(lambda rng, images: model.init(rng, images, train=False), jax.random.key(0), images)

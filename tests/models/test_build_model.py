@@ -62,7 +62,7 @@ def test_the_output_stride_is_that_of_the_last_stages():
             jax.random.key(0),
             images,
         )
-        stages, _ = state["intermediates"]["backbone"]["__call__"][0]
+        stages = state["intermediates"]["backbone"]["__call__"][0]
         strides = (4, 8, output_stride, output_stride)
         expected = [(math.ceil(65 / stride), math.ceil(96 / stride)) for stride in strides]
         assert [stage.shape[1:3] for stage in stages] == expected

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dlv3p_jax.models import ops
+from dlv3p_jax.models.tiles import Tiled
 from dlv3p_jax.runtime import sharding
 
 
@@ -91,7 +92,7 @@ def test_a_form_that_an_operation_does_not_have_is_refused(form):
 
 def test_strips_with_a_dilation_are_refused():
     with pytest.raises(ValueError, match="strips=2 and dilation=2"):
-        ops.conv3x3(jnp.zeros((2, 4, 4, 1)), jnp.zeros((3, 3, 1, 1)), dilation=2, strips=2)
+        ops.conv3x3(Tiled(jnp.zeros((2, 4, 4, 1)), strips=2), jnp.zeros((3, 3, 1, 1)), dilation=2)
 
 
 def test_winograd_with_a_stride_is_refused():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import common
-from dlv3p_jax.models import build_model
+from dlv3p_jax.models import build_model, variable_shapes
 from dlv3p_jax.runtime import sharding
 from dlv3p_jax.training import steps
 
@@ -29,7 +29,7 @@ def test_float32_products_and_convolutions_ask_for_float32(platform, monkeypatch
         return jax.grad(loss)(variables["params"])
 
     rng, images = jax.random.key(0), jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
-    variables = jax.eval_shape(lambda rng, images: model.init(rng, images, train=False), rng, images)
+    variables = variable_shapes(model)
     lowered = jax.jit(gradients).trace(variables, images, rng).lower(lowering_platforms=(platform,))
     operations = re.findall(r"= stablehlo\.(convolution|dot_general)(.*)", lowered.as_text())
 
@@ -47,7 +47,7 @@ def test_a_whole_training_step_asks_for_float32():
     config.update_from_flattened_dict({"num_classes": 3, "loss.cross_entropy": 0.5, "loss.rmi": 0.5})
     model = build_model(config)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(images.shape), train=False))
+    variables = variable_shapes(model)
     state = jax.eval_shape(lambda variables: steps.create_train_state(config, variables), variables)
     batch = {"image": images, "label": jax.ShapeDtypeStruct((2, 64, 64), jnp.uint8)}
     step = jax.jit(steps.make_train_step(config, model)).trace(state, batch, jax.random.key(0))

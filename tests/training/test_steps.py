@@ -2,6 +2,7 @@
 
 import re
 
+import drawn
 import equivalence
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from flax import linen as nn
 
 from configs import common
 from dlv3p_jax.data import colors
-from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
+from dlv3p_jax.models import variable_shapes
 from dlv3p_jax.models.layers import Conv, ConvBN
 from dlv3p_jax.runtime import sharding
 from dlv3p_jax.training import loop, steps
@@ -290,31 +291,20 @@ def test_micro_batches_that_do_not_divide_over_the_devices_are_told_before_anyth
 
 # What does: the real network, as small as it gets, cut off after the second stage.
 
-SMALL = DeepLabV3Plus(
-    num_classes=3,
-    blocks=(1, 1),
-    bottleneck=False,
-    output_stride=8,
-    multi_grid=(1,),
-    aspp_channels=8,
-    aspp_rates=(1, 2),
-    dropout=0.1,
-    align_corners=False,
-)
+SMALL = drawn.make_network(blocks=(1, 1), multi_grid=(1,), rates=(1, 2), dropout=0.1)
 
 
 @pytest.fixture(scope="module")
 def small_variables():
     """Made by NumPy: compiling the initialisation takes longer than everything else here."""
-    images, rng = np.zeros((1, 32, 32, 3), np.float32), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
     def fill(path, leaf):
         if path[-1].key == "kernel":
             return jnp.asarray(rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:3])), leaf.shape), jnp.float32)
         return jnp.full(leaf.shape, path[-1].key in ("scale", "var"), jnp.float32)
 
-    shapes = jax.eval_shape(lambda: SMALL.init(jax.random.key(1), images, train=False))
-    return jax.tree_util.tree_map_with_path(fill, shapes)
+    return jax.tree_util.tree_map_with_path(fill, variable_shapes(SMALL))
 
 
 def test_a_frozen_backbone_stays_bit_for_bit_and_the_rest_learns(small_variables):

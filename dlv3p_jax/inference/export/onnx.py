@@ -37,7 +37,7 @@ def write(model, variables, folder: pathlib.Path, height: int | None, width: int
         inputs=[value("image", TensorProto.UINT8, [*sizes, 3])],
         outputs=[
             value("labels", TensorProto.UINT8, sizes),
-            value("logits", TensorProto.FLOAT, [*sizes, model.num_classes]),
+            value("logits", TensorProto.FLOAT, [*sizes, model.decoder.num_classes]),
         ],
         initializer=graph.constants,
     )
@@ -128,8 +128,8 @@ def _write_network(graph: _Graph, model) -> None:
     x = graph.add("Div", x, graph.constant(np.array(255, np.float32)))
     image = graph.add("Transpose", graph.add("Div", graph.add("Sub", x, half), half), perm=[0, 3, 1, 2])
 
-    fine, coarse = _backbone(graph, image, model)
-    coarse = graph.resize(_aspp(graph, coarse, model), fine, model.align_corners)
+    fine, coarse = _backbone(graph, image, model.backbone)
+    coarse = graph.resize(_aspp(graph, coarse, model.aspp.rates), fine, model.align_corners)
     fine = graph.conv(fine, "decoder/low_level_projection")
     x = graph.add("Concat", coarse, fine, axis=1)
     x = graph.separable_conv(graph.separable_conv(x, "decoder/fuse1"), "decoder/fuse2")
@@ -140,21 +140,21 @@ def _write_network(graph: _Graph, model) -> None:
     graph.add("Transpose", logits, output="logits", perm=[0, 2, 3, 1])
 
 
-def _backbone(graph: _Graph, x: str, model) -> tuple[str, str]:
+def _backbone(graph: _Graph, x: str, backbone) -> tuple[str, str]:
     """The features of the first and of the last stage."""
     x = graph.conv(x, "backbone/stem_conv1", stride=2)
     x = graph.conv(graph.conv(x, "backbone/stem_conv2"), "backbone/stem_conv3")
     x = graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     features, stride, dilation = [], 4, 1
-    for stage, blocks in enumerate(model.blocks, start=1):
-        strides = stage > 1 and stride < model.output_stride
+    for stage, blocks in enumerate(backbone.blocks, start=1):
+        strides = stage > 1 and stride < backbone.output_stride
         if stage > 1:
             stride, dilation = (2 * stride, dilation) if strides else (stride, 2 * dilation)
         for block in range(blocks):
-            grid = model.multi_grid[block] if stage == 4 else 1
+            grid = backbone.multi_grid[block] if stage == 4 else 1
             first_stride = 2 if strides and block == 0 else 1
             name = f"backbone/stage{stage}_block{block + 1}"
-            x = _block(graph, x, name, model.bottleneck, block == 0, first_stride, dilation * grid)
+            x = _block(graph, x, name, backbone.bottleneck, block == 0, first_stride, dilation * grid)
         features.append(x)
     return features[0], features[-1]
 
@@ -173,10 +173,10 @@ def _block(graph: _Graph, x: str, name: str, bottleneck: bool, first: bool, stri
     return graph.add("Relu", graph.add("Add", x, y))
 
 
-def _aspp(graph: _Graph, x: str, model) -> str:
+def _aspp(graph: _Graph, x: str, rates) -> str:
     branches = [
         graph.conv(x, f"aspp/branch{i}") if rate == 1 else graph.separable_conv(x, f"aspp/branch{i}", rate)
-        for i, rate in enumerate(model.aspp_rates, start=1)
+        for i, rate in enumerate(rates, start=1)
     ]
     pooled = graph.conv(graph.add("GlobalAveragePool", x), "aspp/image_pooling")
     branches.append(graph.add("Expand", pooled, graph.add("Shape", x, start=2)))

@@ -1,0 +1,170 @@
+"""Pictures in parts that lie along the batch axis: sub-images for dilated convolutions, strips of rows for TPUs.
+
+Compilers lay the batch into their vector units. With one or two pictures most of a unit stays empty, and every
+operation costs several times as much a picture as with eight. So dilated stages run on sub-images, the others, on a
+TPU, on strips. Both are the same function of the same parameters as on whole pictures: `ops` reads from a `Tiled` what
+has to be done otherwise.
+"""
+
+import dataclasses
+import math
+from typing import TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from dlv3p_jax.runtime import sharding
+
+_SUBLANES = 16
+
+
+@struct.dataclass
+class Tiled:
+    """Pictures [B, H, W, C] in parts; a tree of one array, so that `jax.tree.map` maps it elementwise.
+
+    Attributes:
+        array: the parts, those of a picture next to each other: [B strips, H / strips, W, C], from top to bottom, or
+            [4**cuts B, H / 2**cuts, W / 2**cuts, C].
+        cuts: how often the pictures were cut into sub-images, see `cut`; 0 where there are strips.
+        strips: how many strips of rows a picture is split into, see `split`.
+    """
+
+    array: jax.Array
+    cuts: int = struct.field(pytree_node=False, default=0)
+    strips: int = struct.field(pytree_node=False, default=1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array of parts."""
+        return self.array.shape
+
+
+Pictures = TypeVar("Pictures", bound=jax.Array | Tiled)  # what layers take and give in the same form
+
+
+def of(x: jax.Array | Tiled) -> Tiled:
+    """`x` as `Tiled`; an array is whole pictures."""
+    return x if isinstance(x, Tiled) else Tiled(x)
+
+
+def like(x: Pictures, array: jax.Array) -> Pictures:
+    """`array` in the form of `x`, whose parts it was computed from."""
+    return cast(Pictures, dataclasses.replace(x, array=array) if isinstance(x, Tiled) else array)
+
+
+def whole(x: jax.Array | Tiled) -> jax.Array:
+    """The pictures [B, H, W, C]."""
+    x = join(of(x))
+    while x.cuts:
+        x = glue(x)
+    return x.array
+
+
+def split(x: Tiled, stride: int) -> Tiled:
+    """Pictures as strips of rows, as many as fill a TPU's vector units: one on all else, and where devices hold rows.
+
+    Args:
+        x: whole pictures.
+        stride: of all that follows until `join`: strips have a multiple of so many rows.
+    """
+    batch, height, *rest = x.shape
+    strips = 1
+    if sharding.platform() == "tpu" and sharding.num_row_shards() == 1 and height % stride == 0:
+        wanted = _SUBLANES // math.gcd(_SUBLANES, batch // sharding.num_picture_shards())
+        strips = math.gcd(wanted, height // stride)
+    return Tiled(x.array.reshape(batch * strips, height // strips, *rest), strips=strips)
+
+
+def join(x: Tiled) -> Tiled:
+    """The inverse of `split`."""
+    batch, height, *rest = x.shape
+    return dataclasses.replace(x, array=x.array.reshape(batch // x.strips, height * x.strips, *rest), strips=1)
+
+
+def add_neighbours(x: Tiled, above: int, below: int, padding: float = 0.0) -> jax.Array:
+    """Strips `x` [B strips, h, W, C] with the last rows of the strip above and the first of that below.
+
+    Returns:
+        [B strips, above + h + below, W, C]; what lies outside of a picture is `padding`.
+    """
+    height, *rest = x.shape[1:]
+    strips = x.array.reshape(-1, x.strips, height, *rest)
+
+    def shift(rows, by):
+        outside = ((0, 0), by, (0, 0), (0, 0), (0, 0))
+        return jnp.pad(rows, outside, constant_values=padding)
+
+    parts = [shift(strips[:, :-1, height - above :], (1, 0)), strips]
+    if below:
+        parts.append(shift(strips[:, 1:, :below], (0, 1)))
+    strips = jnp.concatenate(parts, 2)
+    return strips.reshape(-1, strips.shape[2], *rest)
+
+
+def can_cut(x: Tiled) -> bool:
+    """Whether `cut` takes `x`: whether both its sides are even, or of several devices' rows those of each device."""
+    rows = x.shape[1] if are_on_one_device(x) else x.shape[1] / sharding.num_row_shards()
+    return rows % 2 == 0 and x.shape[2] % 2 == 0
+
+
+def cut(x: Tiled) -> Tiled:
+    """The four parity sub-images of every picture: even and odd rows, and of each the even and odd columns.
+
+    A convolution with an even dilation never mixes them, so that it is one with half the dilation on the sub-images,
+    and compilers know ordinary convolutions best. On a mesh whose devices hold rows of pictures, sub-images lie on
+    different devices if there are enough of them: then no convolution needs its neighbours' rows.
+
+    Args:
+        x: that `can_cut`, without strips.
+
+    Returns:
+        The parts [4 B, H / 2, W / 2, C] of `x`'s [B, H, W, C]; those of a picture lie next to each other, so that a
+        batch that is sharded stays so.
+    """
+    batch, height, width, channels = x.shape
+    parts = _lay_out(x).array.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    parts = parts.transpose(0, 2, 4, 1, 3, 5).reshape(4 * batch, height // 2, width // 2, channels)
+    if not are_on_one_device(x):
+        parts = sharding.by_height(parts)  # the compiler finds no way from rows to sub-images while it cuts
+    return _lay_out(Tiled(parts, cuts=x.cuts + 1))
+
+
+def glue(x: Tiled) -> Tiled:
+    """The inverse of `cut`."""
+    batch, height, width, channels = len(x.array) // 4, *x.shape[1:]
+    parts = _lay_out(x).array
+    if not _are_on_one_device(batch, x.cuts - 1):
+        parts = sharding.by_height(parts)
+    parts = parts.reshape(batch, 2, 2, height, width, channels).transpose(0, 3, 1, 4, 2, 5)
+    return _lay_out(Tiled(parts.reshape(batch, 2 * height, 2 * width, channels), cuts=x.cuts - 1))
+
+
+def glue_for(x: Tiled, *dilations: int) -> Tiled:
+    """`x` with as many of its sub-images glued that convolutions with these dilations mix none."""
+    while math.gcd(*dilations) % 2**x.cuts:
+        x = glue(x)
+    return x
+
+
+def cut_for(x: Tiled, *dilations: int) -> Tiled:
+    """`x` in as many sub-images as its sides have and these dilations do not mix; no strips if one is above 1."""
+    x = glue_for(x, *dilations)
+    x = join(x) if max(dilations) > 1 else x
+    while math.gcd(*dilations) % 2 ** (x.cuts + 1) == 0 and can_cut(x):
+        x = cut(x)
+    return x
+
+
+def are_on_one_device(x: Tiled) -> bool:
+    """Whether a device holds whole parts: pictures, or sub-images where there are enough for all devices."""
+    return _are_on_one_device(len(x.array), x.cuts)
+
+
+def _are_on_one_device(parts: int, cuts: int) -> bool:
+    return sharding.num_row_shards() == 1 or (cuts > 0 and sharding.are_enough(parts))
+
+
+def _lay_out(x: Tiled) -> Tiled:
+    by = sharding.by_pictures if are_on_one_device(x) else sharding.by_height
+    return dataclasses.replace(x, array=by(x.array))
