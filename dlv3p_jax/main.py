@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from typing import NoReturn
 
 import jax
@@ -124,7 +125,7 @@ def _run(argv: list[str], told: preemption.Preemption) -> None:
             logging.debug("The traceback of a lost connection", exc_info=True)
             raise
         if (message := _passing(error, workdir)) is not None:
-            _leave_for_now(message)
+            _leave_for_now(message, workdir, told)
         message, known = _message(error, workdir), (loop.TrainingError, evaluator.EvaluationError)
         if message is None and not isinstance(error, (ValueError, OSError, *known)):
             raise
@@ -160,12 +161,23 @@ def _passing(error: Exception, workdir: str | None) -> str | None:
     return told if "the same command goes on" in told else f"{told}; the same command goes on when it is back"
 
 
-def _leave_for_now(message: str) -> NoReturn:
+def _leave_for_now(message: str, workdir: str | None, told: preemption.Preemption) -> NoReturn:
+    """Ends a run that a disk's error ended: to be started again, unless it never gets past that."""
     logging.debug("The traceback of the error below", exc_info=True)
+    code = preemption.EXIT_CODE
+    if _MODE.value == "train" and workdir is not None:
+        code, count, wait = starts.away(workdir)
+        ended_so = f"{count} starts ended so without a newer checkpoint"
+        if code == starts.GIVE_UP:
+            message = f"{message}, but {ended_so}, over an hour and more: mend it first"
+        elif wait:
+            preemption.say(f"{message}; {ended_so}: leaving in {wait:.0f} s")
+            with told.nothing_to_lose(lambda: message):
+                time.sleep(wait)
     if not board.alone():  # an orderly end would wait for the others, who wait for us
-        ending.leave(preemption.EXIT_CODE, message)
+        ending.leave(code, message)
     print(f"main: {message}", file=sys.stderr, flush=True)
-    sys.exit(preemption.EXIT_CODE)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 COMMANDS = sorted(
     path.stem
     for path in (ROOT / "dlv3p_jax").glob("*.py")
-    if path.stem != "commands" and re.search(r"commands\.(run|make_flags_parser)\(", path.read_text())
+    if re.search(r"cli\.(run|make_flags_parser)\(", path.read_text())
 )
 # What every row of `main` has beside its own flags.
 TRAINING = {"--config": "configs/common.py", "--workdir": "{tmp}/run", "--config.data_dir": "{data}"}

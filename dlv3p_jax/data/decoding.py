@@ -130,5 +130,5 @@ def read_size(path: str | os.PathLike) -> tuple[int, int]:
         except UnidentifiedImageError:
             raise
         except OSError as error:
-            raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from error
+            raise opening.unreadable(path, error) from error
     return (width, height) if turned else (height, width)

@@ -5,6 +5,10 @@ class DatasetError(ValueError):
     """A data set, or the files it is made of, cannot be used; the message names the file, the value and what to do."""
 
 
+class UnreadableError(DatasetError):
+    """A file cannot be read now, which does not say that anything is wrong with it: the disk answered with an error."""
+
+
 class UnmappedColors(DatasetError):
     """A label has colours that no class is known for; `colors` are the most frequent, with their pixels."""
 

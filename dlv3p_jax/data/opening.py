@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.errors import DatasetError, UnreadableError
+from dlv3p_jax.runtime import disk_errors
 
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 _REDUCED, _MASK, _SUBFILE_TYPE = 1, 4, 254  # of a TIFF's page, in its tag NewSubfileType
@@ -24,23 +25,39 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     """The bytes of an ordinary file; another, such as a pipe, might never end.
 
     Raises:
-        DatasetError: it is none, or cannot be read.
+        DatasetError: it is none, or cannot be read; `UnreadableError` where that is the disk's, and may pass.
     """
     check_ordinary(path)
     try:
         return pathlib.Path(path).read_bytes()
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
+        raise unreadable(path, error) from error
 
 
 def check_ordinary(path: str | os.PathLike) -> None:
-    """Raises DatasetError where `path` is a pipe, a socket or a device, or is not there."""
+    """Raises DatasetError, as `read_bytes`, where `path` is a pipe, a socket or a device, or is not there."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
+        raise unreadable(path, error) from error
     if kind := _KINDS.get(stat.S_IFMT(mode)):
         raise DatasetError(f"{path}: is {kind}, not a picture file")
+
+
+def unreadable(path: str | os.PathLike, error: OSError) -> DatasetError:
+    """What to raise from an error of the system, met where a file was opened or read."""
+    kind = UnreadableError if disk_errors.passing(error) else DatasetError
+    return kind(f"{path}: cannot be read ({error.strerror or error})")
+
+
+def is_file(path: str | os.PathLike) -> bool:
+    """Whether an ordinary file is there; raises UnreadableError where the disk does not say, as os.path.isfile hides."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        if disk_errors.passing(error):
+            raise unreadable(path, error) from error
+        return False
 
 
 @contextlib.contextmanager

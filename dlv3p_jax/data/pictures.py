@@ -13,7 +13,7 @@ from PIL import Image
 
 from dlv3p_jax.data import labels, opening, ranges, stored
 from dlv3p_jax.data.decoding import QUARTER_TURNS, Opened, name_of, naming, open_picture
-from dlv3p_jax.data.errors import DatasetError, UnmappedColors
+from dlv3p_jax.data.errors import DatasetError, UnmappedColors, UnreadableError
 from dlv3p_jax.data.label_map import LabelMap, count_values, list_counts
 
 UNTOLD_TURN = (
@@ -87,6 +87,9 @@ def read_pair(
         read_values: reads the indices of a label file, in place of `labels.decode` and the map.
         advice: what to do about values outside the classes, where a label map is no way out.
         picture_range: see `read_image`.
+
+    Raises:
+        UnreadableError: the disk answered with an error, which says nothing about the pair.
     """
     try:
         image = read_image(pair.image, picture_range)
@@ -110,6 +113,8 @@ def read_pair(
             notes += (UNTOLD_TURN,)
         example = encode_example(pair.id, image.data, label.values.astype(np.uint8), num_classes, ignore_label, notes)
         return dataclasses.replace(example, colors=label.colors, values=image.values, taken_for=image.taken_for)
+    except UnreadableError:
+        raise
     except UnmappedColors as error:
         return Problem(pair.id, str(error), error.colors)
     except DatasetError as error:

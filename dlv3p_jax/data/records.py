@@ -21,7 +21,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from dlv3p_jax.data import bucket, downloads
+from dlv3p_jax.data import bucket, downloads, opening
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.runtime import disk_errors, files, local_paths
 
@@ -246,7 +246,7 @@ def open_dataset(dataset: str, data_dir: str | os.PathLike) -> Dataset:
     lacking = [key for key in METADATA if key not in metadata]
     if lacking:
         raise damaged(f"its metadata lacks {', '.join(lacking)}")
-    missing = [path for path in paths if not os.path.isfile(path)]
+    missing = [path for path in paths if not opening.is_file(path)]
     if missing or not paths:
         raise damaged(f"{missing[0].name if missing else 'its records'} missing")
     opened = Dataset(dataset, folder, metadata, builder, origin)

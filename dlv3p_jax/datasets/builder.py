@@ -24,6 +24,7 @@ from dlv3p_jax.datasets.file_names import leave_out_no_text, printable
 from dlv3p_jax.datasets.palettes import Palettes
 from dlv3p_jax.datasets.repeats import Repeats, every_pair
 from dlv3p_jax.datasets.workers import ordered_map
+from dlv3p_jax.runtime import disk_errors
 
 _PICTURES_A_SHARD = 512
 _MEND = "\nMend these, or leave them out with --skip_bad"
@@ -264,8 +265,8 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
 def _read_and_digest(
     read: Callable[[Any], Example | Problem], item: Any
 ) -> tuple[Example | Problem, tuple[bytes, bytes]]:
-    """What a worker does: reads an item, and hashes what it made of it."""
-    result = read(item)
+    """What a worker does: reads an item, and hashes what it made of it; a disk that is away for a moment may be."""
+    result = disk_errors.patiently(lambda: read(item))
     return result, (b"", b"") if isinstance(result, Problem) else digest_contents(result.image, result.label)
 
 
@@ -316,7 +317,8 @@ def prepare_dataset(
                     builder.download_and_prepare()
                 records.write_digests(pathlib.Path(builder.data_dir))
             except (OSError, RuntimeError) as error:  # a full disk is either
-                raise DatasetError(f"the records could not be written: {error}") from error
+                what = disk_errors.told(error, root) if isinstance(error, OSError) else error
+                raise DatasetError(f"the records could not be written: {what}") from error
             written = records.open_dataset(name, unfinished)
             for split in written.splits:
                 written.source(split)  # raises where a record did not reach the disk

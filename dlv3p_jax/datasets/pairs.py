@@ -6,6 +6,7 @@ import pathlib
 import re
 from collections.abc import Iterator
 
+from dlv3p_jax.data import opening
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.opening import by_suffix
 from dlv3p_jax.data.pictures import Pair, Problem
@@ -68,7 +69,7 @@ def read_lines(path: pathlib.Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
+        raise opening.unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
     while lines and not lines[-1].strip():
@@ -79,7 +80,7 @@ def read_lines(path: pathlib.Path) -> list[str]:
 def _is_unlabelled(path: pathlib.Path) -> bool:
     """Whether every line is the path of one picture."""
     lines = [line.strip().replace("\\", "/") for line in read_lines(path)]
-    return bool(lines) and all(os.path.isfile(path.parent / line) for line in lines)
+    return bool(lines) and all(opening.is_file(path.parent / line) for line in lines)
 
 
 def _read_list(path: pathlib.Path, source: pathlib.Path) -> tuple[list[Pair], list[Problem], list[str]]:
@@ -90,7 +91,7 @@ def _read_list(path: pathlib.Path, source: pathlib.Path) -> tuple[list[Pair], li
             continue
         where = f"{path}, line {number}"
         image, label = _split_line(line, source, where)
-        missing = [name for name in (image, label) if not os.path.isfile(source / name)]
+        missing = [name for name in (image, label) if not opening.is_file(source / name)]
         earlier = rows.setdefault(_key(source / image), (image, label, number))
         if earlier[2] == number:
             if missing:
@@ -118,7 +119,7 @@ def _split_line(line: str, source: pathlib.Path, where: str) -> tuple[str, str]:
     """The two names of a line, which may hold blanks: the one way to split it of which both files exist."""
     line = line.strip().replace("\\", "/")
     candidates = list(dict.fromkeys(_ways_to_split(line)))
-    existing = [pair for pair in candidates if all(os.path.isfile(source / name) for name in pair)]
+    existing = [pair for pair in candidates if all(opening.is_file(source / name) for name in pair)]
     if len(existing) == 1:
         return existing[0]
     if len(existing) > 1:

@@ -3,11 +3,13 @@
 Nothing here imports TensorFlow: worker processes run it.
 """
 
+import io
 import pathlib
 
 import numpy as np
 import scipy.io
 
+from dlv3p_jax.data import opening
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.labels import read_label
 from dlv3p_jax.datasets.pairs import read_lines
@@ -21,8 +23,9 @@ def read_segmentation(path: str) -> np.ndarray:
     Raises:
         DatasetError: the file cannot be read, or holds no segmentation.
     """
+    data = opening.read_bytes(path)
     try:
-        contents = scipy.io.loadmat(path, variable_names=["GTcls"])
+        contents = scipy.io.loadmat(io.BytesIO(data), variable_names=["GTcls"])
     except Exception as error:  # a damaged file makes SciPy raise whatever its parsers do
         raise DatasetError(f"{path}: damaged, or no MATLAB file of SBD ({error})") from error
     try:

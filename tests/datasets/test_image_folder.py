@@ -1,8 +1,10 @@
 """A user's folder, from files on disk to an opened data set."""
 
+import errno
 import functools
 import hashlib
 import io
+import os
 import pathlib
 import shutil
 import zlib
@@ -11,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.errors import DatasetError, UnreadableError
 from dlv3p_jax.datasets import summary
 from dlv3p_jax.datasets.builder import prepare_dataset
 from dlv3p_jax.datasets.image_folder import ImageFolder
+from dlv3p_jax.runtime import disk_errors
 
 NAMES = "background\nweed\ncrop\n"
 
@@ -155,6 +158,45 @@ def test_skip_bad_leaves_out_and_lists(source, tmp_path):
     listed = (dataset.folder / "skipped.txt").read_text().splitlines()
     assert listed == [problem.message for problem in made_by.problems]
     assert len(listed) == 5
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_picture_that_the_disk_does_not_give_is_tried_again_and_never_skipped(source, tmp_path, monkeypatch, number):
+    """What a disk answers while it is away says nothing about the picture."""
+    bad, left, read = source / "images/train/b.jpg", [2], pathlib.Path.read_bytes
+
+    def failing(path):
+        if path == bad and left[0]:
+            left[0] -= 1
+            raise OSError(number, os.strerror(number), str(path))
+        return read(path)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", failing)
+    monkeypatch.setattr(disk_errors, "WAITS", (0, 0))
+    dataset, made_by = prepare(source, tmp_path / "data", skip_bad=True)
+    assert dataset.num_pictures("train") == 3 and not made_by.problems
+    for skip_bad in (False, True):
+        left[0] = 3
+        with pytest.raises(UnreadableError) as caught:
+            prepare(source, tmp_path / "other", skip_bad=skip_bad)
+        assert str(caught.value) == f"{bad}: cannot be read ({os.strerror(number)})"
+        assert nothing_written(tmp_path / "other")
+
+
+def test_a_name_of_a_list_that_the_disk_does_not_look_up_is_not_missing(source, tmp_path, monkeypatch):
+    for split, names in (("train", "ab"), ("val", "v")):
+        lines = (f"images/{split}/{name}.jpg labels/{split}/{name}.png\n" for name in names)
+        (source / f"{split}.txt").write_text("".join(lines))
+    bad, stat = str(source / "labels/train/b.png"), os.stat
+
+    def failing(path, **options):
+        if os.fspath(path) == bad:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), bad)
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", failing)
+    with pytest.raises(UnreadableError, match="labels/train/b.png: cannot be read .Stale file handle"):
+        ImageFolder(tmp_path, source, skip_bad=True)
 
 
 def test_skip_bad_does_not_leave_an_empty_split(source, tmp_path):
