@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
             write_checkpoint(config, file, values.output)
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
-        sys.exit(f"convert_paddle: {error}")
+        sys.exit(f"convert_paddle: {cli.told(error)}")
 
 
 def write_checkpoint(config, file: pathlib.Path, output: str) -> None:

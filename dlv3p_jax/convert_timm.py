@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
         _convert(pathlib.Path(weights), pathlib.Path(output))
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
-        sys.exit(f"convert_timm: {error}")
+        sys.exit(f"convert_timm: {cli.told(error)}")
 
 
 def _convert(file: pathlib.Path, output: pathlib.Path) -> None:

@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
         if reason is None and not isinstance(error, (ValueError, OSError)):
             raise
         logging.debug("The traceback of the error below", exc_info=True)
-        sys.exit(f"export: {output}: {reason}" if reason else f"export: {error}")
+        sys.exit(f"export: {output}: {reason}" if reason else f"export: {cli.told(error)}")
 
 
 def _given_size() -> tuple[int, int] | None:

@@ -6,6 +6,9 @@ import sys
 import time
 from typing import NoReturn
 
+if __name__ == "__main__":  # what follows takes seconds to import, in which SIGTERM would kill
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(75))  # `preemption` takes it over
+
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -81,7 +84,7 @@ def _run(argv: list[str], told: preemption.Preemption) -> None:
         config = _CONFIG.value
         configuration.check(config)  # before TensorFlow is imported, so that a slip is told at once
     except (ValueError, OSError) as error:
-        sys.exit(f"main: {error}")
+        sys.exit(f"main: {cli.told(error)}")
     name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))[0]
     workdir = _WORKDIR.value or (os.path.join("workdir", name) if _CHECKPOINT.value is None else None)
     if workdir is not None:
@@ -130,7 +133,7 @@ def _run(argv: list[str], told: preemption.Preemption) -> None:
         if message is None and not isinstance(error, (ValueError, OSError, *known)):
             raise
         logging.debug("The traceback of the error below", exc_info=True)
-        sys.exit(f"main: {message or error}")
+        sys.exit(f"main: {message or cli.told(error, workdir)}")
 
 
 def _message(error: Exception, workdir: str | None) -> str | None:

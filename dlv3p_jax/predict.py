@@ -6,6 +6,7 @@ over. A run that was killed goes on with the same command.
 """
 
 import dataclasses
+import errno
 import os
 import pathlib
 import sys
@@ -18,7 +19,7 @@ from absl import app, flags, logging
 from dlv3p_jax.data import ranges
 from dlv3p_jax.data.pictures import Problem
 from dlv3p_jax.inference import finding
-from dlv3p_jax.runtime import arguments, cli, disk_errors
+from dlv3p_jax.runtime import arguments, cli
 from dlv3p_jax.weights import published
 
 _CONFIG = arguments.DEFINE_config(
@@ -169,9 +170,9 @@ def _print_shares(pixels: np.ndarray, names: Sequence[str], palette: np.ndarray)
 
 
 def _message(error: ValueError | OSError) -> str:
-    if not isinstance(error, OSError) or error.filename is None:
-        return str(error)
-    return f"{disk_errors.told(error, '')}; what was written before is whole, and the same command goes on"
+    if not isinstance(error, OSError) or error.errno in (None, errno.ENAMETOOLONG):
+        return cli.told(error)
+    return f"{cli.told(error, _OUTPUT.value)}; what was written before is whole, and the same command goes on"
 
 
 if __name__ == "__main__":

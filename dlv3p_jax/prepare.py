@@ -14,7 +14,7 @@ from absl import flags, logging
 
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.datasets import file_names
-from dlv3p_jax.runtime import cli, disk_errors, files
+from dlv3p_jax.runtime import cli, files
 
 _DATASET = flags.DEFINE_string(
     "dataset",
@@ -137,8 +137,7 @@ def main(argv: list[str]) -> None:
     try:
         _run(argv[1:])
     except (DatasetError, OSError) as error:
-        message = disk_errors.told(error, _DATA_DIR.value) if isinstance(error, OSError) else str(error)
-        sys.exit(f"prepare: {file_names.printable(message)}")
+        sys.exit(f"prepare: {file_names.printable(cli.told(error, _DATA_DIR.value))}")
     except KeyboardInterrupt:
         print("\nprepare: interrupted, nothing was written", file=sys.stderr)
         sys.exit(130)

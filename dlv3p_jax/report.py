@@ -8,7 +8,7 @@ import sys
 
 from absl import app, flags, logging
 
-from dlv3p_jax.runtime import cli, disk_errors
+from dlv3p_jax.runtime import cli
 
 
 def define_flags() -> None:
@@ -47,9 +47,7 @@ def main(argv: list[str]) -> None:
             path = run_page.write_report(values.workdir, values.output, values.step)
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            sys.exit(f"report: {disk_errors.told(error, values.workdir)}")
-        sys.exit(f"report: {error}")
+        sys.exit(f"report: {cli.told(error, values.workdir)}")
     print(f"page: {path}", flush=True)
 
 

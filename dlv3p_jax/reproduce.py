@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
         report = reproduce(name, pretrained.PUBLISHED[name], config, file, scales, output)
     except (ValueError, OSError) as error:
         logging.debug("The traceback of the error below", exc_info=True)
-        sys.exit(f"reproduce: {error}")
+        sys.exit(f"reproduce: {cli.told(error)}")
     print(f"\n{to_markdown(report)}\nreport: {output / 'report.json'}\nas Markdown: {output / 'report.md'}", flush=True)
 
 

@@ -6,7 +6,8 @@ What follows `--` goes to each `python -m dlv3p_jax.main`; lines of output begin
 one process dies, the others are ended and a message says which it was. SIGINT, SIGTERM and SIGHUP are passed on to all;
 a second one kills. Where processes ended with 75, "start me again", or were killed, and none told an error, all are
 started again, unless a signal was for us. Else the exit code is that of the first process to fail, 128 + the number of
-the signal where one killed it. A run that does not get on says so itself, with 70.
+the signal where one killed it. A training that does not get on says so itself, with 70; an evaluation, and what is
+killed in its first ten minutes, is started five times in a row at most.
 """
 
 import os
@@ -28,17 +29,32 @@ _GRACE = flags.DEFINE_float(
 )
 _POLL_SECONDS = 0.1
 _RESTART = 75  # of dlv3p_jax.main
+_VAIN, _EARLY_SECONDS = 5, 600
 _OWN_END_SECONDS = 2  # an error that all processes make is told by all of them, which takes a moment
 
 
 def main(argv: list[str]) -> None:
     processes, received = [], []
     _pass_signals_on(processes, received)
+    vain = 0
     while True:
+        begin = time.monotonic()
         code, go_on = _run(argv[1:], processes)
         if not go_on or received:
             sys.exit(code)
+        vain = vain + 1 if in_vain(code, time.monotonic() - begin, argv) else 0
+        if vain == _VAIN:
+            _say(f"exit code {code}: {vain} starts in a row brought nothing: another will not help; see above why")
+            sys.exit(code)
         _say(f"exit code {code}: starting again")
+
+
+def in_vain(code: int, seconds: float, arguments: list[str]) -> bool:
+    """Whether a start brought nothing and was not counted (`dlv3p_jax.runtime.starts`).
+
+    That is one of an evaluation, which saves nothing, and one that was killed early, maybe before it could be counted.
+    """
+    return "--mode=eval" in arguments or (code != _RESTART and seconds < _EARLY_SECONDS)
 
 
 def _run(arguments: list[str], processes: list[subprocess.Popen]) -> tuple[int, bool]:

@@ -17,9 +17,15 @@
 set -euo pipefail
 
 # "The same command goes on", of dlv3p_jax.main; killed (137, 134, 139) is what a process was that ended the others with
-# 75, as srun gives the highest. Where that does not help, the run itself ends with 70 after some starts.
+# 75, as srun gives the highest. Where that does not help, a training itself ends with 70 after some starts.
 goes_on() {
     (($1 == 75 || $1 == 134 || $1 == 137 || $1 == 139))
+}
+
+# CODE ARGUMENTS…: a start that brought nothing and was not counted: of an evaluation, which saves nothing, or one that
+# was killed in its first ten minutes, perhaps before it could be counted.
+in_vain() {
+    [[ " ${*:2} " == *" --mode=eval "* ]] || (($1 != 75 && SECONDS < 600))
 }
 
 fail() {
@@ -71,6 +77,8 @@ if goes_on "$code"; then
     state=$(squeue --noheader --format=%T --job="$SLURM_JOB_ID" 2>/dev/null || true)
     if $cancelled || [[ ${state:-RUNNING} != RUNNING ]]; then
         echo "launch/slurm.sh: exit code $code: saved, and cancelled (${state:-SIGTERM}); the same sbatch command goes on"
+    elif in_vain "$code" "$@" && ((${SLURM_RESTART_COUNT:-0} >= 4)); then
+        echo "launch/slurm.sh: exit code $code, at start $((SLURM_RESTART_COUNT + 1)): another will not help; see above why"
     else
         echo "launch/slurm.sh: exit code $code: requeue job $SLURM_JOB_ID, which goes on"
         scontrol requeue "$SLURM_JOB_ID"

@@ -8,10 +8,16 @@
 set -euo pipefail
 shopt -s inherit_errexit
 
-# "The same command goes on", of dlv3p_jax.main, and being killed. Where that does not help, the run itself ends with 70
-# after some starts.
+# "The same command goes on", of dlv3p_jax.main, and being killed. Where that does not help, a training itself ends with
+# 70 after some starts.
 goes_on() {
     (($1 == 75 || $1 == 134 || $1 == 137 || $1 == 139))
+}
+
+# CODE ARGUMENTS…: a start that brought nothing and was not counted: of an evaluation, which saves nothing, or one that
+# was killed in its first ten minutes, perhaps before it could be counted. After five in a row, another is of no use.
+in_vain() {
+    [[ " ${*:2} " == *" --mode=eval "* ]] || (($1 != 75 && SECONDS < 600))
 }
 cd "$(dirname "$0")/.."
 readonly STATE=.run # of the latest run: its arguments, the process that watches over it, its output, its exit code
@@ -52,9 +58,10 @@ start() {
 }
 
 watch_over() {
-    local code child='' signalled=false stopping=false
+    local code child='' signalled=false stopping=false vain=0
     trap 'signalled=true; stopping=true; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM
     while true; do
+        SECONDS=0
         .venv/bin/python -m dlv3p_jax.main "$@" &
         child=$!
         ! $stopping || kill -TERM "$child"
@@ -64,6 +71,11 @@ watch_over() {
             $signalled || break
         done
         if $stopping || ! goes_on "$code"; then break; fi
+        if in_vain "$code" "$@"; then vain=$((vain + 1)); else vain=0; fi
+        if ((vain == 5)); then
+            echo "launch/tpu_worker.sh: $vain starts in a row brought nothing: another will not help; see above why"
+            break
+        fi
         echo "launch/tpu_worker.sh: exit code $code: starting again"
     done
     echo "launch/tpu_worker.sh: the run ended with exit code $code"

@@ -131,7 +131,7 @@ class FakeGcs:
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm, wbufsize = True, -1  # headers and body go out at once; the second waited 40 ms for an answer
+    disable_nagle_algorithm = True  # headers and body are written apart, and the second waited 40 ms for an answer
     gcs: _Server
 
     def log_message(self, *_):
@@ -140,9 +140,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_CONNECT(self):
         self.send_response(200)
         self.end_headers()
-        self.wfile.flush()
         self.connection = self.gcs.tls.wrap_socket(self.connection, server_side=True)
-        self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb")
+        self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", 0)
         self.close_connection = False
 
     def do_GET(self):

@@ -83,8 +83,14 @@ ROWS = [
     ("data", "main --config.train_split=trainaug", 'data set image_folder has no split "trainaug"; it has train, val'),
     ("data", "main --config.num_classes=4", "image_folder in {data} has 3: give --config.num_classes=3"),
     ("data", "prepare --source={tmp}/nowhere", "--source={tmp}/nowhere: no such folder"),
-    ("data", f"prepare --source={'x' * 300}", "File name too long"),
-    ("data", f"prepare --data_dir={'x' * 300} --source={{sources}}/good", "File name too long"),
+    ("data", f"prepare --source={'x' * 300}", "the name is too long for this file system; give another --source"),
+    ("data", f"prepare --data_dir={'x' * 300} --source={{sources}}/good", "(File name too long)"),
+    ("data", f"main --config.data_dir={'x' * 300}", "x: the name is too long for this file system; give another --c"),
+    (
+        "data",
+        f"reproduce voc_r50 --data_dir={'x' * 300}",
+        "the name is too long for this file system; give another --d",
+    ),
     ("data", "prepare --source={tmp}", "--source={tmp}: no layout of pictures and labels that is known here"),
     ("data", "prepare --source={sources}/cityscapes_ids", "value 26 (140 pixels) outside the 2 classes (0..1)"),
     ("data", "prepare --source={sources}/no_label", "images/train/1.png has no label (looked for labels/train/1.*)"),
@@ -109,6 +115,21 @@ ROWS = [
     ("checkpoint", "convert_paddle --config=configs/voc_r50.py --pdparams={junk} --output={tmp}/new", "no .pdparams"),
     ("checkpoint", "convert_paddle --weights=voc_r5 --output={tmp}/new", "'voc_r5' is no published model or backbone"),
     ("checkpoint", "convert_timm --weights={tmp}/none --output={tmp}/new", "/none is not there"),
+    (
+        "checkpoint",
+        f"convert_timm --weights={'x' * 300} --output={{tmp}}/new",
+        "is too long for this file system; give",
+    ),
+    (
+        "checkpoint",
+        f"main --mode=eval --checkpoint={'x' * 300}",
+        "the name is too long for this file system; give anot",
+    ),
+    (
+        "checkpoint",
+        f"main --config.pretrained={'x' * 300}",
+        "is too long for this file system; give another --config.p",
+    ),
     ("checkpoint", "convert_timm --weights={junk} --output={tmp}/new", "is no safetensors file, or is damaged"),
     (
         "checkpoint",

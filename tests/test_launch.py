@@ -3,6 +3,7 @@
 gcloud, srun and scontrol are programs that record how they were called; bash, the scripts and their signals are real.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -321,6 +322,15 @@ def test_a_worker_starts_again_what_says_so_or_was_killed_and_nothing_else(worke
     assert log.count("exit code 75: starting again") == 2 and log.count("exit code 137: starting again") == 1
 
 
+@pytest.mark.parametrize(("ends", "more"), [("kill -KILL $$", []), ("exit 75", ["--mode=eval"])])
+def test_a_worker_does_not_start_for_ever_what_brings_nothing(worker, ends, more):
+    """What is killed before the run can count its starts, and an evaluation, which saves nothing."""
+    program(worker.bin, "python", ends)
+    worker("start", *MAIN, *more)
+    wait_for(worker, "ended 75" if more else "ended 137")
+    assert len(calls(worker.bin)) == 5 and "another will not help" in (worker.folder / ".run/log").read_text()
+
+
 def test_a_worker_lets_the_run_save_when_it_is_stopped(worker):
     save = "trap 'echo saved; exit 75' TERM; echo ready; while true; do sleep 0.05; done"
     program(worker.bin, "python", save)
@@ -597,6 +607,13 @@ def test_slurm_requeues_a_run_that_was_preempted_or_lost_a_process(slurm, code):
     assert "start 3" in found.stdout
 
 
+@pytest.mark.parametrize(("code", "more", "requeued"), [(137, [], False), (75, ["--mode=eval"], False), (75, [], True)])
+def test_slurm_does_not_requeue_for_ever_what_brings_nothing(slurm, code, more, requeued):
+    for count, expected in (("3", True), ("4", requeued)):
+        found, called = slurm(f"exit {code}", *MAIN, *more, SLURM_RESTART_COUNT=count)
+        assert (called[-1][0] == "scontrol") == expected == ("another will not help" not in found.stdout)
+
+
 @pytest.mark.parametrize("code", [0, 1, 70, 130, 143])
 def test_slurm_requeues_nothing_else(slurm, code):
     found, called = slurm(f"exit {code}", *MAIN)
@@ -705,6 +722,12 @@ def test_the_document_goes_through_all_steps_and_names_files_that_exist():
     assert "docs/launch.md" in (ROOT / "README.md").read_text()
 
 
+@pytest.fixture
+def local(monkeypatch):
+    monkeypatch.syspath_prepend(str(LAUNCH))
+    return importlib.import_module("local")
+
+
 @pytest.mark.parametrize(
     ("codes", "expected"),
     [
@@ -721,10 +744,15 @@ def test_the_document_goes_through_all_steps_and_names_files_that_exist():
         ([130, -9], (130, False)),
     ],
 )
-def test_local_starts_again_what_was_killed_or_says_so(codes, expected):
-    sys.path.insert(0, str(LAUNCH))
-    try:
-        import local
-    finally:
-        sys.path.remove(str(LAUNCH))
+def test_local_starts_again_what_was_killed_or_says_so(local, codes, expected):
     assert local.exit_code(codes) == expected
+
+
+@pytest.mark.parametrize(("code", "more", "starts"), [(137, [], 5), (75, ["--mode=eval"], 5), (75, [], 7)])
+def test_local_does_not_start_for_ever_what_brings_nothing(local, monkeypatch, code, more, starts):
+    ends = [(code, True)] * 6 + [(1, False)]
+    monkeypatch.setattr(local, "_run", lambda *_: ends.pop(0))
+    monkeypatch.setattr(local, "_pass_signals_on", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        local.main(["launch/local.py", *MAIN, *more])
+    assert 7 - len(ends) == starts and ended.value.code == (1 if starts == 7 else code)

@@ -51,7 +51,7 @@ def unreadable(path: str | os.PathLike, error: OSError) -> DatasetError:
 
 
 def is_file(path: str | os.PathLike) -> bool:
-    """Whether an ordinary file is there; raises UnreadableError where the disk does not say, as os.path.isfile hides."""
+    """Whether an ordinary file is there; where the disk does not say, this raises UnreadableError, unlike os.path's."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError as error:

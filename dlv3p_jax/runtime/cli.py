@@ -2,6 +2,7 @@
 
 import collections
 import difflib
+import errno
 import logging as stdlib_logging
 import os
 import pathlib
@@ -17,7 +18,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from configs import common
-from dlv3p_jax.runtime import arguments, terminal
+from dlv3p_jax.runtime import arguments, disk_errors, terminal
 
 Value = TypeVar("Value")
 
@@ -72,6 +73,21 @@ def check_folder(command: str, flag: str, path: str | os.PathLike) -> None:
         tempfile.TemporaryDirectory(dir=found, prefix=".dlv3p_jax_").cleanup()  # root passes every question for rights
     except OSError as error:
         sys.exit(f"{command}: --{flag}={path}: {found} cannot be written ({error.strerror}); give another --{flag}")
+
+
+def told(error: Exception, where: object = "") -> str:
+    """What to say of an error that ends a command.
+
+    Of the system's, that is its file, or `where` if it names none, and what is wrong; of a name that is too long, the
+    flag that gave it. Others speak for themselves.
+    """
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    if error.errno == errno.ENAMETOOLONG:
+        for flag, value in _flatten(flags.FLAGS.flag_values_dict()):
+            if value and isinstance(value, str) and value in str(error.filename):
+                return f"--{flag}={value}: the name is too long for this file system; give another --{flag}"
+    return disk_errors.told(error, where)
 
 
 def _why_not_written(url: str) -> str | None:
