@@ -84,9 +84,11 @@ def told(error: Exception, where: object = "") -> str:
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
     if error.errno == errno.ENAMETOOLONG:
-        for flag, value in _flatten(flags.FLAGS.flag_values_dict()):
-            if value and isinstance(value, str) and value in str(error.filename):
-                return f"--{flag}={value}: the name is too long for this file system; give another --{flag}"
+        texts = [(flag, text) for flag, text in _flatten(flags.FLAGS.flag_values_dict()) if text and type(text) is str]
+        given = [(len(text), flag, text) for flag, text in texts if text in str(error.filename)]
+        if given:
+            _, flag, text = max(given)
+            return f"--{flag}={text}: the name is too long for this file system; give another --{flag}"
     return disk_errors.told(error, where)
 
 
