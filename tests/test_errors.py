@@ -122,7 +122,6 @@ ROWS = [
     ),
     (
         "checkpoint",
-        f"main --mode=eval --checkpoint={'x' * 300}",
         "the name is too long for this file system; give anot",
     ),
     (
