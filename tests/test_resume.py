@@ -36,7 +36,11 @@ class Killed(BaseException):
 @pytest.fixture
 def scores(monkeypatch):
     """The mIoU of each evaluated step, to be filled in; None kills the run while it evaluates this step."""
-    table, make = {}, loop.make_evaluator
+    return patch_scores(monkeypatch, {})
+
+
+def patch_scores(monkeypatch, table):
+    make = loop.make_evaluator
 
     def make_evaluator(*arguments, **options):
         run = make(*arguments, **options)
@@ -80,6 +84,20 @@ def test_an_interrupted_run_says_how_to_go_on(data_dir, tmp_path):
     assert checkpoint_reading.read_meta(checkpoint_reading.find(tmp_path))["step"] >= 2
 
 
+@pytest.fixture(scope="module")
+def killed_once(data_dir, tmp_path_factory):
+    """The workdir of a run that was killed while it evaluated step 4; step 2 had scored 0.9. Copy it."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch_scores(patch, {2: 0.9, 4: None})
+        loop.train_and_evaluate(tiny.make_config(data_dir), workdir := tmp_path_factory.mktemp("killed"))
+    return workdir
+
+
+@pytest.fixture
+def killed(killed_once, tmp_path):
+    return shutil.copytree(killed_once, tmp_path / "run")
+
+
 def best(workdir):
     """(step, mIoU) of the best checkpoint."""
     with checkpoints.Checkpoints(workdir) as saved:
@@ -112,39 +130,33 @@ def test_a_best_without_the_checkpoints_that_it_came_from_is_not_deleted(data_di
     assert best(tmp_path) == (4, 0.3)
 
 
-def test_an_evaluation_that_was_killed_is_made_up_for(data_dir, tmp_path, scores):
+def test_an_evaluation_that_was_killed_is_made_up_for(data_dir, killed, scores):
     """Step 4 is saved before it is evaluated; the network of this step is the best of the run."""
-    scores |= {2: 0.1, 4: None}
-    with pytest.raises(Killed):
-        loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
-    assert checkpoint_reading.find(tmp_path / "checkpoints" / "latest").name == "4"
-    assert not (tmp_path / "eval" / "4.json").exists()
-    scores |= {4: 0.9, 6: 0.5}
-    loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
-    assert (tmp_path / "eval" / "4.json").exists() and best(tmp_path) == (4, 0.9)
+    assert checkpoint_reading.find(killed / "checkpoints" / "latest").name == "4"
+    assert not (killed / "eval" / "4.json").exists()
+    scores |= {4: 0.95, 6: 0.5}
+    loop.train_and_evaluate(tiny.make_config(data_dir), killed)
+    assert (killed / "eval" / "4.json").exists() and best(killed) == (4, 0.95)
 
 
 def test_the_best_is_measured_again_where_evaluation_changed_and_kept_where_training_is_done(
-    data_dir, tmp_path, scores, caplog
+    data_dir, killed, scores, caplog
 ):
     """What was the best stays until something is better under one measure."""
-    scores |= {2: 0.9, 4: None}
-    with pytest.raises(Killed):
-        loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
-    scores |= {2: 0.45}
+    scores |= {2: 0.45, 4: None}
     with caplog.at_level("INFO"), pytest.raises(Killed):
-        loop.train_and_evaluate(tiny.make_config(data_dir, **{"eval.flip": True}), tmp_path)
+        loop.train_and_evaluate(tiny.make_config(data_dir, **{"eval.flip": True}), killed)
     assert "found with plain, and this evaluates flip: the comparison begins anew" in caplog.text
     assert "checkpoints/best/2, has a mIoU of 0.4500 so" in caplog.text
-    assert best(tmp_path) == (2, 0.9)
+    assert best(killed) == (2, 0.9)
     scores |= {4: 0.4, 6: 0.5}
-    loop.train_and_evaluate(tiny.make_config(data_dir, **{"eval.flip": True}), tmp_path)
-    assert best(tmp_path) == (6, 0.5)
+    loop.train_and_evaluate(tiny.make_config(data_dir, **{"eval.flip": True}), killed)
+    assert best(killed) == (6, 0.5)
     scores[6] = 0.99
     with caplog.at_level("INFO"):
-        loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+        loop.train_and_evaluate(tiny.make_config(data_dir), killed)
     assert "found with flip, and this evaluates plain: it stays" in caplog.text
-    assert best(tmp_path) == (6, 0.5)
+    assert best(killed) == (6, 0.5)
 
 
 def prepared_anew(data_dir, folder, split):
@@ -192,15 +204,13 @@ def as_older_versions_wrote(checkpoint):
             (checkpoint / name).write_text(json.dumps({key: values[key] for key in known}))
 
 
-def test_without_its_config_a_run_goes_on_with_what_it_was_begun_with_or_not_at_all(data_dir, tmp_path, scores, caplog):
+def test_without_its_config_a_run_goes_on_with_what_it_was_begun_with_or_not_at_all(
+    data_dir, killed, tmp_path, scores, caplog
+):
     """And a workdir of an older version that was copied elsewhere ends as one that was left alone, to the bit."""
-    scores |= {2: 0.1, 4: 0.3, 6: 0.2}
+    scores |= {2: 0.9, 4: 0.95, 6: 0.2}
     loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path / "alone")
-    scores |= {4: None}
-    run, config = tmp_path / "run", tmp_path / "run" / "config.json"
-    with pytest.raises(Killed):
-        loop.train_and_evaluate(tiny.make_config(data_dir), run)
-    scores |= {4: 0.3}
+    run, config = killed, killed / "config.json"
     older = shutil.copytree(run, tmp_path / "older")
     written = config.read_text()
     config.unlink()
@@ -218,7 +228,7 @@ def test_without_its_config_a_run_goes_on_with_what_it_was_begun_with_or_not_at_
         loop.train_and_evaluate(tiny.make_config(data_dir), older)
     kept.rename(older / "config.json")
     loop.train_and_evaluate(tiny.make_config(data_dir), older)
-    assert best(older) == (4, 0.3)
+    assert best(older) == (4, 0.95)
     for folder in (run, older):
         for kind in ("latest/6", "best/4"):
             trees = [
@@ -253,14 +263,11 @@ def test_data_whose_classes_have_other_names_is_refused(data_dir, tmp_path, scor
     ]
 
 
-def test_a_damaged_config_is_named(data_dir, tmp_path, scores):
-    scores |= {2: 0.1, 4: None}
-    with pytest.raises(Killed):
-        loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
-    file = tmp_path / "config.json"
+def test_a_damaged_config_is_named(data_dir, killed):
+    file = killed / "config.json"
     file.write_text(file.read_text()[:40])
     with pytest.raises(ConfigError, match=f"{file} is no configuration that this program wrote"):
-        loop.train_and_evaluate(tiny.make_config(data_dir), tmp_path)
+        loop.train_and_evaluate(tiny.make_config(data_dir), killed)
 
 
 def test_the_averaged_weights_are_started_from_and_a_wrong_source_is_named(data_dir, tmp_path, scores, caplog):

@@ -25,14 +25,21 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def workdir(tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
     """Steps 2, 4 and 6, of which 4 is the best."""
-    with Checkpoints(tmp_path) as saved:
+    folder = tmp_path_factory.mktemp("whole")
+    with Checkpoints(folder) as saved:
         for step in (2, 4, 6):
             saved.save(make_state(step))
         saved.save_best(make_state(4), 0.5)
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def workdir(whole, tmp_path):
+    """A copy of these, to be damaged."""
+    return shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
 
 
 def truncate(path):
