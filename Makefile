@@ -33,7 +33,8 @@ export EXPECTED
 
 quickstart: $(VENV)/installed
 	@$(RUN) -c "$$EXPECTED"
-	test -d $(DATA_DIR)/toy_streets/1.0.0 || $(RUN) -m dlv3p_jax.prepare --dataset=toy_streets --data_dir=$(DATA_DIR)
+	test -d $(DATA_DIR)/toy_streets/1.0.0 || test -d $(DATA_DIR)/toy_streets/2.0.0 || \
+	  $(RUN) -m dlv3p_jax.prepare --dataset=toy_streets --data_dir=$(DATA_DIR)
 	$(MAIN)
 	$(MAIN) --mode=eval --config.eval.flip=True --config.eval.scales="(0.75, 1.0, 1.25)"
 

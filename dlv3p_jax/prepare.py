@@ -180,14 +180,15 @@ def _prepare(name: str, config: str) -> None:
     start = time.perf_counter()
     data_dir, overwrite, remote = _DATA_DIR.value, _OVERWRITE.value, bucket.is_remote(_DATA_DIR.value)
     here: str | os.PathLike = data_dir
+    version = records.VERSIONS.get(name, records.VERSION)
     if remote:
         cli.configure_logging()  # shows how far the copy is
-        if bucket.is_there(name, records.VERSION, data_dir) and not overwrite:
+        if bucket.is_there(name, version, data_dir) and not overwrite:
             raise builder.already_there(f"{data_dir.rstrip('/')}/{name}")
         here, overwrite = bucket.local_data_dir(data_dir), True  # what is here is a copy of what is there, or was
     dataset, made_by = builder.prepare_dataset(name, make_builder, here, overwrite)
     if remote:
-        bucket.upload(name, records.VERSION, data_dir)
+        bucket.upload(name, version, data_dir)
     seconds = time.perf_counter() - start
     _warn(*made_by.remarks, *summary.warnings(dataset))
     if made_by.problems:

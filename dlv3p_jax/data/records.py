@@ -25,7 +25,8 @@ from dlv3p_jax.data import bucket, downloads, opening
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.runtime import disk_errors, files, local_paths
 
-VERSION = "1.0.0"  # of this layout; data sets of another version are prepared anew
+VERSION = "1.0.0"  # of data sets that are prepared now; whatever version is there is read
+VERSIONS = {"toy_streets": "2.0.0"}  # where the pictures themselves have changed since 1.0.0
 METADATA = {
     "description": "str",
     "synthetic": "bool: drawn by a program",
@@ -217,7 +218,7 @@ def open_dataset(dataset: str, data_dir: str | os.PathLike) -> Dataset:
         DatasetError: not prepared (it says how to), unfinished or damaged, or it cannot be copied.
     """
     origin = os.fspath(data_dir) if bucket.is_remote(data_dir) else None
-    folder = _newest(data_dir, dataset) if origin is None else bucket.fetch(dataset, origin)
+    folder = newest(data_dir, dataset) if origin is None else bucket.fetch(dataset, origin)
     if folder is None:
         prepared = _prepared(data_dir) if origin is None else bucket.names(origin)
         raise DatasetError(
@@ -297,10 +298,10 @@ def _mend(dataset: str, folder: pathlib.Path, origin: str | None) -> str:
 
 def _prepared(data_dir: str | os.PathLike) -> list[str]:
     root = pathlib.Path(data_dir).expanduser()
-    return sorted(path.name for path in root.iterdir() if _newest(root, path.name)) if root.is_dir() else []
+    return sorted(path.name for path in root.iterdir() if newest(root, path.name)) if root.is_dir() else []
 
 
-def _newest(data_dir: str | os.PathLike, dataset: str) -> pathlib.Path | None:
+def newest(data_dir: str | os.PathLike, dataset: str) -> pathlib.Path | None:
     """The folder of a data set's highest version; None if there is none."""
     folder = pathlib.Path(data_dir).expanduser() / dataset
     if not dataset or not folder.is_dir():

@@ -301,14 +301,14 @@ def prepare_dataset(
     root = pathlib.Path(data_dir).expanduser() / name
     if printable(str(root)) != str(root):  # array_record takes no other paths
         raise DatasetError(f"--data_dir={printable(str(data_dir))}: the name is not UTF-8; give another")
-    final = root / records.VERSION
+    final = root / records.VERSIONS.get(name, records.VERSION)
     unfinished = root / _UNFINISHED
     if not overwrite:
-        _refuse_existing(name, final)
+        _refuse_existing(name, data_dir)
     with _locked(root):
         _bring_back(unfinished, final)
         if not overwrite:
-            _refuse_existing(name, final)
+            _refuse_existing(name, data_dir)
         _remove_leftovers(root)
         try:
             builder = make_builder(unfinished)
@@ -361,14 +361,16 @@ def already_there(where: str | os.PathLike, description: str | None = None) -> D
     )
 
 
-def _refuse_existing(name: str, final: pathlib.Path) -> None:
-    if not final.exists():
+def _refuse_existing(name: str, data_dir: str | os.PathLike) -> None:
+    """Whatever its version: a run that was begun on an older one would go on with the new one, which is read then."""
+    there = records.newest(data_dir, name)
+    if there is None:
         return
     try:
-        description = records.open_dataset(name, final.parent.parent).metadata["description"]
+        description = records.open_dataset(name, data_dir).metadata["description"]
     except DatasetError:  # a damaged one
         description = None
-    raise already_there(final, description)
+    raise already_there(there, description)
 
 
 def _bring_back(unfinished: pathlib.Path, final: pathlib.Path) -> None:

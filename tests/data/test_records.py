@@ -344,6 +344,12 @@ def test_toy_streets_holds_the_scenes_as_drawn(tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(record["image"]))), image)
     np.testing.assert_array_equal(labels.read_label(record["label"]), label)
 
+    # Other pictures, another version; one that an older revision prepared is read, and stays what its runs read.
+    older = dataset.folder.rename(dataset.folder.with_name("1.0.0"))
+    assert (dataset.folder.name, records.open_dataset("toy_streets", tmp_path).folder) == ("2.0.0", older)
+    with pytest.raises(records.DatasetError, match=r"toy_streets/1\.0\.0 is prepared already"):
+        builder.prepare_dataset("toy_streets", toy_streets.ToyStreets, tmp_path, overwrite=False)
+
 
 def test_a_command_to_paste_names_a_folder_as_shells_take_it():
     words = shlex.split(records.prepare_command("toy_streets", "it's my data"))

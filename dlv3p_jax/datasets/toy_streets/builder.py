@@ -2,14 +2,18 @@
 
 import os
 
+import tensorflow_datasets as tfds
+
+from dlv3p_jax.data import records
 from dlv3p_jax.data.pictures import Example, encode_example
 from dlv3p_jax.datasets.builder import PictureBuilder
-from dlv3p_jax.datasets.toy_streets.objects import VOID
-from dlv3p_jax.datasets.toy_streets.scenes import CLASS_NAMES, NUM_PICTURES, PALETTE, draw_scene
+from dlv3p_jax.datasets.toy_streets.scenes import CLASS_NAMES, NUM_PICTURES, PALETTE, VOID, draw_scene
 
 
 class ToyStreets(PictureBuilder):
     """Synthetic pictures of streets, the same on every machine, with the classes of `scenes.CLASS_NAMES`."""
+
+    VERSION = tfds.core.Version(records.VERSIONS["toy_streets"])
 
     def __init__(self, data_dir: str | os.PathLike, workers: int = 1):
         """

@@ -1,4 +1,4 @@
-"""Anti-aliased shapes painted into a picture and its label at once: the pencil of street_scenes.
+"""Anti-aliased shapes painted into a picture and its label at once: the pencil of `scenes`.
 
 Only additions, products, quotients and square roots touch the numbers, all of them rounded the same way by IEEE 754,
 and no sums whose order a processor may choose. Pictures are therefore the same, bit for bit, on every machine.
@@ -6,10 +6,13 @@ and no sums whose order a processor may choose. Pictures are therefore the same,
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-Point = tuple[float, float]
+Point = tuple[float, float]  # in pixels, x to the right and y down
+Pixels = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of the x and y of pixels, float32 [h, w]
 
 
 @dataclasses.dataclass
@@ -19,34 +22,28 @@ class Canvas:
     Attributes:
         image: float32 [H, W, 3], light reflected, about 0..1.
         label: uint8 [H, W].
-        x, y: float32 [H, W], where every pixel lies in the level frame: the picture before the camera was rolled.
-            Shapes are given in that frame, in pixels, x to the right and y down.
-        roll: (cosine, sine) of the camera's roll.
         noise: fields of smooth noise in -1..1, float32 [H, W], by the size of their grain in pixels.
     """
 
     image: np.ndarray
     label: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    roll: tuple[float, float]
     noise: dict[int, np.ndarray]
 
 
-def new_canvas(rng: np.random.Generator, size: tuple[int, int], slope: float) -> Canvas:
-    """An empty canvas of size (height, width) seen by a camera rolled by `slope` pixels a pixel."""
-    height, width = size
-    length = math.sqrt(1.0 + slope * slope)
-    cosine, sine = 1.0 / length, slope / length
-    dy, dx = np.meshgrid(np.arange(height) - height / 2, np.arange(width) - width / 2, indexing="ij")
-    return Canvas(
-        image=np.zeros((height, width, 3), np.float32),
-        label=np.full((height, width), 255, np.uint8),
-        x=(cosine * dx + sine * dy + width / 2).astype(np.float32),
-        y=(cosine * dy - sine * dx + height / 2).astype(np.float32),
-        roll=(cosine, sine),
-        noise={grain: smooth_noise(rng, size, grain) for grain in (1, 3, 6, 14, 40)},
-    )
+class Shape(NamedTuple):
+    """A box around a shape, and the signed distance of pixels to it, negative inside."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    distance: Pixels
+
+
+def new_canvas(rng: np.random.Generator, size: tuple[int, int]) -> Canvas:
+    """An empty canvas of size (height, width)."""
+    noise = {grain: smooth_noise(rng, size, grain) for grain in (1, 3, 6, 14, 40)}
+    return Canvas(np.zeros((*size, 3), np.float32), np.full(size, 255, np.uint8), noise)
 
 
 def smooth_noise(rng: np.random.Generator, size: tuple[int, int], grain: int) -> np.ndarray:
@@ -65,90 +62,71 @@ def smooth_noise(rng: np.random.Generator, size: tuple[int, int], grain: int) ->
     return grid
 
 
-def texture(canvas: Canvas, rng: np.random.Generator, window: tuple[slice, slice], grain: int) -> np.ndarray:
-    """The noise of that grain in a window, shifted at random so that no two objects share it: [h, w], -1..1."""
+def texture(canvas: Canvas, rng: np.random.Generator, grain: int) -> Pixels:
+    """The noise of that grain, shifted at random so that no two objects share it."""
     field = canvas.noise[grain]
-    shift = rng.integers(0, field.shape)
-    rows = (np.arange(window[0].start, window[0].stop) + shift[0]) % field.shape[0]
-    columns = (np.arange(window[1].start, window[1].stop) + shift[1]) % field.shape[1]
-    return field[rows[:, None], columns]
+    down, right = rng.integers(0, field.shape)
+    return lambda x, y: field[(y.astype(int) + down) % field.shape[0], (x.astype(int) + right) % field.shape[1]]
 
 
-def window_of(canvas: Canvas, left: float, top: float, right: float, bottom: float) -> tuple[slice, slice] | None:
-    """The part of the picture that holds a rectangle of the level frame; None where that is outside the picture."""
-    height, width = canvas.label.shape
-    cosine, sine = canvas.roll
-    xs = [cosine * (x - width / 2) - sine * (y - height / 2) + width / 2 for x in (left, right) for y in (top, bottom)]
-    ys = [sine * (x - width / 2) + cosine * (y - height / 2) + height / 2 for x in (left, right) for y in (top, bottom)]
-    x0, x1 = max(int(min(xs)) - 1, 0), min(int(max(xs)) + 3, width)
-    y0, y1 = max(int(min(ys)) - 1, 0), min(int(max(ys)) + 3, height)
-    return (slice(y0, y1), slice(x0, x1)) if x0 < x1 and y0 < y1 else None
+def polygon(points: Sequence[Point]) -> Shape:
+    """A convex polygon; edges without length are left out."""
+    edges = [(a, b) for a, b in zip(points, [*points[1:], points[0]], strict=True) if a != b]
+    turn = 1.0 if sum(a[0] * b[1] - a[1] * b[0] for a, b in edges) > 0 else -1.0
+
+    def distance(x, y):
+        result = np.full(x.shape, -np.inf, np.float32)
+        for (x0, y0), (x1, y1) in edges:
+            dx, dy = x1 - x0, y1 - y0
+            scale = turn / math.sqrt(dx * dx + dy * dy)
+            result = np.maximum(result, np.float32(dy * scale) * (x - x0) - np.float32(dx * scale) * (y - y0))
+        return result
+
+    xs, ys = zip(*points, strict=True)
+    return Shape(min(xs), min(ys), max(xs), max(ys), distance)
 
 
-def paint(canvas: Canvas, window: tuple[slice, slice], distance, colour, label: int | None = None, opacity=1.0) -> None:
-    """Lay a colour ([3] or [h, w, 3]) over the pixels of a window whose `distance` [h, w] to a shape is negative.
+def ellipse(centre: Point, radii: Point) -> Shape:
+    """With upright axes; its distance is about right."""
+    (cx, cy), (rx, ry) = centre, radii
+
+    def distance(x, y):
+        u, v = (x - cx) / rx, (y - cy) / ry
+        return (np.sqrt(u * u + v * v) - 1) * min(radii)
+
+    return Shape(cx - rx, cy - ry, cx + rx, cy + ry, distance)
+
+
+def capsule(start: Point, end: Point, radius: float) -> Shape:
+    """A thick line with round ends."""
+    (x0, y0), (dx, dy) = start, (end[0] - start[0], end[1] - start[1])
+
+    def distance(x, y):
+        along = np.clip(((x - x0) * dx + (y - y0) * dy) / max(dx * dx + dy * dy, 1e-6), 0, 1)
+        u, v = x - x0 - along * dx, y - y0 - along * dy
+        return np.sqrt(u * u + v * v) - radius
+
+    left, right, top, bottom = min(x0, end[0]), max(x0, end[0]), min(y0, end[1]), max(y0, end[1])
+    return Shape(left - radius, top - radius, right + radius, bottom + radius, distance)
+
+
+def draw(canvas: Canvas, shape: Shape, colour, label: int | None = None, opacity: float = 1.0) -> None:
+    """Paints a shape in one colour [3], or in the colours [h, w, 3] that a function of the pixels gives.
 
     Pixels that the edge crosses are mixed; those with their centre inside take the label, unless it is None.
     """
-    coverage = np.clip(0.5 - distance, 0.0, 1.0) * opacity
+    height, width = canvas.label.shape
+    x0, x1 = max(int(shape.left) - 1, 0), min(int(shape.right) + 3, width)
+    y0, y1 = max(int(shape.top) - 1, 0), min(int(shape.bottom) + 3, height)
+    if x0 >= x1 or y0 >= y1:
+        return
+    window = (slice(y0, y1), slice(x0, x1))
+    y, x = np.mgrid[window].astype(np.float32)
+    distance = shape.distance(x, y)
+    coverage = np.clip(0.5 - distance, 0, 1) * opacity
     image = canvas.image[window]
-    image += coverage[..., None].astype(np.float32) * (np.asarray(colour, np.float32) - image)
+    image += coverage[..., None].astype(np.float32) * (
+        np.asarray(colour(x, y) if callable(colour) else colour, np.float32) - image
+    )
     if label is not None:
         canvas.label[window][distance < 0] = label
-
-
-def polygon_distance(x: np.ndarray, y: np.ndarray, points: list[Point]) -> np.ndarray:
-    """Signed distance to the edges of a convex polygon, negative inside. Edges without length are left out."""
-    edges = [(a, b) for a, b in zip(points, points[1:] + points[:1], strict=True) if a != b]
-    turn = 1.0 if sum(a[0] * b[1] - a[1] * b[0] for a, b in edges) > 0 else -1.0
-    distance = np.full(x.shape, -np.inf, np.float32)
-    for (x0, y0), (x1, y1) in edges:
-        dx, dy = x1 - x0, y1 - y0
-        scale = turn / math.sqrt(dx * dx + dy * dy)
-        distance = np.maximum(distance, np.float32(dy * scale) * (x - x0) - np.float32(dx * scale) * (y - y0))
-    return distance
-
-
-def ellipse_distance(x: np.ndarray, y: np.ndarray, centre: Point, radii: Point) -> np.ndarray:
-    """About the signed distance to an ellipse with upright axes, negative inside."""
-    u, v = (x - centre[0]) / radii[0], (y - centre[1]) / radii[1]
-    return (np.sqrt(u * u + v * v) - 1) * min(radii)
-
-
-def capsule_distance(x: np.ndarray, y: np.ndarray, start: Point, end: Point, radius: float) -> np.ndarray:
-    """Signed distance to a line of that half-width with round ends, negative inside."""
-    dx, dy = end[0] - start[0], end[1] - start[1]
-    along = np.clip(((x - start[0]) * dx + (y - start[1]) * dy) / max(dx * dx + dy * dy, 1e-6), 0, 1)
-    u, v = x - start[0] - along * dx, y - start[1] - along * dy
-    return np.sqrt(u * u + v * v) - radius
-
-
-def draw_polygon(canvas: Canvas, points: list[Point], colour, label: int | None = None, opacity=1.0) -> None:
-    """Paint a convex polygon in one colour."""
-    xs, ys = [p[0] for p in points], [p[1] for p in points]
-    window = window_of(canvas, min(xs), min(ys), max(xs), max(ys))
-    if window:
-        paint(canvas, window, polygon_distance(canvas.x[window], canvas.y[window], points), colour, label, opacity)
-
-
-def rectangle(left: float, top: float, right: float, bottom: float) -> list[Point]:
-    """Its corners, for `draw_polygon`."""
-    return [(left, bottom), (right, bottom), (right, top), (left, top)]
-
-
-def draw_ellipse(canvas: Canvas, centre: Point, radii: Point, colour, label: int | None = None, opacity=1.0) -> None:
-    """Paint an ellipse in one colour."""
-    (cx, cy), (rx, ry) = centre, radii
-    window = window_of(canvas, cx - rx, cy - ry, cx + rx, cy + ry)
-    if window:
-        paint(
-            canvas, window, ellipse_distance(canvas.x[window], canvas.y[window], centre, radii), colour, label, opacity
-        )
-
-
-def draw_capsule(canvas: Canvas, start: Point, end: Point, radius: float, colour, label: int | None = None) -> None:
-    """Paint a thick line with round ends in one colour."""
-    xs, ys = (start[0], end[0]), (start[1], end[1])
-    window = window_of(canvas, min(xs) - radius, min(ys) - radius, max(xs) + radius, max(ys) + radius)
-    if window:
-        paint(canvas, window, capsule_distance(canvas.x[window], canvas.y[window], start, end, radius), colour, label)

@@ -1,37 +1,24 @@
-"""What stands in a street: cars, people, trees, poles and odd things, drawn at their place in the world."""
+"""What stands in a street: houses, trees, poles, cars and people, drawn at their place in the world."""
 
-import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
-from dlv3p_jax.datasets.toy_streets.canvas import (
-    Canvas,
-    Point,
-    draw_capsule,
-    draw_ellipse,
-    draw_polygon,
-    ellipse_distance,
-    paint,
-    polygon_distance,
-    rectangle,
-    texture,
-    window_of,
-)
+from dlv3p_jax.datasets.toy_streets.canvas import Canvas, Point, Shape, capsule, draw, ellipse, polygon, texture
 
-TREE, POLE, CAR, PERSON, VOID = 4, 5, 6, 7, 255
+BUILDING, TREE, POLE, CAR, PERSON = 3, 4, 5, 6, 7
 
 
-@dataclasses.dataclass
-class Camera:
+class Camera(NamedTuple):
     """A pinhole camera above a flat ground; the world is X to the right, Y up from the ground, Z ahead, in metres.
 
     Attributes:
         focal: focal length in pixels.
         height: of the camera above the ground, in metres.
-        vanishing: (x, y) in the level frame where lines along Z meet; y is the horizon.
+        vanishing: (x, y) in the picture where lines along Z meet; y is the horizon.
         haze: colour [3] into which distance fades.
         haze_distance: metres at which half of a colour is lost.
-        sun: (from the left, from the front), -1..1: which faces are bright.
+        sun: from the left, -1..1: which faces are bright.
     """
 
     focal: float
@@ -39,7 +26,7 @@ class Camera:
     vanishing: Point
     haze: np.ndarray
     haze_distance: float
-    sun: tuple[float, float]
+    sun: float
 
     def project(self, x: float, y: float, z: float) -> Point:
         scale = self.focal / z
@@ -48,10 +35,6 @@ class Camera:
     def seen(self, colour: np.ndarray, z) -> np.ndarray:
         """A colour [..., 3] as it looks from z metres away (a number, or an array [..., 1])."""
         return colour + (self.haze - colour) * (z / (z + self.haze_distance))
-
-    def shade(self, towards_left: float, towards_front: float) -> float:
-        """Brightness of an upright face with that normal."""
-        return 0.8 + 0.2 * (towards_left * self.sun[0] + towards_front * self.sun[1])
 
 
 def any_colour(rng: np.random.Generator, low: float, high: float, saturation: float) -> np.ndarray:
@@ -62,286 +45,189 @@ def any_colour(rng: np.random.Generator, low: float, high: float, saturation: fl
 
 def vivid_colour(rng: np.random.Generator) -> np.ndarray:
     """A saturated colour of any hue, float32 [3]: one channel high, one low, one between."""
-    return rng.permutation([rng.uniform(0.7, 1.0), rng.uniform(0.1, 0.8), rng.uniform(0.03, 0.2)]).astype(np.float32)
+    return rng.permutation([rng.uniform(0.6, 1.0), rng.uniform(0.1, 0.8), rng.uniform(0.03, 0.2)]).astype(np.float32)
 
 
-def draw_shadow(canvas: Canvas, camera: Camera, x0: float, x1: float, z0: float, z1: float, darkness: float) -> None:
+def draw_shadow(canvas: Canvas, camera: Camera, x: float, z: float, half_width: float, half_depth: float) -> None:
     """Darken the ground under something, without changing its label."""
-    (left, bottom), (right, top) = camera.project(x0, 0, z0), camera.project(x1, 0, z1)
-    middle, radii = ((left + right) / 2, (bottom + top) / 2), (abs(right - left) / 2 + 1, abs(bottom - top) / 2 + 1)
-    window = window_of(canvas, middle[0] - radii[0], middle[1] - radii[1], middle[0] + radii[0], middle[1] + radii[1])
-    if window:
-        distance = ellipse_distance(canvas.x[window], canvas.y[window], middle, radii)
-        paint(canvas, window, distance / (0.3 * min(radii) + 1) + 0.5, canvas.image[window] * 0.25, opacity=darkness)
+    near, far = (camera.project(x, 0, z + depth) for depth in (-half_depth, half_depth))
+    radii = (half_width * camera.focal / z + 1, (near[1] - far[1]) / 2 + 1)
+    draw(canvas, ellipse(((near[0] + far[0]) / 2, (near[1] + far[1]) / 2), radii), np.zeros(3), opacity=0.5)
 
 
-def draw_tree(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z: float, size: float = 1.0) -> None:
-    """A trunk and a crown of several ragged lobes of leaves, or a bush without a trunk; `size` is relative."""
-    bush = rng.random() < 0.15
-    height, width = (
-        (rng.uniform(0.9, 1.7), rng.uniform(1.5, 3.0)) if bush else (rng.uniform(3.2, 6), rng.uniform(2.6, 4.4))
-    )
-    height, width = size * height, size * width
-    scale = camera.focal / z
-    foot = camera.project(x, 0, z)
-    draw_shadow(canvas, camera, x - width / 2, x + width / 2, z - 0.2 * width, z + 0.3 * width, rng.uniform(0.2, 0.7))
-    low = 0.0 if bush else height * rng.uniform(0.25, 0.45)
-    if not bush:
-        bark = camera.seen(any_colour(rng, 0.08, 0.4, 0.25), z)
-        half, top = max(rng.uniform(0.12, 0.28) * scale, 1.7), foot[1] - (low + 0.3 * height) * scale
-        lean = foot[0] + rng.uniform(-0.4, 0.4) * scale
-        root, twig = (foot[0] - 1.2 * half, foot[1]), (lean - 0.7 * half, top)
-        trunk = [root, (foot[0] + 1.2 * half, foot[1]), (lean + 0.7 * half, top), twig]
-        draw_polygon(canvas, trunk, bark, TREE)
-        draw_capsule(canvas, (foot[0] - 0.4 * half, foot[1]), (lean - 0.3 * half, top), 0.4 * half, bark * 1.4)
-    box = (foot[0] - 0.7 * width * scale, foot[1] - 1.1 * height * scale, foot[0] + 0.7 * width * scale, foot[1])
-    window = window_of(canvas, *box)
-    if not window:
-        return
-    px, py = canvas.x[window], canvas.y[window]
-    distance: np.ndarray = np.full(px.shape, np.inf, np.float32)
+def draw_house(canvas: Canvas, camera: Camera, rng: np.random.Generator, x0: float, x1: float, z0, z1) -> None:
+    """A house between two depths: a wall that faces the camera, from x0 to x1, and one along the street, at x0.
+
+    Its storeys are low, as the pictures are.
+    """
+    height, cell, storey = rng.uniform(3.5, 11), rng.uniform(1.1, 2), rng.uniform(1.8, 2.6)
+    half_width, half_height = rng.uniform(0.2, 0.46), rng.uniform(0.22, 0.42)  # of windows, as parts of these
+    wall = any_colour(rng, 0.2, 0.9, 0.3)
+    if rng.random() < 0.8:  # brick, sandstone, cream
+        wall = np.array([1, rng.uniform(0.6, 0.9), rng.uniform(0.4, 0.75)], np.float32) * np.float32(
+            rng.uniform(0.4, 0.95)
+        )
+    pane = any_colour(rng, 0.05, 0.35, 0.3) if rng.random() < 0.65 else any_colour(rng, 0.4, 0.95, 0.25)
+    if np.abs(pane - wall).max() < 0.3:  # windows that do not show are of no use to anyone
+        pane = wall * np.float32(0.3) if wall.max() > 0.4 else wall + np.float32(0.4)
+    trim = wall * np.float32(rng.uniform(0.55, 1.3))
+    grain, rough = rng.choice([0.03, 0.12, 0.25]), texture(canvas, rng, 3)
+
+    def draw_wall(start: Point, end: Point, shade: float) -> None:
+        (xa, za), (xb, zb) = start, end
+
+        def colours(px, py):
+            if za == zb:
+                scale = along_scale = np.full_like(px, camera.focal / za)  # pixels per metre
+                along = (px - camera.vanishing[0]) / scale
+            else:
+                scale = np.clip((px - camera.vanishing[0]) / xa, camera.focal / zb, camera.focal / za)
+                along, along_scale = camera.focal / scale, abs(xa) * scale * scale / camera.focal
+            up = camera.height - (py - camera.vanishing[1]) / scale
+            u, v = along / cell, up / storey
+            beside = (half_width - np.abs(u - np.floor(u) - 0.5)) * cell * along_scale
+            above = np.minimum((half_height - np.abs(v - np.floor(v) - 0.55)) * storey, height - 0.5 - up) * scale
+            inside = np.minimum(beside, above)  # pixels from the edge of a window
+            colour = wall * (1 + grain * rough(px, py)[..., None])
+            for mask, over in ((inside + 1.2, trim), (inside, pane), (0.5 + (up - height + 0.35) * scale, trim)):
+                colour = colour + np.clip(mask, 0, 1)[..., None] * (over - colour)
+            return camera.seen(colour * np.float32(shade), (camera.focal / scale)[..., None])
+
+        corners = ((xa, 0, za), (xb, 0, zb), (xb, height, zb), (xa, height, za))
+        draw(canvas, polygon([camera.project(*corner) for corner in corners]), colours, BUILDING)
+
+    if z0 > 2:
+        draw_wall((x0, z0), (x1, z0), 0.8)
+    draw_wall((x0, max(z0, 0.8)), (x0, z1), 0.8 + 0.2 * camera.sun * np.sign(x0))
+
+
+def draw_tree(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z: float) -> None:
+    """A trunk under a crown of several ragged lobes of leaves."""
+    height, width, scale = rng.uniform(2.8, 6), rng.uniform(2.6, 4.4), camera.focal / z
+    low, foot = height * rng.uniform(0.15, 0.45), camera.project(x, 0, z)
+    top = (foot[0] + rng.uniform(-0.4, 0.4) * scale, foot[1] - (low + 0.3 * height) * scale)
+    half, bark = max(rng.uniform(0.12, 0.28) * scale, 1.7), camera.seen(any_colour(rng, 0.08, 0.4, 0.25), z)
+    draw_shadow(canvas, camera, x, z, width / 2, 0.25 * width)
+    draw(canvas, capsule(foot, top, half), bark, TREE)
+    draw(canvas, capsule((foot[0] - 0.4 * half, foot[1]), (top[0] - 0.4 * half, top[1]), 0.4 * half), bark * 1.4)
+    lobes = []
     for _ in range(rng.integers(4, 9)):
         rx, ry = width * rng.uniform(0.2, 0.38), (height - low) * rng.uniform(0.22, 0.38)
-        lobe_x = foot[0] + rng.uniform(-1, 1) * (width / 2 - rx) * scale
-        lobe_y = foot[1] - rng.uniform(low + ry, height - ry if height - ry > low + ry else low + ry + 0.01) * scale
-        distance = np.minimum(distance, ellipse_distance(px, py, (lobe_x, lobe_y), (rx * scale, ry * scale)))
-    if bush:
-        distance = np.maximum(distance, py - foot[1])
-    fine, leaves, lumps = (texture(canvas, rng, window, grain) for grain in (1, 3, 6))
-    distance = distance + min(0.12 * width * scale, 3.5) * (0.6 * leaves + 0.7 * lumps)
-    kind = rng.random()
-    if kind < 0.6:  # green, light to dark
-        leaf = rng.uniform(0.2, 0.65) * np.array([rng.uniform(0.4, 1.0), 1.0, rng.uniform(0.15, 0.7)])
-    elif kind < 0.85:  # autumn
-        leaf = rng.uniform(0.3, 0.8) * np.array([1.0, rng.uniform(0.35, 0.85), rng.uniform(0.1, 0.45)])
-    else:  # blossom, dust, dusk
-        leaf = any_colour(rng, 0.2, 0.75, 0.3)
-    light = 1 - 0.35 * (py - box[1]) / (box[3] - box[1]) - 0.12 * camera.sun[0] * (px - foot[0]) / (width * scale)
-    spots = light + 0.7 * leaves + 0.25 * lumps + 0.4 * fine
-    colour = leaf.astype(np.float32) * np.clip(spots, 0.15, 1.8)[..., None]
-    paint(canvas, window, distance, camera.seen(colour, z), TREE)
+        middle = (x + rng.uniform(-1, 1) * (width / 2 - rx), low + ry + rng.random() * (height - low - 2 * ry))
+        lobes.append(ellipse(camera.project(*middle, z), (rx * scale, ry * scale)))
+    fine, leaves, lumps = (texture(canvas, rng, grain) for grain in (1, 3, 6))
+    leaf = any_colour(rng, 0.2, 0.7, 0.5) * np.array([1, rng.uniform(0.8, 1.2), 0.7], np.float32)  # of all seasons
+
+    def ragged(px, py):
+        distance = np.minimum.reduce([lobe.distance(px, py) for lobe in lobes])
+        return distance + min(0.12 * width * scale, 3.5) * (0.6 * leaves(px, py) + 0.7 * lumps(px, py))
+
+    def colours(px, py):
+        light = 0.7 + 0.3 * (foot[1] - py) / (height * scale)
+        spots = light + 0.7 * leaves(px, py) + 0.25 * lumps(px, py) + 0.4 * fine(px, py)
+        return camera.seen(leaf * np.clip(spots, 0.15, 1.8)[..., None], z)
+
+    sides = (foot[0] - 0.7 * width * scale, foot[0] + 0.7 * width * scale)
+    draw(canvas, Shape(sides[0], foot[1] - 1.1 * height * scale, sides[1], foot[1], ragged), colours, TREE)
 
 
-def draw_pole(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z: float, inwards: float) -> None:
-    """A pole, bare or with a lamp, traffic lights or signs; `inwards` (1 or -1) is where the road lies."""
-    scale = camera.focal / z
-    foot = camera.project(x, 0, z)
-    half = max(rng.uniform(0.15, 0.22) * scale, 3)
-    kind = rng.choice(["bare", "bare", "lamp", "lights", "sign"])
-    height = rng.uniform(3, 6) if kind in ("bare", "lamp") else rng.uniform(1.9, 3)
-    top = foot[1] - height * scale
-    metal = second = camera.seen(any_colour(rng, 0.5, 0.95, 0.08), z)
-    if rng.random() < 0.9:  # banded
-        second = camera.seen(vivid_colour(rng) if rng.random() < 0.6 else np.full(3, 0.06, np.float32), z)
-    draw_shadow(canvas, camera, x - 0.4, x + 0.4, z - 0.3, z + 0.3, 0.5)
-    extent = (foot[0] - half, top, foot[0] + half, foot[1])
-    window = window_of(canvas, *extent)
-    if window:
-        px, py = canvas.x[window], canvas.y[window]
-        across, bands = (px - foot[0]) / half, np.floor((foot[1] - py) / (2.2 * half))
-        light = np.clip(1.35 - 1.0 * np.square(across + 0.3 * camera.sun[0]), 0.25, None)[..., None]
-        colour = np.where((bands % 2 == 1)[..., None], second, metal) * light
-        paint(canvas, window, polygon_distance(px, py, rectangle(*extent)), colour, POLE)
-    if kind == "lamp":
-        end = (foot[0] + inwards * rng.uniform(0.8, 2.0) * scale, top - rng.uniform(0, 0.4) * scale)
-        draw_capsule(canvas, (foot[0], top), end, max(0.7 * half, 2), metal, POLE)
-        glow = camera.seen(any_colour(rng, 0.3, 1.0, 0.2), z)
-        draw_ellipse(canvas, end, (max(0.45 * scale, 3), max(0.2 * scale, 1.8)), glow, POLE)
-    elif kind == "lights":
-        wide, tall = max(0.22 * scale, 2.5), max(0.95 * scale, 8)
-        box = rectangle(foot[0] - wide, top, foot[0] + wide, top + tall)
-        draw_polygon(canvas, box, camera.seen(any_colour(rng, 0.03, 0.2, 0.2), z), POLE)
-        lit = rng.integers(3)
-        for i, lamp in enumerate(((0.9, 0.1, 0.1), (0.95, 0.7, 0.1), (0.1, 0.85, 0.4))):
-            glow = np.array(lamp, np.float32) * (1.0 if i == lit else 0.25)
-            draw_ellipse(canvas, (foot[0], top + (i + 0.5) * tall / 3), (0.6 * wide, 0.6 * wide), glow)
-    elif kind == "sign":
-        radius = max(rng.uniform(0.3, 0.5) * scale, 4)
-        face, edge = (camera.seen(any_colour(rng, 0.3, 0.9, 0.9), z) for _ in range(2))
-        middle = (foot[0], top + 0.6 * radius)
-        if rng.random() < 0.5:
-            draw_ellipse(canvas, middle, (radius, radius), edge, POLE)
-            draw_ellipse(canvas, middle, (0.7 * radius, 0.7 * radius), face)
-        else:
-            wide, tall = radius * rng.uniform(0.8, 1.5), radius * rng.uniform(0.6, 1.1)
-            for part, colour, label in ((1.0, edge, POLE), (0.75, face, None)):
-                w, h = part * wide, part * tall
-                plate = rectangle(middle[0] - w, middle[1] - h, middle[0] + w, middle[1] + h)
-                draw_polygon(canvas, plate, colour, label)
+def draw_pole(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z: float) -> None:
+    """A banded pole, bare or with a sign."""
+    (foot, bottom), scale = camera.project(x, 0, z), camera.focal / z
+    half, is_sign = max(rng.uniform(0.15, 0.22) * scale, 3), rng.random() < 0.3
+    top = bottom - (rng.uniform(1.9, 3) if is_sign else rng.uniform(3, 6)) * scale
+    metal = camera.seen(any_colour(rng, 0.5, 0.95, 0.08), z)
+    second = camera.seen(vivid_colour(rng) if rng.random() < 0.6 else np.full(3, 0.06, np.float32), z)
+
+    def colours(px, py):
+        across, is_odd = (px - foot) / half + 0.3 * camera.sun, np.floor((bottom - py) / (2.2 * half)) % 2 == 1
+        return np.where(is_odd[..., None], second, metal) * np.clip(1.35 - across * across, 0.25, None)[..., None]
+
+    draw_shadow(canvas, camera, x, z, 0.4, 0.3)
+    corners = [(foot - half, bottom), (foot + half, bottom), (foot + half, top), (foot - half, top)]
+    draw(canvas, polygon(corners), colours, POLE)
+    radius = max(rng.uniform(0.3, 0.5) * scale, 4)
+    for size, label in ((radius, POLE), (0.7 * radius, None)) if is_sign else ():
+        draw(canvas, ellipse((foot, top), (size, size)), camera.seen(any_colour(rng, 0.3, 0.9, 0.9), z), label)
 
 
 def draw_person(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z: float) -> None:
-    """A standing or walking person seen from anywhere: legs or a skirt, a torso, arms, a head, perhaps a bag."""
-    scale = camera.focal / z
-    x0, y0 = camera.project(x, 0, z)
-    size = scale * rng.uniform(0.88, 1.08)
+    """A standing or walking person: legs, arms, a torso with a strap, a head, perhaps a bag."""
+    (x0, y0), size = camera.project(x, 0, z), camera.focal / z * rng.uniform(0.88, 1.08)
     side = 1 if rng.random() < 0.5 else -1
-
-    def at(u: float, v: float) -> Point:
-        return x0 + side * u * size, y0 - v * size
-
-    skin = camera.seen(np.array([1.0, 0.76, 0.62], np.float32) * np.float32(rng.uniform(0.3, 0.95)), z)
-    shirt, trousers, bag = (camera.seen(vivid_colour(rng) * np.float32(rng.uniform(0.5, 1)), z) for _ in range(3))
-    hair, shoes = (camera.seen(any_colour(rng, 0.05, 0.3, 0.3), z) for _ in range(2))
+    skin, hair = (
+        np.array([1.0, 0.76, 0.62], np.float32) * np.float32(rng.uniform(0.3, 0.95)),
+        any_colour(rng, 0.05, 0.3, 0.3),
+    )
+    shirt, trousers, bag = (vivid_colour(rng) * np.float32(rng.uniform(0.5, 1)) for _ in range(3))
     if rng.random() < 0.4:
-        trousers = camera.seen(any_colour(rng, 0.06, 0.3, 0.3), z)
-    draw_shadow(canvas, camera, x - 0.5, x + 0.5, z - 0.3, z + 0.3, 0.6)
-    stride = rng.uniform(0.06, 0.36)
-    hips, shoulders, girth = 0.86, 1.36, rng.uniform(0.19, 0.26)
-    lean = rng.uniform(-0.03, 0.06)
-    swing = rng.uniform(-0.1, 0.32)
-    draw_capsule(canvas, at(lean - 0.12, shoulders), at(-girth - swing, 0.85), 0.075 * size, shirt * 0.8, PERSON)
-    for foot, light in ((-stride, 0.8), (stride * 0.9, 1.0)):
-        draw_capsule(canvas, at(0.3 * foot, hips), at(foot, 0.1), 0.115 * size, trousers * light, PERSON)
-        draw_capsule(canvas, at(foot, 0.07), at(foot + 0.1, 0.06), 0.075 * size, shoes, PERSON)
-    if rng.random() < 0.3:
-        hem, wide = rng.uniform(0.35, 0.6), rng.uniform(0.26, 0.36)
-        draw_polygon(canvas, [at(-0.2, 1.0), at(0.2, 1.0), at(wide, hem), at(-wide, hem)], trousers, PERSON)
-    if rng.random() < 0.3:
-        draw_capsule(canvas, at(lean - 0.22, 1.2), at(lean - 0.22, 1.0), 0.14 * size, bag, PERSON)
-    draw_capsule(canvas, at(0, hips + 0.08), at(lean, shoulders - 0.14), girth * size, shirt, PERSON)
-    if rng.random() < 0.3:  # stripes
-        second = any_colour(rng, 0.6, 0.95, 0.4) if shirt.max() < 0.6 else any_colour(rng, 0.05, 0.3, 0.9)
-        for up in (0.95, 1.13, 1.31):
-            draw_capsule(canvas, at(lean - 0.17, up), at(lean + 0.17, up), 0.045 * size, camera.seen(second, z))
-    draw_capsule(canvas, at(-0.08, hips + 0.1), at(lean - 0.1, shoulders - 0.1), 0.07 * size, shirt * 0.75)
-    elbow = at(girth + 0.5 * swing + 0.02, 1.08)
-    draw_capsule(canvas, at(lean + 0.17, shoulders - 0.05), elbow, 0.08 * size, shirt * 0.9, PERSON)
-    hand = at(girth + swing, rng.uniform(0.8, 1.3))
-    draw_capsule(canvas, elbow, hand, 0.07 * size, shirt * 0.9, PERSON)
-    draw_ellipse(canvas, hand, (0.075 * size, 0.075 * size), skin, PERSON)
+        trousers = any_colour(rng, 0.06, 0.3, 0.3)
+    stride, girth, swing = rng.uniform(0.06, 0.36), rng.uniform(0.19, 0.26), rng.uniform(-0.1, 0.32)
+    reach, hand = girth + swing, rng.uniform(0.8, 1.3)
+
+    def limb(u0, v0, u1, v1, radius, colour):  # in metres, v up from the ground
+        start, end = ((x0 + side * u * size, y0 - v * size) for u, v in ((u0, v0), (u1, v1)))
+        draw(canvas, capsule(start, end, radius * size), camera.seen(colour, z), PERSON)
+
+    draw_shadow(canvas, camera, x, z, 0.5, 0.3)
+    limb(-0.12, 1.36, -reach, 0.85, 0.075, shirt * 0.8)
+    for foot in (-stride, stride):
+        limb(0.3 * foot, 0.86, foot, 0.1, 0.115, trousers * (1 + foot))
+        limb(foot, 0.07, foot + 0.1, 0.06, 0.075, hair)
+    limb(0, 0.94, 0, 1.22, girth, shirt)
+    limb(-0.1, 0.96, -0.1, 1.26, 0.07, bag)
+    limb(0.17, 1.31, reach, hand, 0.08, shirt * 0.9)
+    limb(reach, hand, reach, hand - 0.05, 0.07, skin)
     if rng.random() < 0.25:
-        draw_capsule(canvas, at(girth + swing, 0.6), at(girth + swing + 0.1, 0.6), 0.17 * size, bag, PERSON)
-    draw_ellipse(canvas, at(lean + 0.02, 1.6), (0.135 * size, 0.17 * size), hair, PERSON)
-    if rng.random() < 0.75:
-        draw_ellipse(canvas, at(lean + 0.03 + rng.uniform(0, 0.04), 1.56), (0.1 * size, 0.12 * size), skin, PERSON)
+        limb(reach, 0.6, reach + 0.1, 0.6, 0.17, bag)
+    limb(0.02, 1.57, 0.02, 1.63, 0.14, hair)
+    if rng.random() < 0.75:  # not from behind
+        limb(0.04, 1.55, 0.04, 1.58, 0.1, skin)
 
 
-def draw_prism(canvas: Canvas, camera: Camera, low: tuple, high: tuple, colour, label, glass=None) -> None:
-    """A box that may taper upwards, with panes of `glass` let into its upright faces.
+def draw_prism(canvas: Canvas, camera: Camera, low: tuple, high: tuple, colour, glass=None) -> None:
+    """A part of a car, with a pane of `glass` let into each of its faces.
 
     Args:
         low, high: (x0, x1, y, z0, z1) of its floor and of its ceiling, in metres.
     """
-    corners = []
-    for x0, x1, y, z0, z1 in (low, high):
-        corners.append([camera.project(x, y, z) for x, z in ((x0, z0), (x1, z0), (x1, z1), (x0, z1))])
-    z = low[3]
-    faces: list[tuple[list[Point], float, tuple[Point, ...]]] = [(corners[1], 1.15, ())]
-    for i, normal in enumerate(((0, 1), (-1, 0), (0, -1), (1, 0))):
-        j = (i + 1) % 4
-        quad = [corners[0][i], corners[0][j], corners[1][j], corners[1][i]]
-        spans = ((0.08, 0.92),) if normal[0] == 0 else ((0.07, 0.47), (0.53, 0.93))
-        faces.append((quad, camera.shade(*normal), spans if glass is not None else ()))
-    for quad, light, panes in faces:
-        area = sum(a[0] * b[1] - a[1] * b[0] for a, b in zip(quad, quad[1:] + quad[:1], strict=True))
-        if area > -2:  # turned away, or seen edge-on
-            continue
-        window = window_of(canvas, *(f(p[i] for p in quad) for f in (min, max) for i in (0, 1)))
-        if not window:
-            continue
-        px, py = canvas.x[window], canvas.y[window]
-        bottom, top = max(p[1] for p in quad), min(p[1] for p in quad)
-        gloss = np.clip(1.3 - 0.7 * (py - top) / (bottom - top + 1), 0.5, 1.3)[..., None] * np.float32(light)
-        paint(canvas, window, polygon_distance(px, py, quad), camera.seen(colour * gloss, z), label)
-        (ax, ay), (bx, by), (cx, cy), (dx, dy) = quad
-        for start, end in panes:
-            points = []
-            for u, v in ((start, 0.12), (end, 0.12), (end, 0.85), (start, 0.85)):
-                left, right = (ax + v * (dx - ax), ay + v * (dy - ay)), (bx + v * (cx - bx), by + v * (cy - by))
-                points.append((left[0] + u * (right[0] - left[0]), left[1] + u * (right[1] - left[1])))
-            draw_polygon(canvas, points, camera.seen(glass * np.float32(0.6 + 0.4 * light), z))
+    floor, ceiling = (
+        [camera.project(x, y, z) for x, z in ((x0, z0), (x1, z0), (x1, z1), (x0, z1))]
+        for x0, x1, y, z0, z1 in (low, high)
+    )
+    faces = [(ceiling, 1.1)]
+    for i, light in enumerate((0.8, 0.8 - 0.2 * camera.sun, 0.8, 0.8 + 0.2 * camera.sun)):
+        faces.append(([floor[i], floor[i - 3], ceiling[i - 3], ceiling[i]], light))
+    for quad, light in faces:
+        if sum(a[0] * b[1] - a[1] * b[0] for a, b in zip(quad, [*quad[1:], quad[0]], strict=True)) > -2:
+            continue  # turned away, or seen edge-on
+        draw(canvas, polygon(quad), camera.seen(colour * np.float32(light), low[3]), CAR)
+        if glass is not None:
+            x, y = (sum(point[axis] for point in quad) / 4 for axis in (0, 1))
+            pane = [(x + 0.8 * (u - x), y + 0.7 * (v - y)) for u, v in quad]
+            draw(canvas, polygon(pane), camera.seen(glass * np.float32(light), low[3]))
 
 
 def draw_car(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z: float, along: bool) -> None:
-    """A car, estate or van whose nearest middle is at (x, z), headed along the street or across it."""
-    van = rng.random() < 0.2
-    length, width = (rng.uniform(4.5, 6), 2.0) if van else (rng.uniform(3.5, 4.7), rng.uniform(1.65, 1.85))
-    waist, roof = (1.1, rng.uniform(1.9, 2.5)) if van else (rng.uniform(0.85, 1.0), rng.uniform(1.4, 1.7))
+    """A car whose nearest middle is at (x, z), headed along the street or across it."""
+    length, width, waist, roof = (rng.uniform(*span) for span in ((3.5, 5), (1.65, 1.9), (0.85, 1.1), (1.4, 2.2)))
     body = any_colour(rng, 0.05, 0.9, 0.06) if rng.random() < 0.7 else any_colour(rng, 0.15, 0.5, 0.7)
-    glass = any_colour(rng, 0.04, 0.3, 0.3) if rng.random() < 0.7 else any_colour(rng, 0.3, 0.8, 0.2)
-    rubber = np.full(3, rng.uniform(0.02, 0.08), np.float32)
-    front = rng.random() < 0.5  # whether the bonnet is on the near side (along) or on the left
-    bonnet, boot = (0.15, 0.05) if van else (rng.uniform(0.9, 1.2), rng.uniform(0.1, 0.8))
-    start, end = (bonnet, boot) if front else (boot, bonnet)
-    if along:
-        x0, x1, z0, z1 = x - width / 2, x + width / 2, z, z + length
-        floor, ceiling = (
-            (x0 + 0.04, x1 - 0.04, waist, z0 + start, z1 - end),
-            (x0 + 0.2, x1 - 0.2, roof, z0 + start + 0.45, z1 - end - 0.45),
-        )
-    else:
-        x0, x1, z0, z1 = x - length / 2, x + length / 2, z, z + width
-        floor, ceiling = (
-            (x0 + start, x1 - end, waist, z0 + 0.04, z1 - 0.04),
-            (x0 + start + 0.5, x1 - end - 0.5, roof, z0 + 0.2, z1 - 0.2),
-        )
-    draw_shadow(canvas, camera, x0 - 0.3, x1 + 0.3, z0 - 0.4, z1, 0.9)
-    draw_prism(
-        canvas,
-        camera,
-        (x0 + 0.1, x1 - 0.1, 0.12, z0 + 0.15, z1 - 0.15),
-        (x0 + 0.1, x1 - 0.1, 0.4, z0 + 0.15, z1 - 0.15),
-        rubber,
-        CAR,
-    )
-    near = camera.focal / z0
-    if along:
-        for left in (x0, x1 - 0.3):
-            tyre = [
-                camera.project(u, v, z0 + 0.1)
-                for u, v in ((left, 0), (left + 0.3, 0), (left + 0.3, 0.45), (left, 0.45))
-            ]
-            draw_polygon(canvas, tyre, rubber, CAR)
-    draw_prism(canvas, camera, (x0, x1, 0.28, z0, z1), (x0 + 0.03, x1 - 0.03, waist, z0 + 0.05, z1 - 0.05), body, CAR)
-    draw_prism(canvas, camera, floor, ceiling, body, CAR, glass)
-    hub = any_colour(rng, 0.2, 0.8, 0.05)
-    for distance in (0.8, length - 0.8):
-        if along:
-            if x0 < 0 < x1:
-                continue
-            face, depth = (x0 if x0 > 0 else x1), z0 + distance
-            centre, edge = camera.project(face, 0.33, depth), camera.project(face, 0.33, depth - 0.34)
-            radii = (abs(edge[0] - centre[0]), 0.34 * camera.focal / depth)
-        else:
-            centre, radii = camera.project(x0 + distance, 0.33, z0), (0.35 * near, 0.35 * near)
-        if radii[0] > 0.8:
-            draw_ellipse(canvas, centre, radii, rubber, CAR)
-            draw_ellipse(canvas, centre, (0.55 * radii[0], 0.55 * radii[1]), camera.seen(hub, z0))
-    lamp = np.array([0.95, 0.95, 0.85] if front else [0.85, 0.1, 0.1], np.float32)
-    if along:
-        for u in (x0 + 0.25, x1 - 0.25):
-            draw_ellipse(canvas, camera.project(u, 0.72, z0), (0.19 * near, 0.11 * near), lamp)
-        plate = [camera.project(x + u, v, z0) for u, v in ((-0.27, 0.42), (0.27, 0.42), (0.27, 0.57), (-0.27, 0.57))]
-        draw_polygon(canvas, plate, any_colour(rng, 0.7, 0.95, 0.1))
-    else:
-        for u in (x0 + 0.12, x1 - 0.12):
-            draw_ellipse(canvas, camera.project(u, 0.7, z0), (0.13 * near, 0.1 * near), lamp)
-
-
-def draw_odd_thing(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z: float) -> None:
-    """Something of no class, labelled void: a bin, a ball, a crate or a barrier."""
-    colours = [camera.seen(any_colour(rng, 0.1, 0.9, 0.8), z) for _ in range(2)]
-    kind = rng.integers(3)
-    draw_shadow(canvas, camera, x - 0.6, x + 0.6, z - 0.3, z + 0.5, 0.6)
-    if kind == 0:
-        radius = rng.uniform(0.3, 0.6)
-        scale = camera.focal / z * radius
-        draw_ellipse(canvas, camera.project(x, radius, z), (scale, scale), colours[0], VOID)
-        draw_ellipse(canvas, camera.project(x, radius, z), (0.4 * scale, scale), colours[1])
-        return
-    half, height = (
-        (rng.uniform(0.25, 0.45), rng.uniform(0.8, 1.2))
-        if kind == 1
-        else (rng.uniform(0.6, 1.3), rng.uniform(0.5, 0.9))
-    )
-    draw_prism(
-        canvas,
-        camera,
-        (x - half, x + half, 0, z, z + half),
-        (x - half, x + half, height, z, z + half),
-        colours[0],
-        VOID,
-    )
-    band = [camera.project(x + u * half, v * height, z) for u, v in ((-1, 0.6), (1, 0.6), (1, 0.8), (-1, 0.8))]
-    draw_polygon(canvas, band, colours[1])
+    glass, rubber = any_colour(rng, 0.04, rng.choice([0.3, 0.8]), 0.3), np.full(3, 0.05, np.float32)
+    start, end = rng.permutation([1.0, rng.uniform(0.1, 0.8)])  # the bonnet and the boot
+    dx, dz = (width, length) if along else (length, width)
+    x0, x1, z0, z1 = x - dx / 2, x + dx / 2, z, z + dz
+    short, long = (0.05, -0.05, 0.2, -0.2), (start, -end, start + 0.45, -end - 0.45)  # the cabin's floor and roof
+    (a, b, c, d), (e, f, g, h) = (short, long) if along else (long, short)
+    draw_shadow(canvas, camera, x, z + dz / 2, dx / 2 + 0.3, dz / 2 + 0.3)
+    draw_prism(canvas, camera, (x0, x1, 0.05, z0 + 0.1, z1), (x0, x1, 0.4, z0 + 0.1, z1), rubber)
+    draw_prism(canvas, camera, (x0, x1, 0.28, z0, z1), (x0, x1, waist, z0 + 0.05, z1), body)
+    cabin = (x0 + a, x1 + b, waist, z0 + e, z1 + f), (x0 + c, x1 + d, roof, z0 + g, z1 + h)
+    draw_prism(canvas, camera, *cabin, body, glass)
+    scale, lamp = camera.focal / z0, [0.95, 0.95, 0.85] if start == 1 else [0.85, 0.1, 0.1]
+    wheel = (0.12, 0.15) if along else (0.8, 0.35)  # from the corner, and its radius
+    for left, right in ((x0, 1), (x1, -1)):
+        hub = camera.project(left + right * wheel[0], 0.33, z0)
+        draw(canvas, ellipse(hub, (wheel[1] * scale, 0.33 * scale)), rubber, CAR)
+        if not along:
+            draw(canvas, ellipse(hub, (0.2 * scale, 0.2 * scale)), camera.seen(body * 0.5 + 0.3, z0))
+        draw(canvas, ellipse(camera.project(left + right * 0.25, 0.72, z0), (0.17 * scale, 0.11 * scale)), lamp)
