@@ -110,7 +110,7 @@ def main(argv: list[str]) -> None:
         os.environ["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] = "-1"
     from jax.experimental import topologies
 
-    from dlv3p_jax.performance import compile_child, measured, slices, timing
+    from dlv3p_jax.performance import compile_child, measured, timing, tpu
     from dlv3p_jax.runtime import sharding
 
     config = values.config
@@ -121,7 +121,7 @@ def main(argv: list[str]) -> None:
             gpu = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=target)
             mesh = sharding.make_mesh(1, 1, gpu.devices)
         else:
-            mesh = compile_child.make_mesh(config, slices.find(values.target))
+            mesh = compile_child.make_mesh(config, tpu.find(values.target))
         results = study(config, mesh, values.kind, size, values.straightforward)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"compile_study: {error}")

@@ -50,17 +50,9 @@ def measure(config, unit: tuple[int, int], repeats: int) -> dict[str, list[dict[
     alone = sharding.make_mesh(1, 1)
 
     def run(x, load):
-        compiled = timing.compile_program(load.jitted, load.arguments).program
-        arguments = load.arguments
-
-        def call():
-            nonlocal arguments
-            result = compiled(*arguments)
-            arguments = load.advance(arguments, result)
-            return result
-
-        seconds = timing.spread(timing.measure({"call": call}, repeats)["call"])["median"]
-        memory = timing.peak_memory(compiled, jax.devices())["bytes"]
+        program = timing.compile_program(load.jitted, load.arguments).program
+        seconds = timing.spread(timing.measure({"call": load.repeatedly(program)}, repeats)["call"])["median"]
+        memory = timing.peak_memory(program, jax.devices())["bytes"]
         print(f"{load.name} {x}: {seconds:.3f} s, {memory / 2**20:.0f} MiB", flush=True)
         return {"x": x, "seconds": seconds, "bytes": memory}
 

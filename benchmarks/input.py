@@ -14,7 +14,6 @@ import os
 import pathlib
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -69,44 +68,32 @@ def compare(config, size: Sequence[int], repeats: int, turn_seconds: float) -> d
     """
     import cv2
 
-    from dlv3p_jax.performance import input as throughput
+    from dlv3p_jax.performance import reading
 
     cv2.setNumThreads(1)
-    before = timing.processor_seconds(), time.process_time()
+    others = timing.watch_others()
     with tempfile.TemporaryDirectory(prefix="dlv3p_jax_input_") as folder:
-        dataset = throughput.make_dataset(pathlib.Path(folder), size)
+        dataset = reading.make_dataset(pathlib.Path(folder), size)
         source = dataset.source("train")
         files = [(record["image"], record["label"]) for record in (source[i] for i in range(len(source)))]
         iterators = {
-            "ours": throughput.batches(config, dataset, "train", cache=False),
+            "ours": reading.batches(config, dataset, "train", cache=False),
             "OpenCV": opencv_batches(config, lambda index: decode(*files[index]), len(files)),
-            "ours, decoded": throughput.batches(config, dataset, "train", cache=True),
+            "ours, decoded": reading.batches(config, dataset, "train", cache=True),
             "OpenCV, decoded": opencv_batches(config, [decode(*pair) for pair in files].__getitem__, len(files)),
         }
         for _ in range(1 + len(files) // config.batch_size):  # the first epoch decodes in any case
             next(iterators["ours, decoded"])
-        reads = {name: throughput.reader(iterator) for name, iterator in iterators.items()}
-        times = throughput.measure(reads, repeats, turn_seconds)
-    result = measured.describe("input", config) | {
-        "source_size": list(size),
-        "crop_size": list(config.crop_size),
-        "batch_size": config.batch_size,
-        "opencv": cv2.__version__,
-    }
-    result["programs"] = [
-        throughput.summary(name, those, result["cores"] if name.startswith("ours") else 1)
-        for name, those in times.items()
-    ]
-    result["ratios"] = {
+        reads = {name: reading.reader(iterator) for name, iterator in iterators.items()}
+        times = reading.measure(reads, repeats, turn_seconds)
+    result = reading.summary(config, "made PNGs", size, times)
+    ratios = {
         what: timing.spread(
             [theirs / ours for (_, ours), (_, theirs) in zip(times[f"ours{end}"], times[f"OpenCV{end}"], strict=True)]
         )
         for what, end in (("with decoding", ""), ("without decoding", ", decoded"))
     }
-    result["share_of_others"] = timing.share_of_others(
-        before[0], timing.processor_seconds(), time.process_time() - before[1]
-    )
-    return result
+    return result | {"opencv": cv2.__version__, "ratios": ratios, "share_of_others": others()}
 
 
 def decode(image: bytes, label: bytes) -> Picture:
@@ -188,23 +175,7 @@ def _distort(image: np.ndarray, settings, rng: np.random.Generator) -> np.ndarra
 
 def to_text(result: dict[str, Any]) -> str:
     """The comparison as people read it."""
-    rows = [["input", "pictures/s", "per core", "per CPU second", "spread"]]
-    for program in result["programs"]:
-        rows.append(
-            [
-                program["name"],
-                f"{program['pictures_per_second']:.4g}",
-                f"{program['pictures_per_second_per_core']:.4g}",
-                f"{program['pictures_per_cpu_second']:.4g}",
-                f"{program['processor_seconds']['spread']:.0%}",
-            ]
-        )
-    source, target = ("x".join(map(str, result[name])) for name in ("source_size", "crop_size"))
-    lines = [
-        f"From {source} PNG records to crops of {target}, on {result['cores']} core(s), OpenCV {result['opencv']} in "
-        f"one thread, {result['date']}",
-        timing.table(rows),
-    ]
+    lines = [f"OpenCV {result['opencv']}, in one thread; all on {result['cores']} core(s)", measured.to_text(result)]
     lines += [
         f"{what}: ours reads {ratio['median']:.2f} times as many pictures a CPU second (spread {ratio['spread']:.0%})"
         for what, ratio in result["ratios"].items()
@@ -212,8 +183,6 @@ def to_text(result: dict[str, Any]) -> str:
     lines.append(
         "Ours are uint8, to be distorted and normalised on the device; OpenCV's are distorted, normalised float32."
     )
-    if result["share_of_others"] is not None:
-        lines.append(f"Other processes took {result['share_of_others']:.0%} of this machine's processors meanwhile.")
     return "\n".join(lines)
 
 

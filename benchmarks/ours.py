@@ -11,8 +11,7 @@ def setup(specification: dict) -> worker.Contestant:
     import numpy as np
     from flax import traverse_util
 
-    from dlv3p_jax.models import build_model
-    from dlv3p_jax.performance import workloads
+    from dlv3p_jax.performance import timing, workloads
     from dlv3p_jax.runtime import configuration, sharding
 
     config = configuration.read(specification["config"])
@@ -27,19 +26,11 @@ def setup(specification: dict) -> worker.Contestant:
     else:
         views = specification["scales"], specification["flip"]
         work = workloads.evaluate_views(config, mesh, variables, size, "evaluate", *views)
-    program = work.jitted.lower(*work.arguments).compile()
-    arguments = work.arguments
-
-    def call():
-        nonlocal arguments
-        result = program(*arguments)
-        arguments = work.advance(arguments, result)
-        return result
+    call = work.repeatedly(timing.compile_program(work.jitted, work.arguments).program)
 
     def logits():
-        images = workloads.made_batch(config, specification["batch_size"], size, np.float32)["image"]
-        forward = jax.jit(lambda variables, images: build_model(config).apply(variables, images, train=False))
-        return np.asarray(forward(variables, images))
+        forward = workloads.predict(config, mesh, variables, size)
+        return np.asarray(forward.jitted(*forward.arguments))
 
     def peak_bytes():
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

@@ -11,7 +11,7 @@ import json
 import math
 import pathlib
 
-from dlv3p_jax.performance import planned, slices, workloads
+from dlv3p_jax.performance import planned, tpu, workloads
 from dlv3p_jax.weights import published
 
 RECIPES = ("cityscapes_r50", "cityscapes_r50_rmi", "cityscapes_r101", "cityscapes_r101_769", "voc_r50", "voc_r101")
@@ -31,7 +31,7 @@ HEAD = (
 )
 
 
-def make_config(recipe: str, piece: slices.Slice):
+def make_config(recipe: str, piece: tpu.Slice):
     """A published recipe in bfloat16 on the first sensible mesh; where there is none, with a picture a chip."""
     config = published.config_of(recipe)
     config.model.dtype = "bfloat16"
@@ -48,7 +48,7 @@ def make_config(recipe: str, piece: slices.Slice):
 
 
 def compile_row(recipe: str, slice_name: str) -> dict:
-    piece = slices.find(slice_name)
+    piece = tpu.find(slice_name)
     config, size = make_config(recipe, piece)
     config = workloads.prepare(config)
     trained = planned.training(config, piece, size, "low")

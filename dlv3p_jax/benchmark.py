@@ -87,13 +87,13 @@ def _measure(values):
     if values.kind != "input":
         return measured.report(values.kind, config, size, values.repeats, values.compile_twice)
     try:
-        from dlv3p_jax.performance import input as throughput
+        from dlv3p_jax.performance import reading
     except ImportError as error:
         raise ValueError(
             f"--kind=input needs TensorFlow and tensorflow_datasets ({error}): pip install tensorflow-cpu "
             "tensorflow-datasets"
         ) from error
-    return throughput.report(config, None if values.use_data else size, values.repeats)
+    return reading.report(config, None if values.use_data else size, values.repeats)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 
 from absl import app, flags, logging
 
-from dlv3p_jax.performance import slices
+from dlv3p_jax.performance import tpu
 from dlv3p_jax.runtime import arguments, cli, files
 
 
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     cli.configure_logging()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the compiler ends with us
     try:
-        piece = slices.find(values.topology)
+        piece = tpu.find(values.topology)
         text, report, fits = _plan(values, piece)
         if values.json is not None:
             path = pathlib.Path(values.json)
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
         sys.exit(2)
 
 
-def _plan(values, piece: slices.Slice):
+def _plan(values, piece: tpu.Slice):
     """(the report as text, the report, whether all of it fits)."""
     from dlv3p_jax.performance import compile_process, measured, plan_text, planned
     from dlv3p_jax.runtime import configuration  # JAX: wrong flags do not wait for it

@@ -37,62 +37,46 @@ START = (
 # The parts that jobset.yaml uses of hack/python-sdk/swagger.json of kubernetes-sigs/jobset at 0336a8f, with the enums
 # of config/components/crd. Other fields are errors here; the API server would drop or refuse them.
 NAME = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}
-RULE = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["name", "action"],
-    "properties": {
-        "name": {"type": "string", "pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"},
-        "action": {"enum": ["FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"]},
-        "onJobFailureReasons": {
-            "type": "array",
-            "items": {"enum": ["BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "PodFailurePolicy"]},
-        },
-        "targetReplicatedJobs": {"type": "array", "items": {"type": "string"}},
-    },
-}
-JOBSET = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["apiVersion", "kind", "metadata", "spec"],
-    "properties": {
-        "apiVersion": {"const": "jobset.x-k8s.io/v1alpha2"},
-        "kind": {"const": "JobSet"},
-        "metadata": {"type": "object", "required": ["name"], "properties": {"name": NAME}},
-        "spec": {
-            "type": "object",
-            "additionalProperties": False,
-            "properties": {
-                "failurePolicy": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "properties": {
-                        "maxRestarts": {"type": "integer"},
-                        "restartStrategy": {"enum": ["Recreate", "BlockingRecreate"]},
-                        "rules": {"type": "array", "items": RULE},
-                    },
-                },
-                "replicatedJobs": {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "additionalProperties": False,
-                        "required": ["name", "template"],
-                        "properties": {
-                            "name": NAME,
-                            "replicas": {"type": "integer"},
-                            "template": {
-                                "type": "object",
-                                "additionalProperties": False,
-                                "properties": {"metadata": {"type": "object"}, "spec": {"type": "object"}},
-                            },
-                        },
-                    },
-                },
-            },
-        },
-    },
-}
+
+
+def record(*required: str, **properties) -> dict:
+    return {"type": "object", "additionalProperties": False, "required": list(required), "properties": properties}
+
+
+def listed(items: dict) -> dict:
+    return {"type": "array", "items": items}
+
+
+RULE = record(
+    "name",
+    "action",
+    name={"type": "string", "pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"},
+    action={"enum": ["FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"]},
+    onJobFailureReasons=listed(
+        {"enum": ["BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "PodFailurePolicy"]}
+    ),
+    targetReplicatedJobs=listed({"type": "string"}),
+)
+POLICY = record(
+    maxRestarts={"type": "integer"}, restartStrategy={"enum": ["Recreate", "BlockingRecreate"]}, rules=listed(RULE)
+)
+REPLICATED = record(
+    "name",
+    "template",
+    name=NAME,
+    replicas={"type": "integer"},
+    template=record(metadata={"type": "object"}, spec={"type": "object"}),
+)
+JOBSET = record(
+    "apiVersion",
+    "kind",
+    "metadata",
+    "spec",
+    apiVersion={"const": "jobset.x-k8s.io/v1alpha2"},
+    kind={"const": "JobSet"},
+    metadata={"type": "object", "required": ["name"], "properties": {"name": NAME}},
+    spec=record(failurePolicy=POLICY, replicatedJobs=listed(REPLICATED)),
+)
 
 
 def run(*command, **changes) -> subprocess.CompletedProcess:
@@ -111,7 +95,11 @@ def lines(*command, **changes) -> list[list[str]]:
     """The commands that a dry run prints, as the shell would take them apart."""
     found = run(*command, **changes)
     assert found.returncode == 0, found.stderr
-    return [shlex.split(line) for line in found.stdout.splitlines() if not line.startswith("#")]
+    return split(found.stdout)
+
+
+def split(printed: str) -> list[list[str]]:
+    return [shlex.split(line) for line in printed.splitlines() if not line.startswith("#")]
 
 
 def program(folder: pathlib.Path, name: str, body: str) -> None:
@@ -449,9 +437,10 @@ def test_the_manifest_restarts_on_preemption_without_end(gke, capsys):
         assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
 
 
-def test_gke_prints_what_it_would_run():
+def test_gke_prints_what_it_would_run(gke, capsys):
     def printed(*arguments):
-        return lines(sys.executable, LAUNCH / "gke/gke.py", *arguments)
+        assert gke.main(list(arguments)) == 0
+        return split(capsys.readouterr().out)
 
     kubectl = ["kubectl", "--namespace=default"]
     label = "--selector=jobset.sigs.k8s.io/jobset-name=seg"
@@ -701,14 +690,14 @@ def documented() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("words", documented(), ids=lambda words: " ".join(words)[:60])
-def test_the_documented_commands_are_taken(words):
+def test_the_documented_commands_are_taken(words, gke, capsys):
     """Each runs, dry, with the variables that the document exports."""
     place = words.index("--") if "--" in words else len(words)
     dry = [*words[:place], "--dry_run", *words[place:]]
-    program = [LAUNCH / "tpu_vm.sh"] if "tpu_vm" in dry[0] else [sys.executable, ROOT / dry[1]]
-    arguments = dry[1:] if "tpu_vm" in dry[0] else dry[2:]
-    variables = dict(re.findall(r"(TPU_\w+)=(\S+)", DOCUMENT))
-    assert lines(*program, *arguments, env=variables)
+    if "tpu_vm" in dry[0]:
+        assert lines(LAUNCH / "tpu_vm.sh", *dry[1:], env=dict(re.findall(r"(TPU_\w+)=(\S+)", DOCUMENT)))
+    else:
+        assert gke.main(dry[2:]) == 0 and split(capsys.readouterr().out)
 
 
 def test_the_document_goes_through_all_steps_and_names_files_that_exist():

@@ -20,15 +20,14 @@ from dlv3p_jax.performance import (
     compile_process,
     plan_text,
     planned,
-    roofline,
-    slices,
     straightforward,
+    tpu,
     workloads,
 )
 from dlv3p_jax.runtime import sharding
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-V5E = slices.find("v5e-8")
+V5E = tpu.find("v5e-8")
 GIB = 2**30
 SMALL = {
     "model.backbone": "resnet18_vd",
@@ -95,10 +94,10 @@ def compiled(monkeypatch):
 
 def test_roofline():
     # Worked by hand: 1.97e12 of 197e12 a second; 8.19e9 of 819e9; 1e9 of two links of 50e9.
-    bfloat16 = roofline.estimate(1.97e12, 8.19e9, 1e9, V5E, "bfloat16")
+    bfloat16 = tpu.estimate(1.97e12, 8.19e9, 1e9, V5E, "bfloat16")
     assert bfloat16 == pytest.approx((0.010, 0.010, 0.010, 0.020))
-    assert roofline.estimate(1.97e12, 8.19e9, 1e9, V5E, "float32") == pytest.approx((0.060, 0.010, 0.010, 0.070))
-    assert roofline.estimate(1e12, 1e9, 0, slices.find("v5e-1"), "bfloat16").exchange == 0
+    assert tpu.estimate(1.97e12, 8.19e9, 1e9, V5E, "float32") == pytest.approx((0.060, 0.010, 0.010, 0.070))
+    assert tpu.estimate(1e12, 1e9, 0, tpu.find("v5e-1"), "bfloat16").exchange == 0
 
 
 def test_the_largest_batch_is_on_the_line_through_two():
@@ -135,7 +134,7 @@ def test_a_report(compiled):
 
 def test_a_report_of_a_step_that_does_not_fit(compiled):
     calls = compiled(usable=4)
-    report = planned.report(make_config(), slices.find("v4-8"), (1024, 2048), "low", all_views=True)
+    report = planned.report(make_config(), tpu.find("v4-8"), (1024, 2048), "low", all_views=True)
     assert [call[:2] for call in calls[:2]] == [("train", 8), ("train", 4)]
     assert [call[0] for call in calls[2:]] == ["evaluate plain", "evaluate flip", "evaluate flip + scales"]
     assert report["recipe"] is None
@@ -159,22 +158,22 @@ def test_a_mesh_that_takes_no_smaller_batch(compiled):
 def test_a_step_that_nearly_fills_the_memory_is_told_of(compiled):
     compiled()
     config = make_config(batch_size=13, **{"model.dtype": "bfloat16"})
-    programs = [planned.training(config, slices.find("v5e-1"), (64, 64), "low")["programs"][0]]  # 14 of 15.75 GiB
-    (low,) = planned.warnings(config, slices.find("v5e-1"), programs, "low")
+    programs = [planned.training(config, tpu.find("v5e-1"), (64, 64), "low")["programs"][0]]  # 14 of 15.75 GiB
+    (low,) = planned.warnings(config, tpu.find("v5e-1"), programs, "low")
     assert low.startswith("train takes 89% of a chip's memory: check with --effort=full, or take ")
-    assert planned.warnings(config, slices.find("v5e-1"), programs, "full") == []
+    assert planned.warnings(config, tpu.find("v5e-1"), programs, "full") == []
 
 
 def test_meshes_are_ranked_by_fit_and_estimate(compiled, monkeypatch):
     compiled()
-    estimate = roofline.estimate
+    estimate = tpu.estimate
 
     def longer_on_the_first(flops, moved_bytes, sent_bytes, piece, dtype):
         calls.append(dtype)
         return estimate(flops, moved_bytes / len(calls), sent_bytes, piece, dtype)
 
     calls = []
-    monkeypatch.setattr(roofline, "estimate", longer_on_the_first)
+    monkeypatch.setattr(tpu, "estimate", longer_on_the_first)
     report = planned.compare_meshes(make_config(**{"model.dtype": "bfloat16"}), V5E, (1024, 2048), "low")
     meshes = [tuple(candidate["mesh"].values()) for candidate in report["meshes"]]
     totals = [candidate["programs"][0]["estimate"]["total"] for candidate in report["meshes"]]
@@ -267,7 +266,7 @@ def test_a_batch_that_does_not_divide():
 def test_batches_that_do_not_divide_are_told_before_anything_is_compiled(changes, message, monkeypatch):
     monkeypatch.setattr(planned.compile_process, "compile_for", lambda *_: pytest.fail("compiles"))
     with pytest.raises(ValueError, match=message):
-        planned.report(make_config(num_classes=3, batch_size=8, **changes), slices.find("v5e-8"), (64, 64), "low")
+        planned.report(make_config(num_classes=3, batch_size=8, **changes), tpu.find("v5e-8"), (64, 64), "low")
 
 
 @pytest.mark.parametrize(
@@ -284,7 +283,7 @@ def test_what_a_program_that_is_too_large_needs(message, gib):
 
 def test_a_missing_compiler(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match=r"libtpu.*pip install '\.\[plan\]'"):
+    with pytest.raises(RuntimeError, match="libtpu"):
         compile_process.require_compiler()
 
 
@@ -355,7 +354,7 @@ def test_wrong_flags_are_answered_without_jax(arguments, message):
 @pytest.mark.parametrize("name", ["v5e-8", "v4-8"])
 def test_with_googles_compiler(name):
     """A step and an evaluation of a small network, two minutes each: python -m pytest -m slow tests/test_plan.py."""
-    piece = slices.find(name)
+    piece = tpu.find(name)
     config = make_config(**SMALL)
     report = planned.report(config, piece, (64, 128), "low", largest_batch=False)
     train, evaluation = report["programs"]

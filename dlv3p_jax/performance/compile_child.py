@@ -1,4 +1,4 @@
-"""Compiles one program for a TPU slice that is not here: what `planning` starts, in a process of its own for each.
+"""Compiles one program for a TPU slice that is not here: what `planned` starts, in a process of its own for each.
 
     python -m dlv3p_jax.performance.compile_child REQUEST.json RESULT.json
 
@@ -17,7 +17,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from dlv3p_jax.performance import hlo, slices, workloads
+from dlv3p_jax.performance import hlo, tpu, workloads
 from dlv3p_jax.runtime import configuration, sharding
 
 # What the compiler says of a program that is too large; units are binary.
@@ -25,7 +25,7 @@ _NEEDED = re.compile(r"(?:Used|\() ?([\d.]+)([KMGT])\)? (?:of|exceeds)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def make_mesh(config, piece: slices.Slice) -> Mesh:
+def make_mesh(config, piece: tpu.Slice) -> Mesh:
     """The mesh of `config` over all chips of a slice.
 
     Raises:
@@ -142,7 +142,7 @@ def main(request_file: str, result_file: str) -> None:
     request = json.loads(pathlib.Path(request_file).read_text(encoding="utf-8"))
     try:
         config = workloads.prepare(configuration.read(request["config"]))
-        mesh = make_mesh(config, slices.find(request["slice"]))
+        mesh = make_mesh(config, tpu.find(request["slice"]))
         result = compile_program(config, mesh, request["views"], tuple(request["size"]))
     except (ValueError, jax.errors.JaxRuntimeError) as error:
         result = {"error": _first_line(error)}

@@ -1,4 +1,4 @@
-"""Starts `ahead`, which compiles one program for a TPU slice, in a process of its own, and waits for it."""
+"""Starts `compile_child`, which compiles one program for a TPU slice, and waits for it."""
 
 import contextlib
 import importlib.util
@@ -11,16 +11,15 @@ import tempfile
 import time
 from typing import Any
 
-from dlv3p_jax.performance import slices
+from dlv3p_jax.performance import tpu
 from dlv3p_jax.runtime import configuration
 
-EFFORTS = ("low", "full")
 _SECONDS_BETWEEN_LINES = 30  # of progress, where it goes to a file
 
 
 def compile_for(
     config,
-    piece: slices.Slice,
+    piece: tpu.Slice,
     name: str,
     views: tuple[tuple[float, ...], bool] | None,
     size: tuple[int, int],
@@ -35,7 +34,7 @@ def compile_for(
         name: of the program, for the progress line.
         views: (scales, flip) of an evaluation; None: a training step.
         size: (height, width) of the evaluated pictures.
-        effort: of `EFFORTS`: how hard the compiler tries to make the program fast.
+        effort: 'low' or 'full': how hard the compiler tries to make the program fast.
         remark: for the progress line, after the program's name.
 
     Returns:

@@ -5,8 +5,7 @@ report("predict", config, (512, 1024), repeats=5)["programs"][0]["pictures_per_s
 
 import datetime
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ KINDS = ("train", "predict", "evaluate", "input")
 
 
 def report(kind: str, config, size: tuple[int, int], repeats: int, compile_twice: bool = True) -> dict[str, Any]:
-    """Measures 'train', 'predict' or 'evaluate' on made batches (for 'input' see `data.throughput.measure`).
+    """Measures 'train', 'predict' or 'evaluate' on made batches (for 'input' see `reading.report`).
 
     Args:
         kind: what to measure.
@@ -42,7 +41,7 @@ def report(kind: str, config, size: tuple[int, int], repeats: int, compile_twice
     """
     config = workloads.prepare(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
-    before = timing.processor_seconds(), time.process_time()
+    others = timing.watch_others()
     variables = workloads.init_variables(config)
     if kind == "train":
         loads = [workloads.train(config, mesh, variables)]
@@ -53,7 +52,7 @@ def report(kind: str, config, size: tuple[int, int], repeats: int, compile_twice
 
     compiled = {load.name: _compile(load, compile_twice) for load in loads}
     product, product_operations = timing.matrix_product(jnp.dtype(config.model.dtype))
-    calls = {load.name: _repeatedly(load, compiled[load.name][0].program) for load in loads}
+    calls = {load.name: load.repeatedly(compiled[load.name][0].program) for load in loads}
     memory, since_start = {}, None
     for name, call in calls.items():  # in order of size, as the device tells the most that was ever in use
         jax.block_until_ready(call())
@@ -91,9 +90,7 @@ def report(kind: str, config, size: tuple[int, int], repeats: int, compile_twice
         result["start_to_first_call_seconds"] = since_start
     if kind == "evaluate":
         result["ratios"] = _evaluation_ratios(config, times)
-    result["share_of_others"] = timing.share_of_others(
-        before[0], timing.processor_seconds(), time.process_time() - before[1]
-    )
+    result["share_of_others"] = others()
     return result
 
 
@@ -134,18 +131,6 @@ def _compile(load: workloads.Workload, twice: bool) -> tuple[timing.Compiled, ti
         return timing.compile_program(load.jitted, load.arguments), None
     cold, cached = timing.compile_twice(load.jitted, load.arguments)
     return cached, cold
-
-
-def _repeatedly(load: workloads.Workload, program: jax.stages.Compiled) -> Callable[[], Any]:
-    arguments = load.arguments
-
-    def call():
-        nonlocal arguments
-        result = program(*arguments)
-        arguments = load.advance(arguments, result)
-        return result
-
-    return call
 
 
 def _program(load, times, memory, compiled, config, num_devices) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A report of `planning` as people read it."""
+"""A report of `planned` as people read it."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
 """What a configuration needs on a TPU slice: `report` compiles it and sums up, `compare_meshes` tries several meshes.
 
-report(config, slices.find("v5e-8"), (1024, 2048), "low")["programs"][0]["estimate"]["total"]
+report(config, tpu.find("v5e-8"), (1024, 2048), "low")["programs"][0]["estimate"]["total"]
 
-What the compiler says is said as it is. Whatever is of time is an estimate, made by `roofline`.
+What the compiler says is said as it is. Whatever is of time is an estimate, made by `tpu.estimate`.
 """
 
 import datetime
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from dlv3p_jax import __version__
-from dlv3p_jax.performance import compile_process, hlo, roofline, slices, workloads
+from dlv3p_jax.performance import compile_process, hlo, tpu, workloads
 from dlv3p_jax.runtime import configuration, sharding
 
 # Of the data sets whose pictures are all alike, or all padded to config.eval_size.
@@ -26,7 +26,7 @@ _FEW_PICTURES_A_CHIP = 2
 
 def report(
     config,
-    piece: slices.Slice,
+    piece: tpu.Slice,
     size: tuple[int, int],
     effort: str,
     all_views: bool = False,
@@ -46,7 +46,7 @@ def report(
 
     Returns:
         What can be written as JSON: 'slice', 'mesh', 'effort', 'programs' (of `compile_child.compile_program`, with
-        'total_bytes' and 'estimate', see `roofline.Estimate`), 'largest_batch', 'recipe', 'warnings'.
+        'total_bytes' and 'estimate', see `tpu.Estimate`), 'largest_batch', 'recipe', 'warnings'.
 
     Raises:
         ValueError: the mesh does not divide the batches or the heights.
@@ -70,7 +70,7 @@ def report(
     return result
 
 
-def _check_batches(config, piece: slices.Slice, size: tuple[int, int]) -> None:
+def _check_batches(config, piece: tpu.Slice, size: tuple[int, int]) -> None:
     """Before minutes of compiling; each program checks its own again."""
     shape = _mesh(config, piece)
     if math.prod(shape.values()) != piece.num_chips:
@@ -81,7 +81,7 @@ def _check_batches(config, piece: slices.Slice, size: tuple[int, int]) -> None:
 
 
 def compare_meshes(
-    config, piece: slices.Slice, size: tuple[int, int], effort: str, price_per_chip_hour: float | None = None
+    config, piece: tpu.Slice, size: tuple[int, int], effort: str, price_per_chip_hour: float | None = None
 ) -> dict[str, Any]:
     """Compiles the training step for every sensible mesh of a slice, the best first: those that fit, by their estimate.
 
@@ -105,7 +105,7 @@ def compare_meshes(
 
 
 def training(
-    config, piece: slices.Slice, size: tuple[int, int], effort: str, price_per_chip_hour: float | None = None
+    config, piece: tpu.Slice, size: tuple[int, int], effort: str, price_per_chip_hour: float | None = None
 ) -> dict[str, Any]:
     """The training step alone: {'mesh': …, 'programs': [it], 'recipe': …}, see `report`."""
     mesh = _mesh(config, piece)
@@ -145,7 +145,7 @@ def evaluated_size(config) -> tuple[tuple[int, int], str]:
     return tuple(config.crop_size), "config.crop_size, for want of the pictures' own: give --size"
 
 
-def recipe(config, piece: slices.Slice, programs, price_per_chip_hour: float | None) -> dict[str, Any] | None:
+def recipe(config, piece: tpu.Slice, programs, price_per_chip_hour: float | None) -> dict[str, Any] | None:
     """Estimated hours and cost of the whole training; None where a program does not fit.
 
     `programs` are the training step and, if they are to count, the evaluation. These count where it is known how many
@@ -171,7 +171,7 @@ def recipe(config, piece: slices.Slice, programs, price_per_chip_hour: float | N
     }
 
 
-def warnings(config, piece: slices.Slice, programs, effort: str) -> list[str]:
+def warnings(config, piece: tpu.Slice, programs, effort: str) -> list[str]:
     """What had better be changed, one line each."""
     lines = []
     for program in programs:
@@ -203,7 +203,7 @@ def warnings(config, piece: slices.Slice, programs, effort: str) -> list[str]:
     return lines
 
 
-def _less_memory(config, piece: slices.Slice, name: str) -> str:
+def _less_memory(config, piece: tpu.Slice, name: str) -> str:
     space, data = 2 * config.mesh.space, _mesh(config, piece)["data"]
     choices = [f"--config.mesh.space={space}"] if piece.num_chips % space == 0 else []
     if name == "train":
@@ -222,7 +222,7 @@ def _less_memory(config, piece: slices.Slice, name: str) -> str:
     return f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else choices[0]
 
 
-def _describe(config, piece: slices.Slice, effort: str) -> dict[str, Any]:
+def _describe(config, piece: tpu.Slice, effort: str) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "version": __version__,
@@ -240,7 +240,7 @@ def _describe(config, piece: slices.Slice, effort: str) -> dict[str, Any]:
     }
 
 
-def _mesh(config, piece: slices.Slice) -> dict[str, int]:
+def _mesh(config, piece: tpu.Slice) -> dict[str, int]:
     data = config.mesh.data if config.mesh.data > 0 else piece.num_chips // config.mesh.space
     return {"data": data, "space": config.mesh.space}
 
@@ -252,7 +252,7 @@ def _compile(config, piece, name, views, size, effort, suffix="") -> dict[str, A
     collectives = [hlo.Collective(**item) for item in program["collectives"]]
     sent_bytes = sum(item.sent_bytes for item in collectives)
     dtype = config.model.dtype
-    estimate = roofline.estimate(program["flops"], program["moved_bytes"], sent_bytes, piece, dtype)
+    estimate = tpu.estimate(program["flops"], program["moved_bytes"], sent_bytes, piece, dtype)
     return program | {
         "total_bytes": sum(program["memory"].values()),
         "chip_model_flops": program["model_flops"] / piece.num_chips,
@@ -266,7 +266,7 @@ def _rank(program: dict[str, Any]) -> tuple:
     return (1, program["needed_bytes"] or math.inf)
 
 
-def _largest_batch(config, piece: slices.Slice, size, effort: str, program: dict[str, Any]) -> dict[str, Any]:
+def _largest_batch(config, piece: tpu.Slice, size, effort: str, program: dict[str, Any]) -> dict[str, Any]:
     """What two compiled batches tell, the configuration's and twice or half of it, taking memory to grow linearly."""
     unit = config.accumulate_steps * _mesh(config, piece)["data"]
     other = config.copy_and_resolve_references()

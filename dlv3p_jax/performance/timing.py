@@ -159,6 +159,12 @@ def processor_seconds() -> tuple[float, float] | None:
     return (sum(ticks) - idle) / second, sum(ticks) / second
 
 
+def watch_others() -> Callable[[], float | None]:
+    """Gives what tells the share of the machine's processors that other processes have taken since, 0..1."""
+    before, own_seconds = processor_seconds(), time.process_time()
+    return lambda: share_of_others(before, processor_seconds(), time.process_time() - own_seconds)
+
+
 def share_of_others(before, after, own_seconds: float) -> float | None:
     """The share of the machine's processors that other processes took between two `processor_seconds`, 0..1."""
     if before is None or after is None or after[1] <= before[1]:

@@ -46,6 +46,18 @@ class Workload(NamedTuple):
     advance: Callable[[tuple, Any], tuple]
     count_operations: Callable[[], float | None]
 
+    def repeatedly(self, program: jax.stages.Compiled) -> Callable[[], Any]:
+        """Calls the compiled program, each time with what `advance` makes of the time before."""
+        arguments = self.arguments
+
+        def call():
+            nonlocal arguments
+            result = program(*arguments)
+            arguments = self.advance(arguments, result)
+            return result
+
+        return call
+
 
 def prepare(config):
     """A copy of the configuration with a number of classes, which otherwise the data set tells."""

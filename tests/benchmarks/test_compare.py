@@ -89,8 +89,7 @@ def test_contestants_take_turns_and_the_absent_are_named(compare, tmp_path):
     assert results["ours"]["ratio"]["median"] == 1 and results["ours"]["seconds"]["repeats"] == 2
     assert results["torch a"]["logits_difference"] == pytest.approx(1)  # 1 apart, of a standard deviation of 1
     assert results["torch b"]["logits_difference"] == 0
-    seconds = results["torch a"]["seconds"]["median"]
-    assert results["torch a"]["pictures_per_second"] == pytest.approx(2 / seconds)
+    assert results["torch a"]["pictures_per_second"] == pytest.approx(2 / results["torch a"]["seconds"]["median"])
     assert report["absent"]["lacking"] == "lacking: No module named 'no_such_module': buy it"
     assert report["absent"]["broken"] == "broken: RuntimeError: no compiler"
     assert report["absent"]["elsewhere"] == "elsewhere: runs on gpu, ours on cpu"
@@ -109,10 +108,10 @@ def test_a_machine_on_which_nothing_else_runs(compare, monkeypatch):
 
 
 def test_fresh_processes_give_the_slower_of_torch_one_turn(compare):
-    contestants = {"ours": {}, "torch a": {"seconds": 0.08}, "torch b": {"seconds": 0.01}, "smp": {}}
+    contestants = {"ours": {}, "torch a": {"seconds": 0.08}, "torch b": {"seconds": 0.01}}
     results = compare(contestants, fresh=True)["contestants"]
     repeats = {name: result["seconds"]["repeats"] for name, result in results.items()}
-    assert repeats == {"ours": 2, "torch a": 1, "torch b": 2, "smp": 2}
+    assert repeats == {"ours": 2, "torch a": 1, "torch b": 2}
 
 
 def test_without_others_or_without_ours_there_is_no_comparison(compare):
@@ -161,14 +160,6 @@ def test_pytorch_learns_its_batch(torch, tmp_path, channels_last):
     assert losses[-1] < losses[0] and contestant.version.startswith("torch ")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--work=dance"], "--work: dance is none of train, predict"),
-        (["--config.loss.rmi=0.5"], "compare: the others have plain cross-entropy alone: give --config.loss.rmi=0"),
-    ],
-)
-def test_mistakes_end_in_a_message(arguments, message):
-    result = run(*arguments)
-    assert result.returncode == 1
-    assert message in result.stdout + result.stderr and "Traceback" not in result.stderr
+def test_a_loss_that_the_others_do_not_have_ends_in_a_message():
+    result = run("--config.loss.rmi=0.5")
+    assert result.returncode == 1 and "give --config.loss.rmi=0" in result.stderr and "Traceback" not in result.stderr

@@ -5,8 +5,7 @@ import pytest
 
 from benchmarks import input as comparison
 from configs import common
-from dlv3p_jax.performance import input as throughput
-from dlv3p_jax.performance import measured
+from dlv3p_jax.performance import measured, reading
 
 
 def make_config(**changes):
@@ -25,13 +24,13 @@ def test_both_are_measured_with_and_without_decoding():
 
 
 def test_the_benchmark_reads_made_pictures():
-    result = measured.to_text(throughput.report(make_config(), (64, 96), repeats=1, turn_seconds=0.05)).splitlines()
+    result = measured.to_text(reading.report(make_config(), (64, 96), repeats=1, turn_seconds=0.05)).splitlines()
     assert result[0].startswith("made PNGs from 64x96 to crops of 32x64")
     assert [line.split("  ")[0] for line in result[2:4]] == ["records to crops", "kept pictures to crops"]
 
 
 def test_made_pictures_take_about_the_bytes_of_cityscapes(tmp_path):
-    dataset = throughput.make_dataset(tmp_path, (256, 512), count=1)
+    dataset = reading.make_dataset(tmp_path, (256, 512), count=1)
     record = dataset.source("train")[0]
     # 2,975 training pictures of 2 megapixels take 6.9 GB: 1.1 bytes a pixel.
     assert 0.8 < len(record["image"]) / (256 * 512) < 1.6

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from benchmarks import scaling_table
-from dlv3p_jax.performance import slices
+from dlv3p_jax.performance import tpu
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 
@@ -22,7 +22,7 @@ DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
     ],
 )
 def test_the_mesh_of_a_row(recipe, name, mesh, batch_size, steps):
-    config, _ = scaling_table.make_config(recipe, slices.find(name))
+    config, _ = scaling_table.make_config(recipe, tpu.find(name))
     assert (config.mesh.data, config.mesh.space) == mesh
     assert (config.batch_size, config.num_train_steps, config.model.dtype) == (batch_size, steps, "bfloat16")
 

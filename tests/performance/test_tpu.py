@@ -2,7 +2,7 @@
 
 import pytest
 
-from dlv3p_jax.performance import slices
+from dlv3p_jax.performance import tpu
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from dlv3p_jax.performance import slices
     ],
 )
 def test_names(name, sold_as, topology, chips):
-    piece = slices.find(name)
+    piece = tpu.find(name)
     assert (piece.name, piece.topology, piece.num_chips) == (sold_as, topology, chips)
 
 
@@ -39,17 +39,17 @@ def test_names(name, sold_as, topology, chips):
 )
 def test_unknown_names_end_in_a_line(name, message):
     with pytest.raises(ValueError, match=message) as error:
-        slices.find(name)
+        tpu.find(name)
     assert "\n" not in str(error.value)
 
 
 def test_every_name_leads_to_itself():
-    names = [name for chip in slices.CHIPS.values() for name in slices.names(chip)]
-    assert [slices.find(name).name for name in names] == names
-    assert [slices.find(slices.find(name).topology).name for name in names] == names
+    names = [name for chip in tpu.CHIPS.values() for name in tpu.names(chip)]
+    assert [tpu.find(name).name for name in names] == names
+    assert [tpu.find(tpu.find(name).topology).name for name in names] == names
 
 
 def test_what_the_corner_of_a_slice_sends():
-    bandwidth = {name: slices.find(name).exchange_bandwidth for name in ("v5e-1", "v5e-8", "v4-8", "v4-32", "v6e-8")}
+    bandwidth = {name: tpu.find(name).exchange_bandwidth for name in ("v5e-1", "v5e-8", "v4-8", "v4-32", "v6e-8")}
     # One link along each axis: 50 GB/s in one direction for v4 and v5e, 100 for v6e.
     assert bandwidth == {"v5e-1": 0, "v5e-8": 100e9, "v4-8": 100e9, "v4-32": 150e9, "v6e-8": 200e9}

@@ -1,4 +1,8 @@
-"""TPU slices: the names that they are sold under, the compiler's names, and the public figures of their chips."""
+"""TPU slices: their names, the public figures of their chips, and the least time that a program can take on one.
+
+That is a roofline: S. Williams, A. Waterman and D. Patterson, Roofline: an insightful visual performance model, CACM
+2009.
+"""
 
 import math
 import re
@@ -67,6 +71,8 @@ _SHAPES: dict[int, dict[int, tuple[int, ...]]] = {
         2048: (8, 16, 16),
     },
 }
+# Products of float32 that ask for all of its precision are six products of bfloat16 on a TPU.
+_PASSES = {"bfloat16": 1, "float32": 6}
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6lite": "v6e"}
 
 
@@ -146,3 +152,33 @@ def _sold_as(chip: Chip, num_chips: int) -> str:
 
 def _examples() -> str:
     return "; ".join(f"{', '.join(names(chip)[:4])}, …" for chip in CHIPS.values()) + "; or as v5e:4x4, in chips"
+
+
+class Estimate(NamedTuple):
+    """Seconds of one run of a program; an estimate, of the program at its best.
+
+    Attributes:
+        compute: of the operations at the chip's peak.
+        memory: of the bytes moved at the memory's full bandwidth.
+        exchange: of the bytes sent at the full bandwidth of the links, without their latency.
+        total: the larger of the first two, as they overlap, and the third, taken not to.
+    """
+
+    compute: float
+    memory: float
+    exchange: float
+    total: float
+
+
+def estimate(flops: float, moved_bytes: float, sent_bytes: float, piece: Slice, dtype: str) -> Estimate:
+    """The roofline of one chip's part of a program.
+
+    Args:
+        flops, moved_bytes, sent_bytes: of one chip, in one run.
+        piece: the slice.
+        dtype: of the products, 'bfloat16' or 'float32'.
+    """
+    compute = flops * _PASSES[dtype] / piece.chip.peak_flops
+    memory = moved_bytes / piece.chip.memory_bandwidth
+    exchange = sent_bytes / piece.exchange_bandwidth if piece.num_chips > 1 else 0.0
+    return Estimate(compute, memory, exchange, max(compute, memory) + exchange)

@@ -4,7 +4,7 @@ import functools
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ def report(config, size: tuple[int, int] | None, repeats: int, turn_seconds: flo
     Raises:
         ValueError: the data set or the configuration cannot be used.
     """
-    before = timing.processor_seconds(), time.process_time()
+    others = timing.watch_others()
     augment.crop_of(config)  # wrong scales do not wait for the pictures
     with tempfile.TemporaryDirectory(prefix="dlv3p_jax_input_") as folder:
         if size is None:
@@ -51,18 +51,8 @@ def report(config, size: tuple[int, int] | None, repeats: int, turn_seconds: flo
             for _ in range(1 + dataset.num_pictures(split) // config.batch_size):
                 next(iterator)
         times = measure({name: reader(iterator) for name, iterator in iterators.items()}, repeats, turn_seconds)
-        source_size = dataset.sizes(split)[0]
-    result = measured.describe("input", config) | {
-        "source_size": list(source_size),
-        "crop_size": list(config.crop_size),
-        "batch_size": config.batch_size,
-        "pictures": "made PNGs" if size is not None else f"{dataset.title} {split}",
-    }
-    result["programs"] = [summary(name, those, result["cores"]) for name, those in times.items()]
-    result["share_of_others"] = timing.share_of_others(
-        before[0], timing.processor_seconds(), time.process_time() - before[1]
-    )
-    return result
+        pictures = "made PNGs" if size is not None else f"{dataset.title} {split}"
+        return summary(config, pictures, dataset.sizes(split)[0], times) | {"share_of_others": others()}
 
 
 def batches(config, dataset: records.Dataset, split: str, cache: bool) -> Iterator[pipeline.Batch]:
@@ -119,17 +109,27 @@ def wait_until_idle(seconds: float = 0.1, at_most: float = 10) -> None:
             return
 
 
-def summary(name: str, times: Sequence[tuple[float, float]], cores: int) -> dict[str, Any]:
-    """What the report says of one way to read."""
-    seconds, processor = (timing.spread(values) for values in zip(*times, strict=True))
-    return {
-        "name": name,
-        "seconds": seconds,
-        "processor_seconds": processor,
-        "pictures_per_second": 1 / seconds["median"],
-        "pictures_per_second_per_core": 1 / seconds["median"] / cores,
-        "pictures_per_cpu_second": 1 / processor["median"],
+def summary(config, pictures: str, source_size: Sequence[int], times: Mapping[str, Sequence[tuple[float, float]]]):
+    """What the report says of several ways to read such pictures, given what `measure` says of them."""
+    result = measured.describe("input", config) | {
+        "source_size": list(source_size),
+        "crop_size": list(config.crop_size),
+        "batch_size": config.batch_size,
+        "pictures": pictures,
+        "programs": [],
     }
+    for name, those in times.items():
+        seconds, processor = (timing.spread(values) for values in zip(*those, strict=True))
+        program = {
+            "name": name,
+            "seconds": seconds,
+            "processor_seconds": processor,
+            "pictures_per_second": 1 / seconds["median"],
+            "pictures_per_second_per_core": 1 / seconds["median"] / result["cores"],
+            "pictures_per_cpu_second": 1 / processor["median"],
+        }
+        result["programs"].append(program)
+    return result
 
 
 def make_dataset(folder: pathlib.Path, size: tuple[int, int], count: int = _MADE_PICTURES) -> records.Dataset:
