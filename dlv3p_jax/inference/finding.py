@@ -65,7 +65,7 @@ def find_pictures(
     left_out: dict[pathlib.Path, None] = {}
     for path in (os.path.abspath(os.path.expanduser(path)) for path in paths):
         is_there = os.path.exists(path)
-        found, is_output, others = [], False, []
+        found, is_output, others, unread = [], False, [], len(problems)
         for match in map(pathlib.Path, [path] if is_there else _matches(path)):
             if match.is_dir():
                 is_output = pathlib.Path(real_folder(match)) == folder or is_own(match / "file")
@@ -80,6 +80,8 @@ def find_pictures(
                 found.append(match)
             elif not is_own(match):
                 others.append(match)
+        if not found and len(problems) > unread:  # which says why
+            continue
         if not found and not is_output:  # the shell puts the folder of outputs in place of a *, once it is there
             reason = "no pictures in this folder" if is_there else "no such file or folder"
             if others:

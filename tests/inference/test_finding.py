@@ -155,6 +155,8 @@ def test_what_is_not_there_or_cannot_be_read_is_told_and_changes_no_name(folder,
     pictures, problems = find_pictures(["b"])
     assert [problem.message for problem in problems] == [f"{folder}/b/c: cannot be read (Permission denied)"]
     assert len(pictures) == 3
+    _, problems = find_pictures(["b/c"])  # and nothing of pictures that it may hold
+    assert [problem.message for problem in problems] == [f"{folder}/b/c: cannot be read (Permission denied)"]
 
 
 def test_what_is_left_out_is_told_with_its_endings(folder, caplog):
