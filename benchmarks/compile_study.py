@@ -16,7 +16,7 @@ import sys
 
 from absl import app, flags
 
-from dlv3p_jax.runtime import arguments, cli
+from dlv3p_jax.runtime import arguments, cli, text
 
 _TRANSPOSE = re.compile(
     r"^\s*%?(?:wrapped_transpose|transpose|\w*transpose_fusion|input_transpose\w*)[\w.]* = (.*?) fusion\("
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> None:
         os.environ["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] = "-1"
     from jax.experimental import topologies
 
-    from dlv3p_jax.performance import compile_child, measured, timing, tpu
+    from dlv3p_jax.performance import compile_child, measured, tpu
     from dlv3p_jax.runtime import sharding
 
     config = values.config
@@ -127,7 +127,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f"compile_study: {error}")
     keys = list(dict.fromkeys(key for result in results.values() for key in result))
     rows = [[key, *(f"{result[key]:,.2f}" if key in result else "" for result in results.values())] for key in keys]
-    print(timing.table([[f"{values.kind} for {values.target}", *results], *rows]))
+    print(text.table([[f"{values.kind} for {values.target}", *results], *rows]))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from dlv3p_jax.performance import timing
+from dlv3p_jax.runtime import text
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 _PAUSE_SECONDS = 0.5  # threads that wait for more work by spinning have given up by then
@@ -280,7 +281,7 @@ def to_text(report: dict) -> str:
         f"{report['title']}: {model['backbone']}, output stride {model['output_stride']}, {report['batch_size']} x "
         f"{report['height']}x{report['width']}, {report['dtype']}, on a {report['platform']} with {report['threads']} "
         f"threads, {report['processes']} processes, {report['rounds']} rounds, {report['date']}",
-        timing.table(rows),
+        text.table(rows),
         "theirs/ours: above 1, ours is faster. *: the fastest of PyTorch's variants. logits: the largest difference "
         "from ours, in their standard deviations. others: the share of the machine that other processes took.",
     ]

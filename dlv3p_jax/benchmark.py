@@ -13,10 +13,10 @@ import pathlib
 import sys
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 
 from dlv3p_jax.performance import measured
-from dlv3p_jax.runtime import arguments, cli, configuration, files
+from dlv3p_jax.runtime import arguments, cli, configuration, files, text
 
 _INPUT_SIZE = (1024, 2048)  # of Cityscapes
 
@@ -62,18 +62,13 @@ def main(argv: list[str]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(path) as unfinished:
                 unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    except (ValueError, OSError) as error:
-        logging.debug("The traceback of the error below", exc_info=True)
-        sys.exit(f"benchmark: {error}")
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        sys.exit(f"benchmark: the devices' memory is too small: take fewer or smaller pictures ({_first_line(error)})")
+        sys.exit(
+            f"benchmark: the devices' memory is too small: take fewer or smaller pictures ({text.first_line(error)})"
+        )
     print(measured.to_text(report), flush=True)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 def _measure(values):

@@ -12,11 +12,10 @@ downloads a published one. DIR then holds a checkpoint with its config.json, for
 import hashlib
 import pathlib
 import shlex
-import sys
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
 from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import arguments, cli
@@ -51,16 +50,12 @@ def main(argv: list[str]) -> None:
     if values.pdparams and values.config is None:
         raise app.UsageError("give --config=FILE with --pdparams: it says of which model the file is")
     cli.configure_logging()
-    try:
-        if values.reverse:
-            write_pdparams(values.config, values.checkpoint, pathlib.Path(values.output))
-        else:
-            config = values.config or published.config_of(values.weights)
-            file = published.fetch(values.weights) if values.weights else pathlib.Path(values.pdparams)
-            write_checkpoint(config, file, values.output)
-    except (ValueError, OSError) as error:
-        logging.debug("The traceback of the error below", exc_info=True)
-        sys.exit(f"convert_paddle: {cli.told(error)}")
+    if values.reverse:
+        write_pdparams(values.config, values.checkpoint, pathlib.Path(values.output))
+    else:
+        config = values.config or published.config_of(values.weights)
+        file = published.fetch(values.weights) if values.weights else pathlib.Path(values.pdparams)
+        write_checkpoint(config, file, values.output)
 
 
 def write_checkpoint(config, file: pathlib.Path, output: str) -> None:

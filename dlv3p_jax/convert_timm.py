@@ -7,10 +7,9 @@ left out. DIR then holds a checkpoint with its config.json, for --config.pretrai
 import hashlib
 import pathlib
 import shlex
-import sys
 
 import jax
-from absl import flags, logging
+from absl import flags
 
 from dlv3p_jax.runtime import cli
 from dlv3p_jax.weights import checkpoint_reading, published, timm
@@ -26,11 +25,7 @@ def main(argv: list[str]) -> None:
     cli.refuse_words(argv)
     weights, output = cli.required(_WEIGHTS), cli.required(_OUTPUT)
     cli.configure_logging()
-    try:
-        _convert(pathlib.Path(weights), pathlib.Path(output))
-    except (ValueError, OSError) as error:
-        logging.debug("The traceback of the error below", exc_info=True)
-        sys.exit(f"convert_timm: {cli.told(error)}")
+    _convert(pathlib.Path(weights), pathlib.Path(output))
 
 
 def _convert(file: pathlib.Path, output: pathlib.Path) -> None:

@@ -53,9 +53,6 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         print("\nStopped", flush=True)
         os._exit(0)  # Python would wait for a prediction, and for what is compiled for it
-    except (ValueError, OSError) as error:
-        logging.debug("The traceback of the error below", exc_info=True)
-        sys.exit(f"demo: {error}")
 
 
 def _views(flip: bool | None, scales: list[str] | None) -> dict[str, Any]:

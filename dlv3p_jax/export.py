@@ -11,7 +11,6 @@ command compares it with the network.
 """
 
 import pathlib
-import sys
 
 from absl import app, flags, logging
 
@@ -60,11 +59,9 @@ def main(argv: list[str]) -> None:
             folders.check(_folder(output, name), name)
         _export(checkpoint, output, names, size)
     except Exception as error:
-        reason = disk_errors.reason(error)
-        if reason is None and not isinstance(error, (ValueError, OSError)):
+        if (reason := disk_errors.reason(error)) is None:
             raise
-        logging.debug("The traceback of the error below", exc_info=True)
-        sys.exit(f"export: {output}: {reason}" if reason else f"export: {cli.told(error)}")
+        raise OSError(f"{output}: {reason}") from error
 
 
 def _given_size() -> tuple[int, int] | None:

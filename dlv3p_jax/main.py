@@ -80,11 +80,8 @@ def _run(argv: list[str], told: preemption.Preemption) -> None:
     cli.configure_logging()
     if _DETERMINISTIC.value:
         cli.make_deterministic()
-    try:
-        config = _CONFIG.value
-        configuration.check(config)  # before TensorFlow is imported, so that a slip is told at once
-    except (ValueError, OSError) as error:
-        sys.exit(f"main: {cli.told(error)}")
+    config = _CONFIG.value
+    configuration.check(config)  # before TensorFlow is imported, so that a slip is told at once
     name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))[0]
     workdir = _WORKDIR.value or (os.path.join("workdir", name) if _CHECKPOINT.value is None else None)
     if workdir is not None:

@@ -56,9 +56,8 @@ def main(argv: list[str]) -> None:
                 unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, RuntimeError, OSError) as error:
-        logging.debug("The traceback of the error below", exc_info=True)
-        sys.exit(f"plan: {error}")
+    except RuntimeError as error:  # of the process that compiles
+        raise ValueError(str(error)) from error
     print(text, flush=True)
     if not fits:
         sys.exit(2)

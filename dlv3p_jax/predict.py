@@ -89,9 +89,6 @@ def main(argv: list[str]) -> None:
             raise
         remedies = "give a smaller --batch_size, or --window=HEIGHT,WIDTH"
         sys.exit(f"predict: the device has too little memory: {remedies}; the same command goes on with that")
-    except (ValueError, OSError) as error:
-        logging.debug("The traceback of the error below", exc_info=True)
-        sys.exit(f"predict: {_message(error)}")
     if problems:
         sys.exit("\n  ".join(["predict: what could not be predicted:", *(problem.message for problem in problems)]))
 
@@ -169,11 +166,11 @@ def _print_shares(pixels: np.ndarray, names: Sequence[str], palette: np.ndarray)
             print(f"{names[index]:{width}}  #{bytes(palette[index]).hex()}  {share:6.2f}")
 
 
-def _message(error: ValueError | OSError) -> str:
+def _message(error: Exception) -> str:
     if not isinstance(error, OSError) or error.errno in (None, errno.ENAMETOOLONG):
         return cli.told(error)
     return f"{cli.told(error, _OUTPUT.value)}; what was written before is whole, and the same command goes on"
 
 
 if __name__ == "__main__":
-    cli.run(main, "predict")
+    cli.run(main, "predict", _message)

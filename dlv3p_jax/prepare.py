@@ -136,8 +136,6 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # TFDS tells every file that it reads
     try:
         _run(argv[1:])
-    except (DatasetError, OSError) as error:
-        sys.exit(f"prepare: {file_names.printable(cli.told(error, _DATA_DIR.value))}")
     except KeyboardInterrupt:
         print("\nprepare: interrupted, nothing was written", file=sys.stderr)
         sys.exit(130)
@@ -262,4 +260,4 @@ def _warn(*warnings: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "prepare")
+    cli.run(main, "prepare", lambda error: file_names.printable(cli.told(error, _DATA_DIR.value)))

@@ -4,9 +4,7 @@ python -m dlv3p_jax.report --workdir=workdir/quickstart
 python -m dlv3p_jax.report --compare workdir/a workdir/b
 """
 
-import sys
-
-from absl import app, flags, logging
+from absl import app, flags
 
 from dlv3p_jax.runtime import cli
 
@@ -32,25 +30,19 @@ def main(argv: list[str]) -> None:
         cli.refuse_words(argv)
         if values.workdir is None:
             raise app.UsageError("give --workdir=WORKDIR, or --compare WORKDIR WORKDIR")
-    try:
-        from dlv3p_jax.reporting import (  # JAX and Matplotlib: wrong flags do not wait for them
-            comparison_page,
-            run_page,
-        )
+    from dlv3p_jax.reporting import (  # JAX and Matplotlib: wrong flags do not wait for them
+        comparison_page,
+        run_page,
+    )
 
-        if values.compare:
-            verdict, path = comparison_page.write_comparison(
-                workdirs[0], workdirs[1], values.output or "comparison.html"
-            )
-            print(verdict)
-        else:
-            path = run_page.write_report(values.workdir, values.output, values.step)
-    except (ValueError, OSError) as error:
-        logging.debug("The traceback of the error below", exc_info=True)
-        sys.exit(f"report: {cli.told(error, values.workdir)}")
+    if values.compare:
+        verdict, path = comparison_page.write_comparison(workdirs[0], workdirs[1], values.output or "comparison.html")
+        print(verdict)
+    else:
+        path = run_page.write_report(values.workdir, values.output, values.step)
     print(f"page: {path}", flush=True)
 
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main, "report")
+    cli.run(main, "report", lambda error: cli.told(error, flags.FLAGS.workdir))

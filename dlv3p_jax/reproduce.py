@@ -9,8 +9,6 @@ import hashlib
 import json
 import os
 import pathlib
-import sys
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +17,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from dlv3p_jax.models import build_model
-from dlv3p_jax.runtime import arguments, cli, configuration, files, provenance, sealing, sharding
+from dlv3p_jax.runtime import arguments, cli, configuration, files, provenance, sealing, sharding, text
 from dlv3p_jax.weights import published as pretrained
 from dlv3p_jax.weights import trained
 
@@ -71,21 +69,17 @@ def main(argv: list[str]) -> None:
     cli.configure_logging()
     from dlv3p_jax.data import records  # imports TensorFlow, which wrong flags do not wait for
 
+    config = values.config or pretrained.config_of(name)
+    if values.data_dir is not None:
+        config.data_dir = values.data_dir
     try:
-        config = values.config or pretrained.config_of(name)
-        if values.data_dir is not None:
-            config.data_dir = values.data_dir
-        try:
-            scales = tuple(map(float, values.scales))
-        except ValueError:
-            raise ValueError(f"--scales={','.join(values.scales)}: give numbers, with commas and no blanks") from None
-        output = epath.Path(values.output or os.path.join("workdir", "reproduce", name))
-        records.open_dataset(config.dataset, config.data_dir)  # before anything large is downloaded
-        file = pathlib.Path(values.weights) if values.weights else pretrained.fetch(name)
-        report = reproduce(name, pretrained.PUBLISHED[name], config, file, scales, output)
-    except (ValueError, OSError) as error:
-        logging.debug("The traceback of the error below", exc_info=True)
-        sys.exit(f"reproduce: {cli.told(error)}")
+        scales = tuple(map(float, values.scales))
+    except ValueError:
+        raise ValueError(f"--scales={','.join(values.scales)}: give numbers, with commas and no blanks") from None
+    output = epath.Path(values.output or os.path.join("workdir", "reproduce", name))
+    records.open_dataset(config.dataset, config.data_dir)  # before anything large is downloaded
+    file = pathlib.Path(values.weights) if values.weights else pretrained.fetch(name)
+    report = reproduce(name, pretrained.PUBLISHED[name], config, file, scales, output)
     print(f"\n{to_markdown(report)}\nreport: {output / 'report.json'}\nas Markdown: {output / 'report.md'}", flush=True)
 
 
@@ -97,7 +91,7 @@ def published_table() -> str:
         + tuple(f"{row._asdict()[column.field]:.2f}" for column in columns(SCALES) if column.field)
         for name, row in pretrained.PUBLISHED.items()
     ]
-    return _markdown(head, rows)
+    return text.markdown([head, *rows])
 
 
 def reproduce(
@@ -177,7 +171,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         f"{report['name']}: mIoU in percent on {report['num_pictures']} pictures of {report['dataset']} "
         f"{report['split']}, with {report['weights']} (sha256 {report['sha256'][:12]}…)",
         "",
-        _markdown(("column", "scales", "published", "measured", "difference"), rows),
+        text.markdown([("column", "scales", "published", "measured", "difference"), *rows]),
     ]
     if report["published_num_pictures"] not in (None, report["num_pictures"]):
         lines += ["", f"**Not comparable**: the published figures are of {report['published_num_pictures']} pictures."]
@@ -210,19 +204,12 @@ def _measured_before(output: epath.Path, report: dict[str, Any]) -> list[dict[st
 
 
 def _write(output: epath.Path, report: dict[str, Any]) -> None:
-    for name, text in (("report.json", json.dumps(sealing.seal(report), indent=2)), ("report.md", to_markdown(report))):
+    for name, content in (
+        ("report.json", json.dumps(sealing.seal(report), indent=2)),
+        ("report.md", to_markdown(report)),
+    ):
         with files.replacing(output / name) as unfinished:
-            unfinished.write_text(text + "\n", encoding="utf-8")
-
-
-def _markdown(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [
-        "| " + " | ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)) + " |"
-        for row in (head, *rows)
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+            unfinished.write_text(content + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

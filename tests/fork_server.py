@@ -35,7 +35,8 @@ class Server:
     """One process that runs one command at a time; close it, or use `with`."""
 
     def __init__(self, library: pathlib.Path, root: pathlib.Path, cache: pathlib.Path, clock: int = 0):
-        """
+        """Starts a process that has imported all.
+
         Args:
           library: what `compile_faults` gave.
           root: calls that touch what is below this folder are counted, and fail where a fault is armed.

@@ -23,11 +23,7 @@ from dlv3p_jax.runtime import workdir_lock
 from dlv3p_jax.weights import checkpoint_reading
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-COMMANDS = sorted(
-    path.stem
-    for path in (ROOT / "dlv3p_jax").glob("*.py")
-    if re.search(r"cli\.(run|make_flags_parser)\(", path.read_text())
-)
+COMMANDS = sorted(path.stem for path in (ROOT / "dlv3p_jax").glob("*.py") if path.stem != "__init__")
 # What every row of `main` has beside its own flags.
 TRAINING = {"--config": "configs/common.py", "--workdir": "{tmp}/run", "--config.data_dir": "{data}"}
 TRAINING |= {f"--config.{key}": str(value) for key, value in drawn.SETTINGS.items()}

@@ -200,6 +200,8 @@ for line in sys.stdin:
         predict.main(cli.make_flags_parser("predict")(["predict", *ast.literal_eval(line)]))
     except (SystemExit, app.UsageError) as stopped:
         print(repr((str(stopped), "jax" in sys.modules)))
+    except ValueError as error:  # which cli.run answers
+        print(repr((f"predict: {error}", "jax" in sys.modules)))
 """
 
 

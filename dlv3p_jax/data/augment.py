@@ -22,13 +22,13 @@ class Crop:
     """How training cuts pictures.
 
     Attributes:
-      size: (height, width).
-      min_scale, max_scale, scale_step: see `scales`; a step of 0 draws any scale in between.
-      flip: mirror left to right with probability 0.5.
-      ignore_label: what pads labels; pictures are padded with 127.
+        size: (height, width).
+        min_scale, max_scale, scale_step: see `scales`; a step of 0 draws any scale in between.
+        flip: mirror left to right with probability 0.5.
+        ignore_label: what pads labels; pictures are padded with 127.
 
     Raises:
-      ValueError: the range of scales is empty or the step does not divide it.
+        ValueError: the range of scales is empty or the step does not divide it.
     """
 
     size: tuple[int, int]
@@ -74,13 +74,13 @@ def random_crop(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor, crop: Crop)
     """A randomly scaled, padded, cropped and flipped picture, determined by `seed` alone.
 
     Args:
-      image: uint8 `[H, W, 3]`.
-      label: uint8 `[H, W]`.
-      seed: two int64, for example (run's seed, position in the run).
-      crop: how it is cut.
+        image: uint8 `[H, W, 3]`.
+        label: uint8 `[H, W]`.
+        seed: two int64, for example (run's seed, position in the run).
+        crop: how it is cut.
 
     Returns:
-      uint8 `[*crop.size, 3]` and uint8 `[*crop.size]`.
+        uint8 `[*crop.size, 3]` and uint8 `[*crop.size]`.
     """
     draws = tf.random.stateless_uniform([4], seed=seed, dtype=tf.float64)
     if scales := crop.scales:
@@ -99,11 +99,11 @@ def resample_crop(image, label, scaled, offset, crop_size, mirrored, ignore_labe
     """The crop at `offset` of the picture resized to `scaled` and padded at the bottom and right.
 
     Args:
-      image, label: uint8 `[H, W, 3]`, uint8 `[H, W]`.
-      scaled, offset: int32 `[2]`, (height, width) of the scaled picture and (y, x) of the crop in it.
-      crop_size: (height, width).
-      mirrored: bool scalar; whether the crop is mirrored left to right afterwards.
-      ignore_label: pads the label.
+        image, label: uint8 `[H, W, 3]`, uint8 `[H, W]`.
+        scaled, offset: int32 `[2]`, (height, width) of the scaled picture and (y, x) of the crop in it.
+        crop_size: (height, width).
+        mirrored: bool scalar; whether the crop is mirrored left to right afterwards.
+        ignore_label: pads the label.
     """
     size, scaled, offset = tf.shape(label), tf.convert_to_tensor(scaled, tf.int32), tf.cast(offset, tf.int32)
     count = tf.minimum(scaled - offset, crop_size)  # rows and columns of the crop that show the picture

@@ -23,7 +23,7 @@ from absl import logging
 from etils import epath
 
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.runtime import files
+from dlv3p_jax.runtime import files, text
 
 _RECORD = ".source.json"
 _LAST = "dataset_info.json"  # the file without which nothing is a data set, so that it goes last and comes first
@@ -53,14 +53,14 @@ def fetch(dataset: str, data_dir: str) -> pathlib.Path | None:
     set at once wait for the one that copies it.
 
     Args:
-      dataset: its name.
-      data_dir: a URL that etils.epath knows, below which `prepare` or a copy of its folder put data sets.
+        dataset: its name.
+        data_dir: a URL that etils.epath knows, below which `prepare` or a copy of its folder put data sets.
 
     Returns:
-      The folder of the copy; None: there is no such data set below `data_dir`.
+        The folder of the copy; None: there is no such data set below `data_dir`.
 
     Raises:
-      DatasetError: `data_dir` cannot be read, or its copy not written; the message says why, and what to do.
+        DatasetError: `data_dir` cannot be read, or its copy not written; the message says why, and what to do.
     """
     with _reading(data_dir):
         if not epath.Path(data_dir).exists():  # unlike is_dir, this raises what went wrong
@@ -84,7 +84,7 @@ def names(data_dir: str) -> list[str]:
     """The data sets below `data_dir`, a URL.
 
     Raises:
-      DatasetError: it cannot be read.
+        DatasetError: it cannot be read.
     """
     with _reading(data_dir):
         root = epath.Path(data_dir)
@@ -95,7 +95,7 @@ def upload(dataset: str, version: str, data_dir: str) -> None:
     """Copies a version of a data set from `local_data_dir(data_dir)` to `data_dir`; whole or as if not there.
 
     Raises:
-      DatasetError: it cannot be read or written.
+        DatasetError: it cannot be read or written.
     """
     source, target = local_data_dir(data_dir) / dataset / version, epath.Path(data_dir) / dataset / version
     sizes = {path.name: path.stat().st_size for path in sorted(source.iterdir()) if not path.name.startswith(".")}
@@ -179,12 +179,12 @@ def _copy_files(paths: Mapping[epath.Path, epath.Path], sizes: Mapping[str, int]
     """Copies files, some at once, logging how far it is; each appears under its name only when it is whole.
 
     Args:
-      paths: {from: to}; a file of this machine is written as NAME.part and renamed, one in a bucket is as it should be.
-      sizes: {name: bytes} of these files.
-      what: for the log.
+        paths: {from: to}; a file of this machine is written as NAME.part and renamed, one in a bucket needs no such.
+        sizes: {name: bytes} of these files.
+        what: for the log.
 
     Raises:
-      OSError: one came with other bytes than `sizes` has.
+        OSError: one came with other bytes than `sizes` has.
     """
     total, start, told = sum(sizes.values()), time.monotonic(), time.monotonic()
     done, stopped, lock = 0, threading.Event(), threading.Lock()
@@ -257,7 +257,7 @@ def _reading(url: str) -> Iterator[None]:
         yield
     except Exception as error:
         scheme = url.partition("://")[0]
-        reason = f"nothing here knows {scheme}://" if isinstance(error, KeyError) else _one_line(error)
+        reason = f"nothing here knows {scheme}://" if isinstance(error, KeyError) else text.one_line(error)
         raise DatasetError(
             f"{url} cannot be read: {reason}. Is the name right, is this machine logged in, and may it read there?"
         ) from error
@@ -271,13 +271,9 @@ def _writing(target: pathlib.Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise DatasetError(
-            f"{target} could not be written: {_one_line(error)}. What came whole stays: the same command goes on. "
+            f"{target} could not be written: {text.one_line(error)}. What came whole stays: the same command goes on. "
             f"Copies of data sets are in {files.cache_folder() / 'data'}, which DLV3P_CACHE changes"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400] or type(error).__name__
 
 
 def _write_record(folder: pathlib.Path, stats: Stats) -> None:

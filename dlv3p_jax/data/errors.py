@@ -1,7 +1,9 @@
 """The error that every part of the data code raises for what a user can mend."""
 
+from dlv3p_jax.runtime.errors import UserError
 
-class DatasetError(ValueError):
+
+class DatasetError(UserError):
     """A data set, or the files it is made of, cannot be used; the message names the file, the value and what to do."""
 
 

@@ -1,17 +1,25 @@
-"""How much of what is trained on is padding: pictures that are smaller than the crop are filled up."""
+"""How far pictures are filled up: to what size in evaluation, and how much of what is trained on is padding."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import logging
 
-from dlv3p_jax.data import augment
+if TYPE_CHECKING:  # it imports TensorFlow, which prediction does without
+    from dlv3p_jax.data import augment
 
 _MUCH = 0.5  # VOC's pictures in crops of 512x512 have a quarter
 
 
-def padding_share(sizes: Sequence[tuple[int, int]], crop: augment.Crop) -> float:
-    """The expected share of padding, 0 to 1, in the crops of pictures of these (height, width)."""
+def padded_size(size: Sequence[int], eval_size: Sequence[int] | None) -> tuple[int, int]:
+    """What a picture of (height, width) is padded to; larger ones, and all without `eval_size`, keep their own size."""
+    height, width = size if eval_size is None else map(max, size, eval_size)
+    return height, width
+
+
+def padding_share(sizes: Sequence[tuple[int, int]], crop: "augment.Crop") -> float:
+    """How far pictures are filled up: to what size in evaluation, and how much of what is trained on is padding."""
     different, counts = np.unique(np.array(sizes), axis=0, return_counts=True)
     scales = crop.scales or np.linspace(crop.min_scale, crop.max_scale, 101)
     scaled = np.maximum(np.round(different[:, None] * np.asarray(scales)[:, None]), 1)  # [sizes, scales, 2]
@@ -19,8 +27,8 @@ def padding_share(sizes: Sequence[tuple[int, int]], crop: augment.Crop) -> float
     return 1 - float(np.average(filled, weights=counts))
 
 
-def warn_of_padding(sizes: Sequence[tuple[int, int]], crop: augment.Crop) -> None:
-    """One line in the log where more than half of what is trained on is padding, with a crop that fits the pictures."""
+def warn_of_padding(sizes: Sequence[tuple[int, int]], crop: "augment.Crop") -> None:
+    """How far pictures are filled up: to what size in evaluation, and how much of what is trained on is padding."""
     share = padding_share(sizes, crop)
     if share <= _MUCH:
         return

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from dlv3p_jax.data import augment, records
+from dlv3p_jax.data import augment, padding, records
 from dlv3p_jax.data.errors import DatasetError
 
 Batch = dict[str, np.ndarray]  # 'image' uint8 [B, H, W, 3], 'label' uint8 [B, H, W], 'id' bytes [B], and 'size'
@@ -51,17 +51,17 @@ def train_batches(
     """This process's rows of the global batches of steps first_step … num_steps - 1.
 
     Args:
-      dataset, split: what to read.
-      crop: how the pictures are cut.
-      batch_size: of the global batch.
-      first_step: where to begin, in O(1): nothing before it is read.
-      num_steps: where the run ends.
-      seed: decides order and augmentation, together with the position.
-      cache: keep every picture that was decoded in memory, `cache_bytes` in the end; the batches are the same.
-      rows: which rows of the batch are ours (`sharding.local_rows`); None: all.
+        dataset, split: what to read.
+        crop: how the pictures are cut.
+        batch_size: of the global batch.
+        first_step: where to begin, in O(1): nothing before it is read.
+        num_steps: where the run ends.
+        seed: decides order and augmentation, together with the position.
+        cache: keep every picture that was decoded in memory, `cache_bytes` in the end; the batches are the same.
+        rows: which rows of the batch are ours (`sharding.local_rows`); None: all.
 
     Yields:
-      {'image': uint8 `[b, *crop.size, 3]`, 'label': uint8 `[b, *crop.size]`, 'id': bytes `[b]`}.
+        {'image': uint8 `[b, *crop.size, 3]`, 'label': uint8 `[b, *crop.size]`, 'id': bytes `[b]`}.
     """
     dataset.require_labels(split)
     source, num_pictures = dataset.source(split), dataset.num_pictures(split)
@@ -118,25 +118,19 @@ class EvalPlan:
     sizes: frozenset[tuple[int, int]]
 
 
-def padded_size(size: Sequence[int], eval_size: Sequence[int] | None) -> tuple[int, int]:
-    """What a picture of (height, width) is padded to; larger ones, and all without `eval_size`, keep their own size."""
-    height, width = size if eval_size is None else map(max, size, eval_size)
-    return height, width
-
-
 def plan_evaluation(
     sizes: Sequence[tuple[int, int]], batch_size: int, eval_size: Sequence[int] | None = None
 ) -> EvalPlan:
     """Groups pictures of equal padded size: each is compiled once, and no picture is padded for a neighbour's sake.
 
     Args:
-      sizes: (height, width) of every picture in the split.
-      batch_size: the largest batch; a size's last batch may hold fewer pictures and is filled up when it is read.
-      eval_size: (height, width) that smaller pictures are padded to, or None.
+        sizes: (height, width) of every picture in the split.
+        batch_size: the largest batch; a size's last batch may hold fewer pictures and is filled up when it is read.
+        eval_size: (height, width) that smaller pictures are padded to, or None.
     """
     groups = collections.defaultdict(list)
     for index, size in enumerate(sizes):
-        groups[padded_size(size, eval_size)].append(index)
+        groups[padding.padded_size(size, eval_size)].append(index)
     batches = [
         tuple(indices[start : start + batch_size])
         for indices in groups.values()
@@ -160,18 +154,18 @@ def eval_batches(
     not full is filled with pictures of no size, whose id is empty.
 
     Yields:
-      {'image': uint8 `[b, H, W, 3]`, 'label': uint8 `[b, H, W]`, 'size': int32 `[b, 2]`, each picture's own height and
-      width, 'id': bytes `[b]`}; H and W differ between batches.
+        {'image': uint8 `[b, H, W, 3]`, 'label': uint8 `[b, H, W]`, 'size': int32 `[b, 2]`, each picture's own height
+        and width, 'id': bytes `[b]`}; H and W differ between batches.
 
     Raises:
-      DatasetError: the split has no labels.
+        DatasetError: the split has no labels.
     """
     dataset.require_labels(split)
     source, plan = dataset.source(split), plan_evaluation(dataset.sizes(split), batch_size, eval_size)
     rows = range(batch_size) if rows is None else rows
     ours = [{place: batch[row] for place, row in enumerate(rows) if row < len(batch)} for batch in plan.batches]
     own_sizes = dataset.sizes(split)
-    batch_shapes = [padded_size(own_sizes[batch[0]], eval_size) for batch in plan.batches]
+    batch_shapes = [padding.padded_size(own_sizes[batch[0]], eval_size) for batch in plan.batches]
     indices = np.array([index for batch in ours for index in batch.values()], np.int64)
 
     def make_example(index):

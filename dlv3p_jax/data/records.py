@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 
 from dlv3p_jax.data import bucket, downloads, opening
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.runtime import disk_errors, files, local_paths
+from dlv3p_jax.runtime import disk_errors, files, local_paths, text
 
 VERSION = "1.0.0"  # of data sets that are prepared now; whatever version is there is read
 VERSIONS = {"toy_streets": "2.0.0"}  # where the pictures themselves have changed since 1.0.0
@@ -202,7 +202,7 @@ class _Source(Sequence[dict[str, bytes]]):
             if words := disk_errors.passing(error):
                 where = f"record {index} of {self._split} in {self._dataset.folder}"
                 raise DatasetError(f"{where} cannot be read now: {words}") from error
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = text.first_line(error)
             raise self._dataset.damaged(self._split, index, reason) from error
         if not record["id"] or not record["image"] or record["label"] is None:  # of a file that lost its end
             raise self._dataset.damaged(self._split, index, "it is empty")

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import fcntl
 import functools
 import io
 import itertools
@@ -24,7 +23,7 @@ from dlv3p_jax.datasets.file_names import leave_out_no_text, printable
 from dlv3p_jax.datasets.palettes import Palettes
 from dlv3p_jax.datasets.repeats import Repeats, every_pair
 from dlv3p_jax.datasets.workers import ordered_map
-from dlv3p_jax.runtime import disk_errors
+from dlv3p_jax.runtime import disk_errors, files
 
 _PICTURES_A_SHARD = 512
 _MEND = "\nMend these, or leave them out with --skip_bad"
@@ -66,7 +65,8 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         workers: int = 1,
         skip_bad: bool = False,
     ):
-        """
+        """What to make of which items, and how strictly.
+
         Args:
             data_dir: where TFDS makes NAME/VERSION.
             splits: what `read` takes, by split.
@@ -334,23 +334,21 @@ def prepare_dataset(
 @contextlib.contextmanager
 def _locked(root: pathlib.Path) -> Iterator[None]:
     """Holds the folder's lock, which ends with the process; removes the folder if it ends up empty."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(root, os.O_RDONLY)
-    except OSError as error:
-        raise DatasetError(f"--data_dir: cannot make {root} ({error.strerror})") from error
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            root.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.lock_folder(root))
+        except files.Locked as error:
             raise DatasetError(f"another process is preparing {root}; wait for it") from error
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(descriptor)
-        with contextlib.suppress(OSError):
-            root.rmdir()
+        except files.NoLocks:
+            pass
+        except OSError as error:
+            raise DatasetError(f"--data_dir: cannot make {root} ({error.strerror})") from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                root.rmdir()
 
 
 def already_there(where: str | os.PathLike, description: str | None = None) -> DatasetError:

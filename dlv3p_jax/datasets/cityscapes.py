@@ -49,7 +49,8 @@ class Cityscapes(PictureBuilder):
     def __init__(
         self, data_dir: str | os.PathLike, source: str | os.PathLike, *, workers: int = 1, skip_bad: bool = False
     ):
-        """
+        """Finds pictures and labels.
+
         Args:
             data_dir: where TFDS makes cityscapes/VERSION.
             source: the folder that holds both.

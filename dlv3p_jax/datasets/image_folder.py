@@ -32,7 +32,8 @@ class ImageFolder(PictureBuilder):
         workers: int = 1,
         skip_bad: bool = False,
     ):
-        """
+        """Finds pictures and labels.
+
         Args:
             data_dir: where TFDS makes image_folder/VERSION.
             source: the folder.

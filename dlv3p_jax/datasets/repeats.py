@@ -14,7 +14,8 @@ class Repeats:
     """
 
     def __init__(self, apart: Iterable[tuple[str, str]], as_published: bool = False):
-        """
+        """Has seen no picture yet.
+
         Args:
             apart: pairs of splits that should have no picture in common.
             as_published: a picture with two labels is told, and no error.

@@ -77,7 +77,8 @@ class _SceneFolders(PictureBuilder):
     def __init__(
         self, data_dir: str | os.PathLike, source: str | os.PathLike, *, workers: int = 1, skip_bad: bool = False
     ):
-        """
+        """Finds pictures and labels.
+
         Args:
             data_dir: where TFDS makes NAME/VERSION.
             source: the folder of the data, or the one that holds it.

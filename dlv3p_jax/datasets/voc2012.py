@@ -32,7 +32,8 @@ class Voc2012(PictureBuilder):
         workers: int = 1,
         skip_bad: bool = False,
     ):
-        """
+        """Finds pictures and labels.
+
         Args:
             data_dir: where TFDS makes voc2012/VERSION.
             source: VOC2012, or the folder that holds it or VOCdevkit.

@@ -16,6 +16,7 @@ from etils import epath
 
 from dlv3p_jax.evaluation import bootstrap, metrics, picture_scores
 from dlv3p_jax.runtime import disk_errors, files, sealing
+from dlv3p_jax.runtime.errors import UserError
 
 _HOW = "evaluate with python -m dlv3p_jax.main --mode=eval"
 
@@ -26,7 +27,7 @@ _TOY = "toy_streets"  # the one data set of then that is synthetic
 _OWN = "."  # in place of its path, so that a workdir may be moved and copied
 
 
-class ReportError(ValueError):
+class ReportError(UserError):
     """There is nothing to report, or it cannot be read; the message names the file and says what to do."""
 
 

@@ -21,6 +21,7 @@ from dlv3p_jax.data.labels import read_label
 from dlv3p_jax.data.pictures import read_rgb
 from dlv3p_jax.evaluation import metrics
 from dlv3p_jax.runtime import disk_errors, files
+from dlv3p_jax.runtime.errors import UserError
 
 KINDS = ("worst", "typical", "best")
 SHOWN = 3  # of each kind
@@ -28,7 +29,7 @@ SHOWN_WIDTH = 480
 _TYPICAL_FROM = 100  # typical pictures are looked for among at least so many, evenly spread, and not among all
 
 
-class PictureScoresError(ValueError):
+class PictureScoresError(UserError):
     """A file of picture scores cannot be read; the message names it."""
 
 

@@ -15,7 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from dlv3p_jax.data import colors, decoding, ranges
+from dlv3p_jax.data import colors, decoding, padding, ranges
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Problem, Stored, read_image
 from dlv3p_jax.evaluation import views as evaluate
@@ -106,7 +106,7 @@ def predict_pictures(
     for picture in pictures:
         size = _read_size(picture)
         if not isinstance(size, Problem):
-            groups[padded(size, config.eval_size)].append(picture)
+            groups[padding.padded_size(size, config.eval_size)].append(picture)
         elif picture.name not in done:
             yield size
     left = {size: [picture for picture in group if picture.name not in done] for size, group in groups.items()}
@@ -161,11 +161,6 @@ class _Said:
     def end(self) -> None:
         if complaint := self._ranges.complaint():
             logging.warning("%s", complaint)
-
-
-def padded(size: tuple[int, int], eval_size: tuple[int, int] | None) -> tuple[int, int]:
-    """What a picture of (height, width) is padded to, as in evaluation."""
-    return size if eval_size is None else (max(size[0], eval_size[0]), max(size[1], eval_size[1]))
 
 
 def _batches(group: Sequence[Picture], batch_size: int, done: Collection[str]) -> list[list[Picture | None]]:
@@ -241,7 +236,7 @@ def _read(
         image = stored.pixels()
     except DatasetError as error:
         return Problem(picture.name, str(error))
-    if padded(image.shape[:2], eval_size) != padded_size:
+    if padding.padded_size(image.shape[:2], eval_size) != padded_size:
         return Problem(picture.name, f"{picture.path}: its size is not what its header says; save it again")
     return _Row(picture, image, dataclasses.replace(stored, data=b""))
 

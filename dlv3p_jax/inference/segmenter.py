@@ -13,7 +13,7 @@ from absl import logging
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
-from dlv3p_jax.data import decoding, ranges, viz
+from dlv3p_jax.data import decoding, padding, ranges, viz
 from dlv3p_jax.data.pictures import read_image, to_eight_bits
 from dlv3p_jax.inference import predictor
 from dlv3p_jax.runtime import sharding
@@ -178,7 +178,7 @@ class Segmenter:
     def _predict(self, kind: str, image: np.ndarray) -> np.ndarray:
         sharding.check_process()
         height, width = image.shape[:2]
-        images = np.zeros((1, *predictor.padded((height, width), self.config.eval_size), 3), np.uint8)
+        images = np.zeros((1, *padding.padded_size((height, width), self.config.eval_size), 3), np.uint8)
         images[0, :height, :width] = image
         labels, probabilities = self._programs[kind](self._variables, images, np.array([[height, width]], np.int32))
         return np.asarray(labels if probabilities is None else probabilities)[0, :height, :width]

@@ -18,7 +18,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from dlv3p_jax.performance import hlo, tpu, workloads
-from dlv3p_jax.runtime import configuration, sharding
+from dlv3p_jax.runtime import configuration, sharding, text
 
 # What the compiler says of a program that is too large; units are binary.
 _NEEDED = re.compile(r"(?:Used|\() ?([\d.]+)([KMGT])\)? (?:of|exceeds)")
@@ -37,7 +37,7 @@ def make_mesh(config, piece: tpu.Slice) -> Mesh:
         )
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
-            f"--topology={piece.name}: the compiler has no {piece.topology} ({_first_line(error)})"
+            f"--topology={piece.name}: the compiler has no {piece.topology} ({text.first_line(error)})"
         ) from error
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space, description.devices)
     if mesh.size < piece.num_chips:
@@ -80,9 +80,9 @@ def compile_program(config, mesh: Mesh, views: dict[str, Any] | None, size: tupl
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return result | {"fits": False, "needed_bytes": needed_bytes(str(error)), "message": _first_line(error)}
-    cost, text = program.cost_analysis(), program.as_text()
-    assert cost is not None and text is not None  # which this compiler tells
+        return result | {"fits": False, "needed_bytes": needed_bytes(str(error)), "message": text.first_line(error)}
+    cost, listing = program.cost_analysis(), program.as_text()
+    assert cost is not None and listing is not None  # which this compiler tells
     turns = config.accumulate_steps
     if views is not None:
         turns = 2 if views["flip"] else 1
@@ -93,7 +93,7 @@ def compile_program(config, mesh: Mesh, views: dict[str, Any] | None, size: tupl
         "memory": memory_by_kind(load, program.memory_analysis(), mesh.size),
         "flops": cost["flops"] * turns,
         "moved_bytes": cost["bytes accessed"] * turns,
-        "collectives": [dataclasses.asdict(item) for item in hlo.collectives(text, round(turns))],
+        "collectives": [dataclasses.asdict(item) for item in hlo.collectives(listing, round(turns))],
         "turns": turns,
     }
 
@@ -134,10 +134,6 @@ def _num_bytes(tree) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
 def main(request_file: str, result_file: str) -> None:
     request = json.loads(pathlib.Path(request_file).read_text(encoding="utf-8"))
     try:
@@ -145,7 +141,7 @@ def main(request_file: str, result_file: str) -> None:
         mesh = make_mesh(config, tpu.find(request["slice"]))
         result = compile_program(config, mesh, request["views"], tuple(request["size"]))
     except (ValueError, jax.errors.JaxRuntimeError) as error:
-        result = {"error": _first_line(error)}
+        result = {"error": text.first_line(error)}
     pathlib.Path(result_file).write_text(json.dumps(result), encoding="utf-8")
 
 

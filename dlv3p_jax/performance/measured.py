@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from dlv3p_jax import __version__
+from dlv3p_jax.data import padding
 from dlv3p_jax.performance import timing, workloads
-from dlv3p_jax.runtime import configuration, sharding
+from dlv3p_jax.runtime import configuration, sharding, text
 
 KINDS = ("train", "predict", "evaluate", "input")
 
@@ -119,7 +120,7 @@ def parse_size(words: Sequence[str]) -> tuple[int, int]:
 
 def _evaluations(config, mesh, variables, size) -> list[workloads.Workload]:
     """The forward passes at every scale, and the evaluations that consist of them."""
-    padded = workloads.padded_size(config, size)
+    padded = padding.padded_size(size, config.eval_size)
     scales = sorted({1.0, *workloads.scales_of(config)})
     passes = [workloads.predict(config, mesh, variables, padded, scale) for scale in scales]
     return passes + workloads.evaluations(config, mesh, variables, size)
@@ -214,7 +215,7 @@ def _program_text(result: dict[str, Any]) -> str:
     lines = [
         f"{model['backbone']}, output stride {model['output_stride']}, {result['num_classes']} classes, "
         f"on {devices['count']} x {devices['kind']} (mesh: {places}), jax {result['jax']}, {result['date']}",
-        timing.table(rows),
+        text.table(rows),
         f"Medians of {result['product']['seconds']['repeats']} repeats; spread: (max - min) / median.",
         f"TFLOP/s: of the straightforward model, by the compiler's count; the product of two {product['dtype']} "
         f"matrices of {product['size']}x{product['size']} made {product['teraflops_per_second']:.3g} on one device.",
@@ -253,7 +254,7 @@ def _input_text(result: dict[str, Any]) -> str:
     source, target = ("x".join(map(str, result[name])) for name in ("source_size", "crop_size"))
     lines = [
         f"{result['pictures']} from {source} to crops of {target}, {result['cores']} cores, {result['date']}",
-        timing.table(rows),
+        text.table(rows),
         "A CPU second is one of this process on one core, whatever else the machine does.",
     ]
     return "\n".join([*lines, *_others(result)])

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dlv3p_jax.performance import timing
+from dlv3p_jax.runtime import text
 
 _EFFORTS = {
     "low": "The compiler made low effort. At full effort (--effort=full), as for a program that runs, operations and "
@@ -77,7 +77,7 @@ def _memory(report: dict[str, Any], programs) -> str:
             total = program["needed_bytes"]
         row += ["?", "?"] if total is None else [_mib(total), f"{total / usable:.0%}"]
         rows.append([*row, "yes" if program["fits"] else "NO"])
-    return timing.table(rows)
+    return text.table(rows)
 
 
 def _largest(report: dict[str, Any]) -> list[str]:
@@ -122,7 +122,7 @@ def _costs(programs) -> str:
                 f"{program['compile_seconds']:.0f}",
             ]
         )
-    return timing.table(rows)
+    return text.table(rows)
 
 
 def _exchanges(programs) -> list[str]:
@@ -167,7 +167,7 @@ def _meshes(report: dict[str, Any]) -> str:
         else:
             row += ["?" if program["needed_bytes"] is None else _mib(program["needed_bytes"]), "?", "?", ""]
         rows.append(row)
-    return "Training steps, the best mesh first\n" + timing.table(rows)
+    return "Training steps, the best mesh first\n" + text.table(rows)
 
 
 def _megabytes(number: float) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from dlv3p_jax import __version__
+from dlv3p_jax.data import padding
 from dlv3p_jax.performance import compile_process, hlo, tpu, workloads
 from dlv3p_jax.runtime import configuration, sharding
 
@@ -139,7 +140,8 @@ def sensible_meshes(config, num_chips: int, size: tuple[int, int]) -> list[tuple
 def evaluated_size(config) -> tuple[tuple[int, int], str]:
     """The (height, width) that evaluation compiles for, as far as the configuration tells, and where it is from."""
     if config.dataset in _PICTURE_SIZES:
-        return workloads.padded_size(config, _PICTURE_SIZES[config.dataset]), f"the pictures of {config.dataset}"
+        size = padding.padded_size(_PICTURE_SIZES[config.dataset], config.eval_size)
+        return size, f"the pictures of {config.dataset}"
     if config.eval_size is not None:
         return tuple(config.eval_size), "config.eval_size, taking no picture to be larger"
     return tuple(config.crop_size), "config.crop_size, for want of the pictures' own: give --size"

@@ -170,13 +170,3 @@ def share_of_others(before, after, own_seconds: float) -> float | None:
     if before is None or after is None or after[1] <= before[1]:
         return None
     return max(0.0, (after[0] - before[0] - own_seconds) / (after[1] - before[1]))
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of words, the first of them the heads, as aligned columns; all but the first column are set to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(word.ljust(width) if index == 0 else word.rjust(width) for index, (word, width) in enumerate(pairs))
-        for pairs in (zip(row, widths, strict=True) for row in rows)
-    )
-    return "\n".join(line.rstrip() for line in lines)

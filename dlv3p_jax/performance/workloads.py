@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dlv3p_jax import models
+from dlv3p_jax.data import padding
 from dlv3p_jax.evaluation import views as evaluate
 from dlv3p_jax.models import Variables, build_model
 from dlv3p_jax.performance import straightforward, timing
@@ -197,7 +198,7 @@ def evaluate_views(
     def count() -> float | None:
         total = 0.0
         for scale in scales:
-            view, times = _windows(config.eval, _scaled(padded_size(config, size), scale))
+            view, times = _windows(config.eval, _scaled(padding.padded_size(size, config.eval_size), scale))
             operations = _forward_operations(config, variables, batch_size, view)
             if operations is None:
                 return None
@@ -224,12 +225,6 @@ def named_views(config) -> dict[str, tuple[tuple[float, ...], bool]]:
 def scales_of(config) -> tuple[float, ...]:
     """The scales of 'flip + scales': those of the configuration where it has several, else `SCALES`."""
     return tuple(config.eval.scales) if len(config.eval.scales) > 1 else SCALES
-
-
-def padded_size(config, size: Sequence[int]) -> tuple[int, int]:
-    """What evaluation pads pictures of (height, width) `size` to."""
-    height, width = size if config.eval_size is None else map(max, size, config.eval_size)
-    return height, width
 
 
 def _are_shapes(variables) -> bool:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from dlv3p_jax.runtime import board, configuration, provenance
+from dlv3p_jax.runtime.errors import UserError
 
 # Where each host has its data, how it reads them, and what only process 0 does. What `pretrained` names is compared by
 # what was loaded.
@@ -23,7 +24,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ten
 _SHOWN = 3  # keys that a message names
 
 
-class DifferenceError(ValueError):
+class DifferenceError(UserError):
     """A process has something else than process 0; the message names the process, the keys and both values."""
 
 

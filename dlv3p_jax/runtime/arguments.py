@@ -34,12 +34,12 @@ def parse(argv: list[str], values: flags.FlagValues, defaults: dict[str, object]
     """Parses a command's arguments into `values`; returns what is left of them, `argv[0]` being the program.
 
     Args:
-      argv: as the shell gave them.
-      values: the flags that are defined.
-      defaults: the keys of --config and their defaults.
+        argv: as the shell gave them.
+        values: the flags that are defined.
+        defaults: the keys of --config and their defaults.
 
     Raises:
-      flags.Error, ValueError, and whatever a file of configs/ raises when it is run: a flag is wrong.
+        flags.Error, ValueError, and whatever a file of configs/ raises when it is run: a flag is wrong.
     """
     with contextlib.suppress(FileNotFoundError):
         _require_utf8("the current folder", os.getcwd())

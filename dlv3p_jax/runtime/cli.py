@@ -155,13 +155,16 @@ def require_config(argv: list[str]) -> None:
         raise app.UsageError("give --config=FILE, such as --config=configs/cityscapes_r50.py")
 
 
-def run(main: Callable[[list[str]], None], command: str) -> None:
-    """Runs a command, whose flags are defined; what is wrong with them ends it in one line that begins with its name.
+def run(main: Callable[[list[str]], None], command: str, in_words: Callable[[Exception], str] = told) -> None:
+    """Runs a command, whose flags are defined; what a user can mend ends it in one line that begins with its name.
+
+    That are wrong flags, every `UserError` and other ValueError, and every OSError. --verbosity=1 shows the traceback.
 
     Args:
-      main: gets what is left of the arguments beside flags, `argv[0]` being the program; raises app.UsageError where
-        flags do not go together.
-      command: its name.
+        main: gets what is left of the arguments beside flags, `argv[0]` being the program; raises app.UsageError where
+          flags do not go together.
+        command: its name.
+        in_words: what to say of an error that is not about flags.
     """
 
     def answer(argv: list[str]) -> None:
@@ -171,6 +174,9 @@ def run(main: Callable[[list[str]], None], command: str) -> None:
             main(argv)
         except app.UsageError as error:  # which absl would answer with all of --help
             sys.exit(f"{command}: {error} (--help lists the flags)")
+        except (ValueError, OSError) as error:
+            logging.debug("The traceback of the error below", exc_info=True)
+            sys.exit(f"{command}: {in_words(error)}")
 
     terminal.prepare()
     # Without a home folder it says that its list of fonts goes with the process.

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs import common
 from dlv3p_jax.runtime import files, sealing
+from dlv3p_jax.runtime.errors import UserError
 
 # These may change when a run is resumed, and all below them: they decide where and on what, how often and how it is
 # looked at, not what is trained.
@@ -40,7 +41,7 @@ MODEL_MAY_DIFFER = ("dropout", "dtype", "output_stride", "remat")
 FEW_PICTURES = 8
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration key has a value that cannot be used; the message names both."""
 
 
@@ -48,7 +49,7 @@ def resolve(config: ml_collections.ConfigDict, num_classes: int, ignore_label: i
     """The configuration with what the data set knows filled in.
 
     Raises:
-      ConfigError: `num_classes`, `ignore_label` or the number of `loss.class_weights` differs from the data set's.
+        ConfigError: `num_classes`, `ignore_label` or the number of `loss.class_weights` differs from the data set's.
     """
     config = config.copy_and_resolve_references()
     for key, value in (("num_classes", num_classes), ("ignore_label", ignore_label)):
@@ -149,7 +150,7 @@ def read(path: epath.PathLike) -> ml_collections.ConfigDict:
     Keys that it lacks, since an older version wrote it, are as in `configs/common.py`.
 
     Raises:
-      ConfigError: the file holds something else, or was damaged or changed.
+        ConfigError: the file holds something else, or was damaged or changed.
     """
     try:
         return from_dict(sealing.unseal(json.loads(epath.Path(path).read_text(encoding="utf-8"))))
@@ -161,7 +162,7 @@ def from_dict(written: dict[str, Any]) -> ml_collections.ConfigDict:
     """A configuration from what `to_dict` gave; keys that it lacks are as in `read`.
 
     Raises:
-      ValueError, TypeError: it is something else.
+        ValueError, TypeError: it is something else.
     """
 
     def restore(value):
@@ -181,7 +182,7 @@ def check_model(config, trained, checkpoint: epath.PathLike) -> None:
     The keys in MODEL_MAY_DIFFER are only told. A key that `trained` lacks, since it is older, is not compared.
 
     Raises:
-      ConfigError: another key differs, so that the scores would be wrong; the message has keys and both values.
+        ConfigError: another key differs, so that the scores would be wrong; the message has keys and both values.
     """
     then, now = to_dict(trained).get("model", {}), to_dict(config)["model"]
     lines = []

@@ -13,6 +13,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util import tensor_util
 
 from dlv3p_jax.runtime import files
+from dlv3p_jax.runtime.errors import UserError
 
 _LARGEST = 1 << 16  # bytes of an event; what is larger is a picture
 
@@ -26,7 +27,7 @@ class Point:
     time: float
 
 
-class DamageError(ValueError):
+class DamageError(UserError):
     """A record is not what was written; the message names the file and says what is lost."""
 
 
@@ -91,7 +92,7 @@ def _read_events(path: epath.Path) -> Iterator[Event]:
     """Records of TensorFlow's format: length (8 bytes), its checksum (4), the event, its checksum (4).
 
     Raises:
-      DamageError: a record that is there is not what was written.
+        DamageError: a record that is there is not what was written.
     """
     with files.naming(path), path.open("rb") as file:
         while len(header := file.read(12)) == 12:
@@ -117,7 +118,7 @@ def count_whole(path: epath.Path, start: int) -> tuple[int, int]:
     """How many events from byte `start` on are whole, and where the last of them ends.
 
     Raises:
-      OSError: the file cannot be read; it names it.
+        OSError: the file cannot be read; it names it.
     """
     count = 0
     with files.naming(path), path.open("rb") as file:

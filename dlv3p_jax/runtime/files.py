@@ -97,17 +97,16 @@ def _new_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
     while True:
         unfinished = parent / f".{os.getpid()}-{secrets.token_hex(4)}{_FOLDER}"
         unfinished.mkdir()
-        descriptor = os.open(unfinished, os.O_RDONLY)
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if unfinished.exists():  # and not taken for a leftover before it was locked
-            break
-        os.close(descriptor)
-    try:
-        yield unfinished
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        os.close(descriptor)
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # a file system without locks
+                stack.enter_context(lock_folder(unfinished))
+            if not unfinished.exists():  # it was taken for a leftover before it was locked
+                continue
+            try:
+                yield unfinished
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            return
 
 
 def _put(unfinished: pathlib.Path, folder: pathlib.Path) -> None:
@@ -132,17 +131,8 @@ def _put(unfinished: pathlib.Path, folder: pathlib.Path) -> None:
 
 def _remove_unless_held(leftover: pathlib.Path) -> None:
     """Removes a folder that nobody holds a lock of; leaves it where there are no locks."""
-    try:
-        descriptor = os.open(leftover, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.suppress(OSError), lock_folder(leftover):
         shutil.rmtree(leftover, ignore_errors=True)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
 
 
 def unfinished_name() -> str:
@@ -200,6 +190,28 @@ def lock(path: epath.PathLike, wait: bool = False) -> Iterator[None]:
             file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
             file.flush()
         yield
+
+
+@contextlib.contextmanager
+def lock_folder(folder: epath.PathLike) -> Iterator[None]:
+    """Holds the lock of a folder itself, which leaves nothing in it; does not wait.
+
+    Raises:
+        Locked: another process holds it.
+        NoLocks: the file system has none.
+        OSError: the folder cannot be opened.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Locked(pathlib.Path(folder), "") from error
+        except OSError as error:  # whatever it is: NFS, for one, has other answers for folders
+            raise NoLocks(error.errno, error.strerror, str(folder)) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _open_lock(path: epath.PathLike) -> IO[str]:

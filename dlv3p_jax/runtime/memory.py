@@ -7,6 +7,7 @@ import pathlib
 import jax
 from jax.sharding import Mesh
 
+from dlv3p_jax.runtime import text
 from dlv3p_jax.runtime.configuration import ConfigError
 
 EVALUATION_REMEDIES = "take a smaller --config.eval.batch_size, or --config.eval.window (docs/memory.md)"
@@ -35,8 +36,8 @@ def host_limit(
     SLURM, systemd and Docker limit a control group some way below the top, so that every group from ours up counts.
 
     Args:
-      cgroups: where Linux shows the limits of control groups, as version 2 or 1 lays them out.
-      ours: the file that says in which groups this process is, a line `number:controllers:path` each.
+        cgroups: where Linux shows the limits of control groups, as version 2 or 1 lays them out.
+        ours: the file that says in which groups this process is, a line `number:controllers:path` each.
     """
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     groups = [(cgroups, "memory.max", ""), (cgroups / "memory", "memory.limit_in_bytes", "")]
@@ -59,7 +60,7 @@ def check_logits(config, mesh: Mesh) -> None:
     """A bound that takes no compiling: the logits of a device's pictures and their gradient, in float32.
 
     Raises:
-      ConfigError: they alone do not fit; the message has the sizes and what to change.
+        ConfigError: they alone do not fit; the message has the sizes and what to change.
     """
     height, width = config.crop_size
     pixels = config.batch_size // config.accumulate_steps * height * width / mesh.size
@@ -70,7 +71,7 @@ def check_program(config, mesh: Mesh, program: jax.stages.Compiled) -> None:
     """Compares what the compiler says that a training step takes with what there is.
 
     Raises:
-      ConfigError: it does not fit; the message has the sizes and what to change.
+        ConfigError: it does not fit; the message has the sizes and what to change.
     """
     sizes = program.memory_analysis()
     if sizes is None:  # not every backend tells
@@ -84,7 +85,7 @@ def exhausted(error: BaseException) -> str | None:
     if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" not in str(error):
         return None
     remedies = f"in training, {REMEDIES}; in evaluation, {EVALUATION_REMEDIES}"
-    return f"the devices' memory is too small ({str(error).strip().splitlines()[0]}): {remedies}"
+    return f"the devices' memory is too small ({text.first_line(error)}): {remedies}"
 
 
 def _require(config, mesh: Mesh, needed: int, what: str) -> None:

@@ -44,7 +44,7 @@ class Preemption:
         """Takes over SIGTERM; call it in the main thread. More than one SIGTERM is as one.
 
         Args:
-          leave: ends the process, and the others of its run, with an exit code and a line that says why (`ending`).
+            leave: ends the process, and the others of its run, with an exit code and a line that says why (`ending`).
         """
         # Python runs a handler only when the main thread comes back from compiling or computing, so it does nothing.
         # What is written here beside it, a thread reads at once.
@@ -75,7 +75,7 @@ class Preemption:
         """Lets the process leave at once, wherever it is in the body, when `whole()` says that all is saved.
 
         Args:
-          whole: is called in another thread; a line that says what is saved, or None as long as it is not.
+            whole: is called in another thread; a line that says what is saved, or None as long as it is not.
         """
         with self._changed:
             before, self._whole = self._whole, whole

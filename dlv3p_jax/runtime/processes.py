@@ -25,6 +25,7 @@ from etils import epath
 from jax._src import distributed as jax_distributed  # the public part does not tell which address JAX found
 
 from dlv3p_jax.runtime import board, files, sharding
+from dlv3p_jax.runtime.errors import UserError
 
 _ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0 of a run of several processes.")
 _COUNT = flags.DEFINE_integer("num_processes", None, "How many processes the run has; 1: this one alone.")
@@ -44,7 +45,7 @@ def heartbeat() -> float:
     return _HEARTBEAT.value
 
 
-class DistributedError(ValueError):
+class DistributedError(UserError):
     """The processes of a run cannot find each other; the message says what is missing."""
 
 
@@ -52,7 +53,7 @@ def arguments(environment: Mapping[str, str] = os.environ) -> dict | None:
     """What `jax.distributed.initialize` is to be told, from flags, else the environment; None for a single process.
 
     Raises:
-      DistributedError: an incomplete description, or numbers that cannot be.
+        DistributedError: an incomplete description, or numbers that cannot be.
     """
     address = _ADDRESS.value or environment.get("JAX_COORDINATOR_ADDRESS")
     count = _number("num_processes", _COUNT.value, "JAX_NUM_PROCESSES", environment)
@@ -95,8 +96,8 @@ def initialize() -> None:
     do not come in time, the process ends with exit code 1 and a message (JAX would abort it with a stack trace).
 
     Raises:
-      DistributedError: see `arguments`; or what JAX says about a cluster that it cannot make out.
-      ValueError: this process is alone, and the devices that JAX is told to use are not here.
+        DistributedError: see `arguments`; or what JAX says about a cluster that it cannot make out.
+        ValueError: this process is alone, and the devices that JAX is told to use are not here.
     """
     settings = arguments()
     if settings is None:
@@ -128,8 +129,8 @@ def check_shared(workdir: epath.PathLike) -> None:
     Checkpoints are written by all of them, each its part. Process 0 writes a token for all to read.
 
     Raises:
-      DistributedError: some process has another folder under this name; names which.
-      OSError: the folder cannot be made or written.
+        DistributedError: some process has another folder under this name; names which.
+        OSError: the folder cannot be made or written.
     """
     if board.alone():
         return

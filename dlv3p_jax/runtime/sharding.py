@@ -44,7 +44,7 @@ def find_devices() -> list[jax.Device]:
     """All devices of the run.
 
     Raises:
-      ValueError: the platform that JAX_PLATFORMS asks for is not here, or as `check_process`.
+        ValueError: the platform that JAX_PLATFORMS asks for is not here, or as `check_process`.
     """
     check_process()
     try:
@@ -62,7 +62,7 @@ def make_mesh(data: int = -1, space: int = 1, devices: Sequence[jax.Device] | No
     """A mesh of `data` x `space` devices; `data=-1` takes all that there are.
 
     Raises:
-      ValueError: the devices are not here, or cannot be laid out this way.
+        ValueError: the devices are not here, or cannot be laid out this way.
     """
     devices = list(find_devices() if devices is None else devices)
     if space < 1 or (data < 1 and data != -1):

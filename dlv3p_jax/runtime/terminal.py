@@ -25,10 +25,10 @@ class _Patient(io.FileIO):
 
 
 def prepare() -> None:
-    """Makes stdout and stderr take every text.
+    r"""Makes stdout and stderr take every text.
 
     A character that their encoding lacks (a class name under LANG=C, a file name that is no UTF-8) is written as its
-    escape, such as \\u9053.
+    escape, such as \u9053.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -17,7 +17,7 @@ def once(wait: float = WAIT_SECONDS) -> None:
     """Has the log show each warning once for all processes of the run, which have met; alone, it changes nothing.
 
     Args:
-      wait: seconds after which a warning that process 0 has not said is shown by the process that has it.
+        wait: seconds after which a warning that process 0 has not said is shown by the process that has it.
     """
     if board.alone():
         return

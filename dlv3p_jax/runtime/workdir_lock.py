@@ -9,11 +9,12 @@ from absl import logging
 from etils import epath
 
 from dlv3p_jax.runtime import files
+from dlv3p_jax.runtime.errors import UserError
 
 NAME = ".lock"
 
 
-class WorkdirInUse(ValueError):
+class WorkdirInUse(UserError):
     """Another run lives in the workdir; the message says which."""
 
 
@@ -24,8 +25,8 @@ def hold(workdir: epath.PathLike) -> Iterator[None]:
     Evaluating what is in it needs no lock. Where there are no locks, as on gs://, a warning says so.
 
     Raises:
-      WorkdirInUse: another run holds it.
-      OSError: the workdir cannot be written.
+        WorkdirInUse: another run holds it.
+        OSError: the workdir cannot be written.
     """
     if jax.process_index() > 0:
         yield

@@ -10,6 +10,8 @@ import json
 
 from etils import epath
 
+from dlv3p_jax.runtime.errors import UserError
+
 NAME = "digests.json"
 META = {"digests": NAME}  # what a checkpoint's `meta` holds where there are any
 
@@ -17,7 +19,7 @@ META = {"digests": NAME}  # what a checkpoint's `meta` holds where there are any
 _WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
-class DigestError(ValueError):
+class DigestError(UserError):
     """A file is not what was written; the message names it."""
 
 

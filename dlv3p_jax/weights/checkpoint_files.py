@@ -17,7 +17,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from dlv3p_jax.runtime import disk_errors, local_paths
+from dlv3p_jax.runtime import disk_errors, local_paths, text
+from dlv3p_jax.runtime.errors import UserError
 from dlv3p_jax.weights import checkpoint_digests
 
 # What a bucket answers that may be there again tomorrow, beside what passes by itself, in the words of TensorStore.
@@ -30,7 +31,7 @@ ASIDE = ".before"  # ends the name of a best checkpoint until another of the sam
 local_paths.mend()
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint is not there, or is not one of this model."""
 
 
@@ -82,11 +83,6 @@ def check_finite(arrays: Any) -> None:
             raise ValueError(f"{name} holds {np.size(leaf) - np.isfinite(leaf).sum()} values that are not finite")
 
 
-def first_line(error: BaseException) -> str:
-    """What Orbax raises for damaged files (pages of text, bare Exceptions), in a line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
 def unreadable(error: BaseException) -> str | None:
     """Why nothing is known of the files that were to be read; None if they were read, or are missing, and so damaged.
 
@@ -100,7 +96,7 @@ def unreadable(error: BaseException) -> str | None:
         if isinstance(number, int) and number not in _MISSING:
             return os.strerror(number)
         if any(word in str(link) for word in _OUT_OF_REACH):
-            return first_line(link)
+            return text.first_line(link)
     return None
 
 
@@ -117,7 +113,7 @@ def naming(checkpoint: epath.Path, item: str) -> Iterator[None]:
         advice = f". Others of this run: {', '.join(map(str, others))}" if others else ""
         if others and not checkpoint.exists():
             raise CheckpointError(f"{checkpoint} is gone: a run that goes on has replaced it{advice}") from error
-        raise CheckpointError(f"{path} is damaged: {first_line(error)}{advice}") from error
+        raise CheckpointError(f"{path} is damaged: {text.first_line(error)}{advice}") from error
 
 
 def _of_the_same_run(checkpoint: epath.Path) -> list[epath.Path]:
@@ -208,7 +204,7 @@ def damage(checkpoint: epath.Path, items: Sequence[str]) -> str:
         except Exception as error:
             if words := unreadable(error):
                 raise UnreadableError(f"{checkpoint / item} cannot be read now: {words}") from error
-            return f"{item}: {first_line(error)}"
+            return f"{item}: {text.first_line(error)}"
     return ""
 
 

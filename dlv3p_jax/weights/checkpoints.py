@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from dlv3p_jax.models import Variables
-from dlv3p_jax.runtime import disk_errors
+from dlv3p_jax.runtime import disk_errors, text
 from dlv3p_jax.weights import checkpoint_digests, checkpoint_files, checkpoint_manager, checkpoint_reading
 from dlv3p_jax.weights.checkpoint_files import CheckpointError, UnreadableError
 
@@ -257,9 +257,7 @@ class Checkpoints:
             checkpoint_reading.fit_variables(
                 checkpoint_reading.read_variables(path), abstract.variables, allow_new_head=False, source=path
             )
-            raise CheckpointError(
-                f"{path} cannot be read into this model's state: {checkpoint_files.first_line(error)}"
-            ) from error
+            raise CheckpointError(f"{path} cannot be read into this model's state: {text.first_line(error)}") from error
         lines = checkpoint_reading.other_classes(restored["meta"], self.meta.get("class_names", ()))
         if lines:
             raise CheckpointError(
@@ -305,7 +303,7 @@ class Checkpoints:
             yield
         except Exception as error:
             folder = self._latest.directory.parent
-            reason = disk_errors.reason(error) or disk_errors.passing(error) or checkpoint_files.first_line(error)
+            reason = disk_errors.reason(error) or disk_errors.passing(error) or text.first_line(error)
             try:
                 saved = [path for name in ("latest", "best") for path in checkpoint_files.steps_in(folder / name)[-1:]]
             except OSError:  # the file system is away altogether

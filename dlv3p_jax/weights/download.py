@@ -23,12 +23,13 @@ from absl import logging
 from tqdm import tqdm
 
 from dlv3p_jax.runtime import files
+from dlv3p_jax.runtime.errors import UserError
 
 _CHUNK = 1 << 18
 _ASK_AGAIN = (408, 416, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may be others the next time
 
 
-class DownloadError(ValueError):
+class DownloadError(UserError):
     """A file cannot be had, or is not what it should be; the message says which, why, and what to do."""
 
 

@@ -4,6 +4,8 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
+from dlv3p_jax.runtime.errors import UserError
+
 # The largest published model takes 183 MB.
 MAX_BYTES = 2 * 2**30
 
@@ -15,7 +17,7 @@ _BEGINNINGS = (
 )
 
 
-class WeightsFileError(ValueError):
+class WeightsFileError(UserError):
     """A file cannot be read as weights, or arrays cannot be written as such; the message says why."""
 
 

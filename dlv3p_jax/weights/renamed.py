@@ -12,12 +12,13 @@ import numpy as np
 from flax import linen as nn
 
 from dlv3p_jax.models import variable_shapes
+from dlv3p_jax.runtime.errors import UserError
 
 # Their names, in their order -> our path, such as params/decoder/classifier/bias, and their shape.
 Names = dict[str, tuple[str, tuple[int, ...]]]
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError):
     """Parameters are not those of the model; the message lists all names missing, unexpected or of another shape."""
 
 

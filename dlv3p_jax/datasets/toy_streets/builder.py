@@ -16,7 +16,8 @@ class ToyStreets(PictureBuilder):
     VERSION = tfds.core.Version(records.VERSIONS["toy_streets"])
 
     def __init__(self, data_dir: str | os.PathLike, workers: int = 1):
-        """
+        """Takes all scenes of all splits.
+
         Args:
             data_dir: where TFDS makes toy_streets/VERSION.
             workers: number of processes that draw.

@@ -3,6 +3,7 @@
 import collections
 
 from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.runtime import text
 
 ASK = "give --height and --width, the size of the pictures that the model will take"
 _LEAST, _MOST = 0.75, 4.0  # of a side of the training crops; Cityscapes' pictures have twice their crops' sides
@@ -27,7 +28,7 @@ def evaluated_at(config) -> tuple[tuple[int, int], str]:
     except ImportError as error:
         raise ValueError(f"{ASK} (its data set would tell, but {error})") from error
     except DatasetError as error:
-        raise ValueError(f"{ASK} (its data set would tell, but: {str(error).splitlines()[0]})") from error
+        raise ValueError(f"{ASK} (its data set would tell, but: {text.first_line(error)})") from error
     [(size, _)] = counts
     return size, f"the most frequent of {config.dataset} {config.eval_split}"
 

@@ -16,12 +16,13 @@ from dlv3p_jax.data import colors
 from dlv3p_jax.datasets.toy_streets import scenes
 from dlv3p_jax.inference.export import folders, programs
 from dlv3p_jax.runtime import files, provenance
+from dlv3p_jax.runtime.errors import UserError
 from dlv3p_jax.weights.trained import TrainedModel
 
 LEAST_EQUAL = 0.999  # share of the pixels whose labels have to be equal
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """The model that was written is not the one that it was made of."""
 
 
