@@ -64,6 +64,21 @@ def get_config() -> ConfigDict:
     config.model.aspp_rates = (1, 12, 24, 36)
     config.model.aspp_channels = 256
     config.model.align_corners = False
+    # MMSegmentation's network has the other value of each of these; docs/networks.md says which does what.
+    config.model.stem = "deep"  # or "plain"
+    config.model.avg_down = True
+    config.model.stage1_shortcut = True
+    config.model.contract_dilation = False
+    config.model.multi_grid_kind = "factors"  # or "dilations"
+    config.model.dilate_second = True
+    config.model.aspp_pooling_first = False
+    config.model.aspp_projection_size = 1
+    config.model.head_bias = True
+    config.model.head_depthwise_relu = False
+    config.model.decoder_channels = 256
+    config.model.low_level_channels = 48
+    config.model.mean = (127.5, 127.5, 127.5)
+    config.model.std = (127.5, 127.5, 127.5)
     config.model.dropout = 0.1
     config.model.dtype = "float32"
     config.model.remat = False  # compute the backbone's activations again for the gradient: less memory, more time

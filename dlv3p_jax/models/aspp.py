@@ -1,5 +1,7 @@
 """Atrous spatial pyramid pooling (Chen et al., 2017) with separable convolutions (Chen et al., 2018)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -15,6 +17,10 @@ class ASPP(nn.Module):
     Attributes:
         channels: of every branch and of the result.
         rates: dilation of each branch; 1 stands for a plain 1x1 convolution.
+        pooling_first: the pooled picture comes first among the branches, not last.
+        projection_size: of the kernel of the convolution over all branches, 1 or 3.
+        use_bias: whether convolutions, but that of the pooled picture, add a bias.
+        depthwise_relu: see `SeparableConvBN`.
         dropout: share of the result's values that training drops.
         dtype: type of the computation.
     """
@@ -22,20 +28,27 @@ class ASPP(nn.Module):
     channels: int
     rates: tuple[int, ...]
     dropout: float
+    pooling_first: bool = False
+    projection_size: int = 1
+    use_bias: bool = True
+    depthwise_relu: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array | Tiled, train: bool) -> jax.Array:
         """x: [B, H, W, C] -> [B, H, W, channels]."""
         parts = tiles.glue_for(tiles.of(x), *(rate for rate in self.rates if rate > 1))
+        conv = functools.partial(ConvBN, self.channels, use_bias=self.use_bias, dtype=self.dtype)
         branches = []
         for index, rate in enumerate(self.rates, start=1):
             name = f"branch{index}"
             branch: ConvBN | SeparableConvBN
             if rate == 1:
-                branch = ConvBN(self.channels, dtype=self.dtype, name=name)
+                branch = conv(name=name)
             else:
-                branch = SeparableConvBN(self.channels, rate, dtype=self.dtype, name=name)
+                branch = SeparableConvBN(
+                    *(self.channels, rate, self.use_bias, self.depthwise_relu), dtype=self.dtype, name=name
+                )
             branches.append(branch(parts, train))
 
         count = 4**parts.cuts
@@ -44,8 +57,10 @@ class ASPP(nn.Module):
         pooled = ConvBN(self.channels, use_bias=False, dtype=self.dtype, name="image_pooling")(pooled, train)
         # Resizing a single pixel, in whatever way, repeats it.
         pooled = jnp.broadcast_to(jnp.repeat(pooled, count, axis=0), branches[0].shape)
-        branches.append(tiles.like(parts, pooled))
+        branches.insert(0 if self.pooling_first else len(branches), tiles.like(parts, pooled))
 
         joined = jax.tree.map(lambda *arrays: jnp.concatenate(arrays, -1), *branches)
-        joined = ConvBN(self.channels, dtype=self.dtype, name="projection")(joined, train)
+        if self.projection_size > 1:
+            joined = tiles.glue_for(joined, 1)
+        joined = conv(size=self.projection_size, name="projection")(joined, train)
         return nn.Dropout(self.dropout, deterministic=not train)(tiles.whole(joined))

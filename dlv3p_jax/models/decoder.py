@@ -16,6 +16,8 @@ class Decoder(nn.Module):
         num_classes: channels of the result.
         low_level_channels: that the fine features are projected to.
         channels: of the two 3x3 convolutions over both.
+        use_bias: whether convolutions before the classifier add a bias.
+        depthwise_relu: see `SeparableConvBN`.
         align_corners: how the coarse features are resized, see `ops.resize`.
         dtype: type of the computation.
     """
@@ -23,6 +25,8 @@ class Decoder(nn.Module):
     num_classes: int
     low_level_channels: int = 48
     channels: int = 256
+    use_bias: bool = True
+    depthwise_relu: bool = False
     align_corners: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -31,9 +35,14 @@ class Decoder(nn.Module):
         """coarse: [B, h, w, C], fine: [B, H, W, D] -> logits [B, H, W, num_classes] in `dtype`."""
         fine = tiles.whole(fine)
         resized = tiles.split(Tiled(ops.resize(tiles.whole(coarse), fine.shape[1:3], self.align_corners)), stride=1)
-        projection = ConvBN(self.low_level_channels, dtype=self.dtype, name="low_level_projection")
+        projection = ConvBN(
+            self.low_level_channels, use_bias=self.use_bias, dtype=self.dtype, name="low_level_projection"
+        )
         projected = projection(tiles.split(Tiled(fine), stride=1), train)
         x = jax.tree.map(lambda *arrays: jnp.concatenate(arrays, -1), resized, projected)
-        x = SeparableConvBN(self.channels, dtype=self.dtype, name="fuse1")(x, train)
-        x = SeparableConvBN(self.channels, dtype=self.dtype, name="fuse2")(x, train)
+        for name in ("fuse1", "fuse2"):
+            fuse = SeparableConvBN(
+                *(self.channels, 1, self.use_bias, self.depthwise_relu), dtype=self.dtype, name=name
+            )
+            x = fuse(x, train)
         return tiles.whole(Conv(self.num_classes, dtype=self.dtype, name="classifier")(x))

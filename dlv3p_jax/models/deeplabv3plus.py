@@ -18,6 +18,7 @@ class DeepLabV3Plus(nn.Module):
 
     Attributes:
         backbone, aspp, decoder: the parts; their parameters lie under these names.
+        mean, std: the colours, 0 to 255, that the backbone is to see as 0, and as 1 beside it.
         align_corners: how logits are resized, see `ops.resize`.
         freeze_backbone: in training too, the backbone uses its running statistics and takes no gradient.
     """
@@ -25,6 +26,8 @@ class DeepLabV3Plus(nn.Module):
     backbone: ResNet
     aspp: ASPP
     decoder: Decoder
+    mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    std: tuple[float, float, float] = (127.5, 127.5, 127.5)
     align_corners: bool = False
     freeze_backbone: bool = False
 
@@ -32,7 +35,7 @@ class DeepLabV3Plus(nn.Module):
         """The logits of every pixel; they, parameters and statistics are float32 whatever the parts compute in.
 
         Args:
-            images: [B, H, W, 3], normalised; any height and width.
+            images: [B, H, W, 3], -1..1 (`colors.normalize`); any height and width.
             train: normalise by the batch's statistics (then pass `mutable=["batch_stats"]`) and drop out (then pass
                 `rngs={"dropout": key}`).
             output_size: (height, width) that the logits are resized to, if not that of the images; with pixel centres
@@ -41,6 +44,9 @@ class DeepLabV3Plus(nn.Module):
         Returns:
             float32 [B, H, W, num_classes], or of `output_size`.
         """
+        if {*self.mean, *self.std} != {127.5}:
+            mean, std = (jnp.asarray(values, images.dtype) for values in (self.mean, self.std))
+            images = (images * 127.5 + (127.5 - mean)) / std
         fine, *_, coarse = self.backbone(Tiled(images), train and not self.freeze_backbone)
         if self.freeze_backbone:
             fine, coarse = jax.lax.stop_gradient((fine, coarse))

@@ -55,6 +55,8 @@ class Conv(nn.Module):
             x = ops.depthwise_conv3x3(x, kernel, self.dilation)
         elif self.size == 1:
             x = ops.conv1x1(x, kernel)
+        elif self.size == 7:
+            x = ops.conv7x7(x, kernel)
         else:
             x = ops.conv3x3(x, kernel, self.stride, self.dilation)
         if self.use_bias:
@@ -108,15 +110,20 @@ class SeparableConvBN(nn.Module):
     Attributes:
         features: channels of the result.
         dilation: of the depthwise convolution.
+        use_bias: whether the convolutions add a bias.
+        depthwise_relu: whether a ReLU follows the depthwise one, too.
         dtype: type of the computation.
     """
 
     features: int
     dilation: int = 1
+    use_bias: bool = True
+    depthwise_relu: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Pictures, train: bool) -> Pictures:
-        spatial = functools.partial(ConvBN, size=3, dilation=self.dilation, depthwise=True, relu=False)
-        x = spatial(x.shape[-1], dtype=self.dtype, name="depthwise")(x, train)
-        return ConvBN(self.features, dtype=self.dtype, name="pointwise")(x, train)
+        conv = functools.partial(ConvBN, use_bias=self.use_bias, dtype=self.dtype)
+        spatial = functools.partial(conv, size=3, dilation=self.dilation, depthwise=True, relu=self.depthwise_relu)
+        x = spatial(x.shape[-1], name="depthwise")(x, train)
+        return conv(self.features, name="pointwise")(x, train)

@@ -49,6 +49,18 @@ def conv1x1(x: Pictures, kernel: jax.Array, form: str = "auto") -> Pictures:
     return tiles.like(x, _conv1x1(tiles.of(x).array, kernel, form))
 
 
+def conv7x7(x: Pictures, kernel: jax.Array) -> Pictures:
+    """A 7x7 convolution with stride 2 and padding 3. [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), D]."""
+    parts = tiles.of(x)
+    if parts.strips > 1:
+        raise ValueError(f"strips={parts.strips}: a strip knows one row of its neighbours")
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    y = lax.conv_general_dilated(
+        parts.array, kernel.astype(parts.array.dtype), (2, 2), ((3, 3), (3, 3)), dimension_numbers=dimensions
+    )
+    return tiles.like(x, y)
+
+
 def _conv1x1(x, kernel, form):
     if _resolve(form, ("products",), cpu="products") == "products":
         return products.conv1x1(x, kernel.astype(x.dtype))

@@ -24,12 +24,19 @@ BASIC_BLOCKS = ("resnet18_vd", "resnet34_vd")  # the others have bottlenecks
 class Block(nn.Module):
     """A residual block. [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), width (x 4 if `bottleneck`)].
 
-    The shortcut of the first block of a stage is a 1x1 convolution, of the mean of 2x2 pixels where it strides.
+    Attributes:
+        width: channels inside.
+        bottleneck: three convolutions, or two 3x3.
+        shortcut: it has a convolution, 1x1, instead of `x` itself.
+        avg_down: where it strides, it takes the mean of 2x2 pixels, not one of four.
+        dilate_second: the second 3x3 of a block without bottleneck is dilated as the first.
     """
 
     width: int
     bottleneck: bool
-    first: bool
+    shortcut: bool
+    avg_down: bool = True
+    dilate_second: bool = True
     stride: int = 1
     dilation: int = 1
     dtype: jnp.dtype = jnp.float32
@@ -43,10 +50,12 @@ class Block(nn.Module):
             y = spatial(self.width, name="conv2")(y, train)
             y = conv(4 * self.width, relu=False, name="conv3")(y, train)
         else:
+            second = self.dilation if self.dilate_second else 1
             y = spatial(self.width, name="conv1")(x, train)
-            y = conv(self.width, size=3, dilation=self.dilation, relu=False, name="conv2")(y, train)
-        if self.first:
-            x = ops.avg_pool2x2(x) if self.stride == 2 else x
+            y = conv(self.width, size=3, dilation=second, relu=False, name="conv2")(y, train)
+        if self.shortcut:
+            if self.stride == 2:
+                x = ops.avg_pool2x2(x) if self.avg_down else tiles.like(x, tiles.of(x).array[:, ::2, ::2])
             x = conv(y.shape[-1], relu=False, name="shortcut")(x, train)
         return jax.tree.map(lambda x, y: nn.relu(x + y), x, y)
 
@@ -58,7 +67,12 @@ class ResNet(nn.Module):
         blocks: number of residual blocks of each of the four stages.
         bottleneck: bottlenecks of three convolutions, or basic blocks of two.
         output_stride: 8 or 16.
-        multi_grid: factors on the dilation of the last stage's blocks.
+        multi_grid: factors on the dilation of the last stage's blocks, or these dilations themselves.
+        multi_grid_kind: which, "factors" or "dilations".
+        stem: "deep", three 3x3 convolutions, or "plain", one 7x7.
+        avg_down, dilate_second: see `Block`.
+        stage1_shortcut: the first stage begins with a convolution in the shortcut even where widths agree.
+        contract_dilation: the first block of a dilated stage has half of its dilation.
         remat: compute the inside of every block once more for the gradient instead of keeping it.
         dtype: type of the computation.
     """
@@ -67,6 +81,12 @@ class ResNet(nn.Module):
     bottleneck: bool
     output_stride: int
     multi_grid: tuple[int, ...]
+    multi_grid_kind: str = "factors"
+    stem: str = "deep"
+    avg_down: bool = True
+    dilate_second: bool = True
+    stage1_shortcut: bool = True
+    contract_dilation: bool = False
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -84,11 +104,15 @@ class ResNet(nn.Module):
         Returns:
             The four features, whole pictures; of `images` that are `Tiled`, in the parts that they were computed in.
         """
-        x = tiles.split(tiles.of(images), self.output_stride)
+        x = tiles.of(images)
         conv = functools.partial(ConvBN, size=3, use_bias=False, dtype=self.dtype)
-        x = conv(32, stride=2, name="stem_conv1")(x, train)
-        x = conv(32, name="stem_conv2")(x, train)
-        x = conv(64, name="stem_conv3")(x, train)
+        if self.stem == "plain":
+            x = tiles.split(conv(64, size=7, stride=2, name="stem_conv")(x, train), self.output_stride // 2)
+        else:
+            x = tiles.split(x, self.output_stride)
+            x = conv(32, stride=2, name="stem_conv1")(x, train)
+            x = conv(32, name="stem_conv2")(x, train)
+            x = conv(64, name="stem_conv3")(x, train)
         x = ops.max_pool3x3(x)
 
         make_block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # `train` is no array
@@ -99,15 +123,25 @@ class ResNet(nn.Module):
             total_stride *= stride
             stage_dilation *= 2 if stage > 1 and stride == 1 else 1
             for block in range(blocks):
-                dilation = stage_dilation * (self.multi_grid[block] if stage == 4 else 1)
+                dilation = self._dilation(stage, block, stage_dilation)
                 x = make_block(
                     width=64 * 2 ** (stage - 1),
                     bottleneck=self.bottleneck,
-                    first=block == 0,
+                    shortcut=block == 0 and (stage > 1 or self.bottleneck or self.stage1_shortcut),
+                    avg_down=self.avg_down,
+                    dilate_second=self.dilate_second,
                     stride=stride if block == 0 else 1,
                     dilation=dilation,
                     dtype=self.dtype,
                     name=f"stage{stage}_block{block + 1}",
-                )(tiles.cut_for(x, dilation, stage_dilation), train)
+                )(tiles.cut_for(x, dilation, stage_dilation if self.bottleneck or self.dilate_second else 1), train)
             features.append(x)
         return tuple(features) if isinstance(images, Tiled) else tuple(map(tiles.whole, features))
+
+    def _dilation(self, stage: int, block: int, stage_dilation: int) -> int:
+        grid = self.multi_grid[block] if stage == 4 else 1
+        if stage == 4 and self.multi_grid_kind == "dilations":
+            return grid
+        if block == 0 and self.contract_dilation and stage_dilation > 1:
+            return stage_dilation // 2 * grid
+        return stage_dilation * grid
