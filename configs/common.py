@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
     config.model.aspp_rates = (1, 12, 24, 36)
     config.model.aspp_channels = 256
     config.model.align_corners = False
-    # MMSegmentation's network has the other value of each of these; docs/networks.md says which does what.
+    # What other families than PaddleSeg's have otherwise: docs/networks.md.
     config.model.stem = "deep"  # or "plain"
     config.model.avg_down = True
     config.model.stage1_shortcut = True

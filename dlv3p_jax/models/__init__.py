@@ -14,6 +14,12 @@ from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS, ResNet
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
+_CHOICES = {
+    "stem": ("deep", "plain"),
+    "multi_grid_kind": ("factors", "dilations"),
+    "aspp_projection_size": (1, 3),
+}
+
 Variables = dict[str, Any]  # {'params': …, 'batch_stats': …}
 
 
@@ -49,8 +55,15 @@ def build_model(config) -> DeepLabV3Plus:
             f"{blocks[-1]}, one for each block of its last stage"
         )
     _check_positive_integers("model.aspp_rates", model.aspp_rates)
-    if not _is_integer(model.aspp_channels, 1):
-        raise ValueError(f"model.aspp_channels={model.aspp_channels!r}: it has to be a positive integer")
+    for key in ("aspp_channels", "decoder_channels", "low_level_channels"):
+        if not _is_integer(model[key], 1):
+            raise ValueError(f"model.{key}={model[key]!r}: it has to be a positive integer")
+    for key, values in _CHOICES.items():
+        if model[key] not in values:
+            raise ValueError(f"model.{key}={model[key]!r} is unknown: choose from {', '.join(map(str, values))}")
+    for key, least in (("mean", 0), ("std", 1e-3)):
+        if len(model[key]) != 3 or not all(least <= value <= 255 for value in model[key]):
+            raise ValueError(f"model.{key}={model[key]!r}: give one for each of R, G and B, of colours of 0 to 255")
     if not 0 <= model.dropout < 1:
         raise ValueError(f"model.dropout={model.dropout!r}: it has to be at least 0 and less than 1")
     if model.dtype not in _DTYPES:

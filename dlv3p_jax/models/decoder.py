@@ -41,8 +41,6 @@ class Decoder(nn.Module):
         projected = projection(tiles.split(Tiled(fine), stride=1), train)
         x = jax.tree.map(lambda *arrays: jnp.concatenate(arrays, -1), resized, projected)
         for name in ("fuse1", "fuse2"):
-            fuse = SeparableConvBN(
-                *(self.channels, 1, self.use_bias, self.depthwise_relu), dtype=self.dtype, name=name
-            )
+            fuse = SeparableConvBN(*(self.channels, 1, self.use_bias, self.depthwise_relu), dtype=self.dtype, name=name)
             x = fuse(x, train)
         return tiles.whole(Conv(self.num_classes, dtype=self.dtype, name="classifier")(x))

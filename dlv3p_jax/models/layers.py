@@ -25,11 +25,11 @@ def depthwise_he_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float3
 
 
 class Conv(nn.Module):
-    """A 1x1 or 3x3 convolution. [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features] in `dtype`.
+    """A 1x1, 3x3 or 7x7 convolution. [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features] in `dtype`.
 
     Attributes:
         features: channels of the result.
-        size: of the kernel, 1 or 3.
+        size: of the kernel, 1, 3, or 7 with stride 2.
         stride: of both axes.
         dilation: distance of neighbouring taps, in pixels.
         depthwise: 3x3, each channel with its own filter: `features` is C, `stride` 1.

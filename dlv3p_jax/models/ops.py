@@ -49,18 +49,6 @@ def conv1x1(x: Pictures, kernel: jax.Array, form: str = "auto") -> Pictures:
     return tiles.like(x, _conv1x1(tiles.of(x).array, kernel, form))
 
 
-def conv7x7(x: Pictures, kernel: jax.Array) -> Pictures:
-    """A 7x7 convolution with stride 2 and padding 3. [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), D]."""
-    parts = tiles.of(x)
-    if parts.strips > 1:
-        raise ValueError(f"strips={parts.strips}: a strip knows one row of its neighbours")
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    y = lax.conv_general_dilated(
-        parts.array, kernel.astype(parts.array.dtype), (2, 2), ((3, 3), (3, 3)), dimension_numbers=dimensions
-    )
-    return tiles.like(x, y)
-
-
 def _conv1x1(x, kernel, form):
     if _resolve(form, ("products",), cpu="products") == "products":
         return products.conv1x1(x, kernel.astype(x.dtype))
@@ -69,6 +57,14 @@ def _conv1x1(x, kernel, form):
     if form == "auto" and sharding.num_row_shards() > 1:
         return products.product(x, kernel[0, 0].astype(x.dtype)).astype(x.dtype)
     return _conv(x, kernel)
+
+
+def conv7x7(x: Pictures, kernel: jax.Array) -> Pictures:
+    """A 7x7 convolution with stride 2, padded by 3. [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), D], type of `x`."""
+    parts = tiles.of(x)
+    split = parts.strips > 1
+    pixels = add_neighbours(parts, 3, 2) if split else parts.array
+    return tiles.like(x, _conv(pixels, kernel, stride=2, pad_rows=not split))
 
 
 def conv3x3(x: Pictures, kernel: jax.Array, stride: int = 1, dilation: int = 1, form: str = "auto") -> Pictures:

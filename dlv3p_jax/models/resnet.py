@@ -61,7 +61,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-vd, whose last stages are dilated instead of strided down to `output_stride`.
+    """A ResNet, -vd by default, whose last stages are dilated instead of strided down to `output_stride`.
 
     Attributes:
         blocks: number of residual blocks of each of the four stages.
@@ -104,12 +104,11 @@ class ResNet(nn.Module):
         Returns:
             The four features, whole pictures; of `images` that are `Tiled`, in the parts that they were computed in.
         """
-        x = tiles.of(images)
+        x = tiles.split(tiles.of(images), self.output_stride)
         conv = functools.partial(ConvBN, size=3, use_bias=False, dtype=self.dtype)
         if self.stem == "plain":
-            x = tiles.split(conv(64, size=7, stride=2, name="stem_conv")(x, train), self.output_stride // 2)
+            x = conv(64, size=7, stride=2, name="stem_conv")(x, train)
         else:
-            x = tiles.split(x, self.output_stride)
             x = conv(32, stride=2, name="stem_conv1")(x, train)
             x = conv(32, name="stem_conv2")(x, train)
             x = conv(64, name="stem_conv3")(x, train)
@@ -123,22 +122,29 @@ class ResNet(nn.Module):
             total_stride *= stride
             stage_dilation *= 2 if stage > 1 and stride == 1 else 1
             for block in range(blocks):
-                dilation = self._dilation(stage, block, stage_dilation)
+                dilation = self.dilation(stage, block, stage_dilation)
+                # Where the second 3x3 is not dilated, it would mix sub-images.
+                among = stage_dilation if self.bottleneck or self.dilate_second else 1
                 x = make_block(
                     width=64 * 2 ** (stage - 1),
                     bottleneck=self.bottleneck,
-                    shortcut=block == 0 and (stage > 1 or self.bottleneck or self.stage1_shortcut),
+                    shortcut=self.has_shortcut(stage, block),
                     avg_down=self.avg_down,
                     dilate_second=self.dilate_second,
                     stride=stride if block == 0 else 1,
                     dilation=dilation,
                     dtype=self.dtype,
                     name=f"stage{stage}_block{block + 1}",
-                )(tiles.cut_for(x, dilation, stage_dilation if self.bottleneck or self.dilate_second else 1), train)
+                )(tiles.cut_for(x, dilation, among), train)
             features.append(x)
         return tuple(features) if isinstance(images, Tiled) else tuple(map(tiles.whole, features))
 
-    def _dilation(self, stage: int, block: int, stage_dilation: int) -> int:
+    def has_shortcut(self, stage: int, block: int) -> bool:
+        """Whether there is a convolution in the shortcut of a block; stages are counted from 1, blocks from 0."""
+        return block == 0 and (stage > 1 or self.bottleneck or self.stage1_shortcut)
+
+    def dilation(self, stage: int, block: int, stage_dilation: int) -> int:
+        """That of a block of a stage which dilates by `stage_dilation` for its stride that is left out."""
         grid = self.multi_grid[block] if stage == 4 else 1
         if stage == 4 and self.multi_grid_kind == "dilations":
             return grid

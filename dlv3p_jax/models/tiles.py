@@ -147,11 +147,11 @@ def glue_for(x: Tiled, *dilations: int) -> Tiled:
     return x
 
 
-def cut_for(x: Tiled, *dilations: int) -> Tiled:
-    """`x` in as many sub-images as its sides have and these dilations do not mix; no strips if one is above 1."""
-    x = glue_for(x, *dilations)
-    x = join(x) if max(dilations) > 1 else x
-    while math.gcd(*dilations) % 2 ** (x.cuts + 1) == 0 and can_cut(x):
+def cut_for(x: Tiled, dilation: int, stage_dilation: int) -> Tiled:
+    """`x` in as many sub-images as its sides have and neither dilation mixes; no strips for a dilation above 1."""
+    x = glue_for(x, dilation, stage_dilation)
+    x = join(x) if dilation > 1 else x
+    while math.gcd(dilation, stage_dilation) % 2 ** (x.cuts + 1) == 0 and can_cut(x):
         x = cut(x)
     return x
 

@@ -30,11 +30,13 @@ class _Network(nn.Module):
         model = self.config.model
         dtype = jnp.dtype(model.dtype)
         frozen = self.config.freeze_backbone
+        mean, std = jnp.array(model.mean), jnp.array(model.std)
+        images = (images * 127.5 + 127.5 - mean) / std
         fine, coarse = _Backbone(model, dtype, name="backbone")(images.astype(dtype), train and not frozen)
         if frozen:
             fine, coarse = jax.lax.stop_gradient((fine, coarse))
         coarse = _ASPP(model, dtype, name="aspp")(coarse, train)
-        logits = _Decoder(self.config.num_classes, model.align_corners, dtype, name="decoder")(coarse, fine, train)
+        logits = _Decoder(self.config.num_classes, model, dtype, name="decoder")(coarse, fine, train)
         return _resize(logits.astype(jnp.float32), images.shape[1:3], model.align_corners)
 
 
@@ -75,24 +77,27 @@ class _ConvBN(nn.Module):
 class _SeparableConvBN(nn.Module):
     features: int
     dtype: jnp.dtype
+    use_bias: bool
+    depthwise_relu: bool
     dilation: int = 1
 
     @nn.compact
     def __call__(self, x, train):
         channels = x.shape[-1]
-        spatial = functools.partial(
-            _ConvBN, size=3, dilation=self.dilation, groups=channels, use_bias=True, relu=False, name="depthwise"
-        )
-        x = spatial(channels, self.dtype)(x, train)
-        return _ConvBN(self.features, self.dtype, use_bias=True, name="pointwise")(x, train)
+        conv = functools.partial(_ConvBN, dtype=self.dtype, use_bias=self.use_bias)
+        spatial = functools.partial(conv, size=3, dilation=self.dilation, groups=channels, relu=self.depthwise_relu)
+        x = spatial(channels, name="depthwise")(x, train)
+        return conv(self.features, name="pointwise")(x, train)
 
 
 class _Block(nn.Module):
     width: int
     bottleneck: bool
-    first: bool
+    shortcut: bool
+    avg_down: bool
     stride: int
     dilation: int
+    second_dilation: int
     dtype: jnp.dtype
 
     @nn.compact
@@ -104,11 +109,13 @@ class _Block(nn.Module):
             y = _ConvBN(4 * self.width, self.dtype, relu=False, name="conv3")(y, train)
         else:
             y = spatial(self.width, self.dtype, name="conv1")(x, train)
-            y = _ConvBN(self.width, self.dtype, 3, dilation=self.dilation, relu=False, name="conv2")(y, train)
-        if self.first:
-            if self.stride == 2:  # "SAME" pads at the end only, and the padding does not count
+            y = _ConvBN(self.width, self.dtype, 3, dilation=self.second_dilation, relu=False, name="conv2")(y, train)
+        if self.shortcut:
+            stride = self.stride
+            if stride == 2 and self.avg_down:  # "SAME" pads at the end only, and the padding does not count
                 x = nn.avg_pool(x, (2, 2), (2, 2), "SAME", count_include_pad=False)
-            x = _ConvBN(y.shape[-1], self.dtype, relu=False, name="shortcut")(x, train)
+                stride = 1
+            x = _ConvBN(y.shape[-1], self.dtype, stride=stride, relu=False, name="shortcut")(x, train)
         return nn.relu(x + y)
 
 
@@ -118,20 +125,32 @@ class _Backbone(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        for index, (features, stride) in enumerate(((32, 2), (32, 1), (64, 1)), start=1):
-            x = _ConvBN(features, self.dtype, 3, stride, name=f"stem_conv{index}")(x, train)
+        if self.model.stem == "plain":
+            x = _ConvBN(64, self.dtype, 7, 2, name="stem_conv")(x, train)
+        else:
+            for index, (features, stride) in enumerate(((32, 2), (32, 1), (64, 1)), start=1):
+                x = _ConvBN(features, self.dtype, 3, stride, name=f"stem_conv{index}")(x, train)
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         backbone, output_stride = self.model.backbone, self.model.output_stride
         strides, dilations = ((1, 2, 1, 1), (1, 1, 2, 4)) if output_stride == 8 else ((1, 2, 2, 1), (1, 1, 1, 2))
         fine = None
         for stage, count in enumerate(BLOCKS[backbone], start=1):
-            for index in range(count):
+            of_blocks = [dilations[stage - 1]] * count
+            if self.model.contract_dilation and of_blocks[0] > 1:
+                of_blocks[0] //= 2
+            if stage == 4:
+                factors = of_blocks if self.model.multi_grid_kind == "factors" else [1] * count
+                of_blocks = [grid * factor for grid, factor in zip(self.model.multi_grid, factors, strict=True)]
+            bottleneck = backbone not in BASIC_BLOCKS
+            for index, dilation in enumerate(of_blocks):
                 x = _Block(
                     width=32 * 2**stage,
-                    bottleneck=backbone not in BASIC_BLOCKS,
-                    first=index == 0,
+                    bottleneck=bottleneck,
+                    shortcut=index == 0 and (stage > 1 or bottleneck or self.model.stage1_shortcut),
+                    avg_down=self.model.avg_down,
                     stride=strides[stage - 1] if index == 0 else 1,
-                    dilation=dilations[stage - 1] * (self.model.multi_grid[index] if stage == 4 else 1),
+                    dilation=dilation,
+                    second_dilation=dilation if self.model.dilate_second else 1,
                     dtype=self.dtype,
                     name=f"stage{stage}_block{index + 1}",
                 )(x, train)
@@ -150,28 +169,34 @@ class _ASPP(nn.Module):
         for index, rate in enumerate(self.model.aspp_rates, start=1):
             branch: _ConvBN | _SeparableConvBN
             if rate == 1:
-                branch = _ConvBN(channels, self.dtype, use_bias=True, name=f"branch{index}")
+                branch = _ConvBN(channels, self.dtype, use_bias=self.model.head_bias, name=f"branch{index}")
             else:
-                branch = _SeparableConvBN(channels, self.dtype, rate, name=f"branch{index}")
+                head = (self.model.head_bias, self.model.head_depthwise_relu)
+                branch = _SeparableConvBN(channels, self.dtype, *head, rate, name=f"branch{index}")
             branches.append(branch(x, train))
         pooled = x.mean((1, 2), keepdims=True, dtype=jnp.float32)
         pooled = _ConvBN(channels, self.dtype, name="image_pooling")(pooled, train)
-        branches.append(jnp.broadcast_to(pooled, branches[0].shape))
-        x = _ConvBN(channels, self.dtype, use_bias=True, name="projection")(jnp.concatenate(branches, -1), train)
+        place = 0 if self.model.aspp_pooling_first else len(branches)
+        branches.insert(place, jnp.broadcast_to(pooled, branches[0].shape))
+        x, size = jnp.concatenate(branches, -1), self.model.aspp_projection_size
+        x = _ConvBN(channels, self.dtype, size, use_bias=self.model.head_bias, name="projection")(x, train)
         return nn.Dropout(self.model.dropout, deterministic=not train)(x)
 
 
 class _Decoder(nn.Module):
     num_classes: int
-    align_corners: bool
+    model: Any
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, coarse, fine, train):
-        fine = _ConvBN(48, self.dtype, use_bias=True, name="low_level_projection")(fine, train)
-        x = jnp.concatenate([_resize(coarse, fine.shape[1:3], self.align_corners), fine], -1)
-        x = _SeparableConvBN(256, self.dtype, name="fuse1")(x, train)
-        x = _SeparableConvBN(256, self.dtype, name="fuse2")(x, train)
+        model = self.model
+        project = _ConvBN(model.low_level_channels, self.dtype, use_bias=model.head_bias, name="low_level_projection")
+        fine = project(fine, train)
+        x = jnp.concatenate([_resize(coarse, fine.shape[1:3], model.align_corners), fine], -1)
+        head = (model.decoder_channels, self.dtype, model.head_bias, model.head_depthwise_relu)
+        x = _SeparableConvBN(*head, name="fuse1")(x, train)
+        x = _SeparableConvBN(*head, name="fuse2")(x, train)
         precision = _precision(self.dtype)
         return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, precision=precision, name="classifier")(x)
 

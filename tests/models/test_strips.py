@@ -49,6 +49,13 @@ def test_operations_see_the_strips_above_and_below(operation, strips):
     np.testing.assert_array_equal(tiles.whole(operation(in_strips(x, strips))), operation(x))
 
 
+@pytest.mark.parametrize("strips", [2, 3])
+def test_a_plain_stem_sees_three_rows_above_and_two_below(strips):
+    x, kernel = integers(2, 12, 7, 4), integers(7, 7, 4, 5)
+    found = tiles.whole(ops.conv7x7(in_strips(x, strips), kernel))
+    np.testing.assert_array_equal(found, ops.conv7x7(x, kernel))
+
+
 @pytest.mark.parametrize(
     ("batch_size", "height", "stride", "strips"),
     [(1, 512, 8, 16), (2, 512, 8, 8), (3, 512, 8, 16), (16, 512, 8, 1), (1, 320, 8, 8), (1, 769, 8, 1), (2, 6, 1, 2)],

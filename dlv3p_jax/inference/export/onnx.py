@@ -92,8 +92,8 @@ class _Graph:
         )
         return self.add("Relu", x) if relu else x
 
-    def separable_conv(self, x: str, layer: str, dilation: int = 1) -> str:
-        x = self.conv(x, f"{layer}/depthwise", dilation=dilation, relu=False)
+    def separable_conv(self, x: str, layer: str, depthwise_relu: bool, dilation: int = 1) -> str:
+        x = self.conv(x, f"{layer}/depthwise", dilation=dilation, relu=depthwise_relu)
         return self.conv(x, f"{layer}/pointwise")
 
     def resize(self, x: str, like: str, align_corners: bool) -> str:
@@ -124,15 +124,16 @@ def _fold(variables) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def _write_network(graph: _Graph, model) -> None:
     """From `image` to `labels` and `logits`, as `models.deeplabv3plus` and what it is made of have it."""
     x = graph.add("Cast", "image", to=TensorProto.FLOAT)
-    half = graph.constant(np.array(0.5, np.float32))
+    mean, std = (graph.constant(np.array(values, np.float32) / 255) for values in (model.mean, model.std))
     x = graph.add("Div", x, graph.constant(np.array(255, np.float32)))
-    image = graph.add("Transpose", graph.add("Div", graph.add("Sub", x, half), half), perm=[0, 3, 1, 2])
+    image = graph.add("Transpose", graph.add("Div", graph.add("Sub", x, mean), std), perm=[0, 3, 1, 2])
 
     fine, coarse = _backbone(graph, image, model.backbone)
-    coarse = graph.resize(_aspp(graph, coarse, model.aspp.rates), fine, model.align_corners)
+    coarse = graph.resize(_aspp(graph, coarse, model.aspp), fine, model.align_corners)
     fine = graph.conv(fine, "decoder/low_level_projection")
     x = graph.add("Concat", coarse, fine, axis=1)
-    x = graph.separable_conv(graph.separable_conv(x, "decoder/fuse1"), "decoder/fuse2")
+    for name in ("decoder/fuse1", "decoder/fuse2"):
+        x = graph.separable_conv(x, name, model.decoder.depthwise_relu)
     logits = graph.resize(graph.conv(x, "decoder/classifier", relu=False), image, model.align_corners)
 
     labels = graph.add("ArgMax", logits, axis=1, keepdims=0)
@@ -142,8 +143,11 @@ def _write_network(graph: _Graph, model) -> None:
 
 def _backbone(graph: _Graph, x: str, backbone) -> tuple[str, str]:
     """The features of the first and of the last stage."""
-    x = graph.conv(x, "backbone/stem_conv1", stride=2)
-    x = graph.conv(graph.conv(x, "backbone/stem_conv2"), "backbone/stem_conv3")
+    if backbone.stem == "plain":
+        x = graph.conv(x, "backbone/stem_conv", stride=2)
+    else:
+        x = graph.conv(x, "backbone/stem_conv1", stride=2)
+        x = graph.conv(graph.conv(x, "backbone/stem_conv2"), "backbone/stem_conv3")
     x = graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     features, stride, dilation = [], 4, 1
     for stage, blocks in enumerate(backbone.blocks, start=1):
@@ -151,33 +155,36 @@ def _backbone(graph: _Graph, x: str, backbone) -> tuple[str, str]:
         if stage > 1:
             stride, dilation = (2 * stride, dilation) if strides else (stride, 2 * dilation)
         for block in range(blocks):
-            grid = backbone.multi_grid[block] if stage == 4 else 1
-            first_stride = 2 if strides and block == 0 else 1
             name = f"backbone/stage{stage}_block{block + 1}"
-            x = _block(graph, x, name, backbone.bottleneck, block == 0, first_stride, dilation * grid)
+            first_stride = 2 if strides and block == 0 else 1
+            shortcut = backbone.has_shortcut(stage, block)
+            x = _block(graph, x, name, backbone, shortcut, first_stride, backbone.dilation(stage, block, dilation))
         features.append(x)
     return features[0], features[-1]
 
 
-def _block(graph: _Graph, x: str, name: str, bottleneck: bool, first: bool, stride: int, dilation: int) -> str:
-    if bottleneck:
+def _block(graph: _Graph, x: str, name: str, backbone, shortcut: bool, stride: int, dilation: int) -> str:
+    if backbone.bottleneck:
         y = graph.conv(graph.conv(x, f"{name}/conv1"), f"{name}/conv2", stride, dilation)
         y = graph.conv(y, f"{name}/conv3", relu=False)
     else:
         y = graph.conv(x, f"{name}/conv1", stride, dilation)
-        y = graph.conv(y, f"{name}/conv2", dilation=dilation, relu=False)
-    if first:
-        if stride == 2:
-            x = graph.add("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
-        x = graph.conv(x, f"{name}/shortcut", relu=False)
+        y = graph.conv(y, f"{name}/conv2", dilation=dilation if backbone.dilate_second else 1, relu=False)
+    if shortcut:
+        if stride == 2 and backbone.avg_down:
+            x, stride = graph.add("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1), 1
+        x = graph.conv(x, f"{name}/shortcut", stride, relu=False)
     return graph.add("Relu", graph.add("Add", x, y))
 
 
-def _aspp(graph: _Graph, x: str, rates) -> str:
+def _aspp(graph: _Graph, x: str, aspp) -> str:
     branches = [
-        graph.conv(x, f"aspp/branch{i}") if rate == 1 else graph.separable_conv(x, f"aspp/branch{i}", rate)
-        for i, rate in enumerate(rates, start=1)
+        graph.conv(x, f"aspp/branch{i}")
+        if rate == 1
+        else graph.separable_conv(x, f"aspp/branch{i}", aspp.depthwise_relu, rate)
+        for i, rate in enumerate(aspp.rates, start=1)
     ]
     pooled = graph.conv(graph.add("GlobalAveragePool", x), "aspp/image_pooling")
-    branches.append(graph.add("Expand", pooled, graph.add("Shape", x, start=2)))
+    pooled = graph.add("Expand", pooled, graph.add("Shape", x, start=2))
+    branches.insert(0 if aspp.pooling_first else len(branches), pooled)
     return graph.conv(graph.add("Concat", *branches, axis=1), "aspp/projection")
