@@ -1,24 +1,23 @@
-"""Whole runs on a small prepared data set: killed and resumed, evaluated, stopped, refused."""
+"""Whole runs of a tiny network on a small prepared data set: killed and resumed, evaluated, stopped, refused."""
 
 import io
 import json
+import os
 import pathlib
-import re
 import signal
 import subprocess
 import sys
-import time
 
 import drawn
 import jax
 import numpy as np
 import pytest
+import tiny
 from clu import metric_writers
 from etils import epath
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from configs import common
 from dlv3p_jax.data import records
 from dlv3p_jax.evaluation import evaluator, metrics, picture_scores
 from dlv3p_jax.evaluation.views import predict_logits
@@ -27,40 +26,50 @@ from dlv3p_jax.runtime import disk_errors, events, sharding
 from dlv3p_jax.runtime.configuration import ConfigError
 from dlv3p_jax.training import loop
 from dlv3p_jax.training.run import Run, first_state
-from dlv3p_jax.weights import checkpoint_reading, checkpoints
+from dlv3p_jax.weights import checkpoint_reading, checkpoints, trained
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 LAST = 16  # steps of 4 pictures: across the ends of epochs of 11
-SETTINGS = drawn.NETWORK | {
-    "dataset": "image_folder",
-    "crop_size": (32, 32),
-    "batch_size": 4,
+CHANGES = {
     "num_train_steps": LAST,
     "learning_rate": 0.05,
     "log_every_steps": 1,
     "eval_every_steps": LAST,
     "checkpoint_every_steps": 3,
-    "eval.batch_size": 2,
-    "mesh.data": 1,
 }
+# Kills the process while step 6 is being written.
+DYING = """
+import os, signal
+from dlv3p_jax.weights import checkpoints
+save = checkpoints.Checkpoints.save
+def save_and_die(self, state):
+    save(self, state)
+    if state.step == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoints.Checkpoints.save = save_and_die
+"""
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(monkeypatch):
+    for module in (loop, evaluator):
+        monkeypatch.setattr(module, "build_model", tiny.build_model)
 
 
 def make_config(data_dir, **changes):
-    config = common.get_config()
-    config.update_from_flattened_dict(SETTINGS | {"data_dir": str(data_dir)} | changes)
-    return config
+    return tiny.make_config(data_dir, **(CHANGES | changes))
 
 
-def command(data_dir, workdir, *flags):
-    """What a user types; it runs in a process of its own, which can be killed."""
-    settings = [f"--config.{key}={value}" for key, value in (SETTINGS | {"data_dir": data_dir}).items()]
-    script = [sys.executable, "-m", "dlv3p_jax.main", "--config=configs/common.py", f"--workdir={workdir}"]
-    return [*script, *settings, *flags]
-
-
-def start(*arguments):
-    return subprocess.Popen(
-        command(*arguments), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+def run_main(data_dir, workdir, before=""):
+    """Runs what a user types, in a process of its own; `before` is run before it."""
+    settings = [f"--config.{key}={value}" for key, value in (tiny.SETTINGS | CHANGES | {"data_dir": data_dir}).items()]
+    return subprocess.run(
+        [sys.executable, "-c", before + tiny.MAIN, "--config=configs/common.py", f"--workdir={workdir}", *settings],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": f"{REPOSITORY / 'tests'}:{REPOSITORY}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -74,21 +83,21 @@ def variables_of(workdir):
 def finished(data_dir, tmp_path_factory):
     """The workdir of a run that was never interrupted, and what it printed."""
     workdir = tmp_path_factory.mktemp("finished")
-    process = start(data_dir, workdir)
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, output
-    return workdir, output
+    done = run_main(data_dir, workdir)
+    assert done.returncode == 0, done.stdout
+    return workdir, done.stdout
 
 
 def test_a_run_tells_what_it_does(finished, data_dir):
     workdir, output = finished
-    assert "Compiling the training step: resnet18_vd, output stride 16, float32, 4 pictures of 32x32" in output
+    assert "Compiling the training step: resnet50_vd, output stride 8, float32, 4 pictures of 32x32" in output
     assert "11 pictures in train, 5 in val" in output
     for word in ("train/loss=", "train/learning_rate=", "pictures_per_second=", "seconds_waiting_for_input=", "ETA"):
         assert word in output
     table = output[output.index("\nclass ") : output.index("report:")]
     assert all(name in table for name in ("floor", "wall", "lamp", "mIoU"))
     assert f"pictures: {workdir}/eval/{LAST}.png" in output
+    assert f"page: {workdir}/report.html" in output and (workdir / "report.html").read_text().count("<svg") == 3
     assert list(workdir.glob("events.out.tfevents.*"))
     assert json.loads((workdir / "config.json").read_text())["num_classes"] == 3
 
@@ -105,22 +114,13 @@ def test_the_report_of_an_evaluation_is_complete_and_strict_json(finished):
     assert (workdir / "eval" / f"{LAST}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_killed_run_ends_as_one_that_was_never_killed(finished, data_dir, tmp_path):
-    process = start(data_dir, tmp_path)
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "checkpoints" / "latest" / "3").exists():  # it appears when it is whole
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL and not (tmp_path / "eval" / f"{LAST}.json").exists()
-
-    process = start(data_dir, tmp_path)
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, output
-    assert re.search(r"Resumed from .*latest/\d", output)
-    assert f"page: {tmp_path}/report.html" in output and (tmp_path / "report.html").read_text().count("<svg") == 3
-    assert "[3] train/" not in output  # nothing is done twice before the checkpoint
+def test_a_killed_run_ends_as_one_that_was_never_killed(finished, data_dir, tmp_path, caplog):
+    killed = run_main(data_dir, tmp_path, DYING)
+    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "eval").exists(), killed.stdout
+    with caplog.at_level("INFO"):
+        loop.train_and_evaluate(make_config(data_dir), tmp_path)
+    assert f"Resumed from {tmp_path}/checkpoints/latest/" in caplog.text
+    assert "[7] train/" in caplog.text and "[3] train/" not in caplog.text  # nothing is done twice
     expected, resumed = variables_of(finished[0]), variables_of(tmp_path)
     assert expected.keys() == resumed.keys()
     for name, value in expected.items():
@@ -147,7 +147,7 @@ def test_scores_equal_plain_numpy_on_the_label_files_whatever_the_batch_and_devi
     """Predictions of single pictures, counted pixel by pixel, against evaluations in batches over 1 and 4 devices."""
     workdir, _ = finished
     config = make_config(data_dir, num_classes=3, **{"eval.flip": True})
-    model = build_model(config)
+    model = tiny.build_model(config)
     variables = checkpoint_reading.read_variables(checkpoint_reading.find(workdir))
     predict = jax.jit(lambda images: predict_logits(model, variables, images, flip=True))
     source = records.open_dataset("image_folder", data_dir).source("val")
@@ -178,23 +178,27 @@ def test_scores_equal_plain_numpy_on_the_label_files_whatever_the_batch_and_devi
 def test_pretrained_weights_start_a_run_and_a_new_head_is_told(finished, data_dir, tmp_path, caplog):
     config = make_config(data_dir, num_classes=3, pretrained=str(finished[0]))
     dataset, mesh = records.open_dataset("image_folder", data_dir), sharding.make_mesh(1, 1)
+    with checkpoints.Checkpoints(tmp_path / "run") as saved, caplog.at_level("INFO"):
+        state = first_state(Run(config, dataset, mesh, tiny.Tiny(3), tmp_path / "run"), saved)
+    assert "initialised afresh" not in caplog.text
     loaded = checkpoint_reading.read_variables(checkpoint_reading.find(finished[0]))
-    with checkpoints.Checkpoints(tmp_path) as saved, caplog.at_level("INFO"):
-        state = first_state(Run(config, dataset, mesh, build_model(config), tmp_path), saved)
-        assert "initialised afresh" not in caplog.text
-        for expected, value in zip(jax.tree.leaves(loaded), jax.tree.leaves(state.variables), strict=True):
-            np.testing.assert_array_equal(value, expected)
-        config.num_classes = 5
-        state = first_state(Run(config, dataset, mesh, build_model(config), tmp_path), saved)
+    jax.tree.map(np.testing.assert_array_equal, state.variables, loaded)
+
+    drawn.save_checkpoint(tmp_path / "real", drawn.make_config())
+    config = drawn.make_config(num_classes=5)
+    fresh = jax.tree.map(np.zeros_like, drawn.draw_variables(config))
+    with caplog.at_level("INFO"):
+        params = trained.fit_pretrained(trained.read_pretrained(tmp_path / "real", build_model(config)), fresh)[
+            "params"
+        ]
     assert "initialised afresh: params/decoder/classifier/bias, params/decoder/classifier/kernel" in caplog.text
-    assert state.params["decoder"]["classifier"]["kernel"].shape[-1] == 5
-    np.testing.assert_array_equal(
-        state.params["backbone"]["stem_conv1"]["conv"]["kernel"],
-        loaded["params"]["backbone"]["stem_conv1"]["conv"]["kernel"],
-    )
+    kernel = params["decoder"]["classifier"]["kernel"]
+    assert kernel.shape[-1] == 5 and not kernel.any()
+    expected = drawn.draw_variables(drawn.make_config())["params"]["backbone"]
+    jax.tree.map(np.testing.assert_array_equal, params["backbone"], expected)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(finished, data_dir, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
     config = make_config(data_dir, learning_rate=1e20, checkpoint_every_steps=1)
     with pytest.raises(loop.TrainingError, match=r"step \d is not finite .*the last good checkpoint is .*latest/\d"):
         loop.train_and_evaluate(config, tmp_path)
