@@ -5,6 +5,7 @@ PaddleSeg's test-time augmentation, and prints published against measured. OUTPU
 grow by a line with every evaluation: one that was stopped goes on with the next line. --list shows the table.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,33 +17,34 @@ import ml_collections
 from absl import app, flags, logging
 from etils import epath
 
+from dlv3p_jax.evaluation.views import Views
 from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import arguments, cli, configuration, files, provenance, sealing, sharding, text
-from dlv3p_jax.weights import published as pretrained
-from dlv3p_jax.weights import trained
+from dlv3p_jax.weights import published, trained
 
 SCALES = (0.75, 1.0, 1.25)  # PaddleSeg's documentation has these; its table does not say which
 _PUBLISHED_PICTURES = {"cityscapes": 500, "voc2012": 1449}  # that the published figures are of
 
 
 class Column(NamedTuple):
-    """One evaluation of a row: its title, the field of `Published` that it is held against, and its views."""
+    """One evaluation of a row: its title, the field of `Published` that it is held against, and what `Views` it has."""
 
     title: str
     field: str | None
-    scales: tuple[float, ...]
-    flip: bool
-    average: str
+    views: dict[str, Any]
 
 
 def columns(scales: tuple[float, ...]) -> list[Column]:
     """The evaluations of a row; PaddleSeg measured the flip column that its page still shows in the old definition."""
     return [
-        Column("plain", "plain", (1.0,), False, "logits"),
-        Column("flip, legacy", "flip", (1.0,), True, "legacy"),
-        Column("flip, logits", None, (1.0,), True, "logits"),
-        Column("ms + flip, legacy", "ms_flip_legacy", scales, True, "legacy"),
-        Column("ms + flip, logits", "ms_flip_logits", scales, True, "logits"),
+        Column(title, field, {"scales": list(scales), "flip": flip, "average": average})
+        for title, field, scales, flip, average in (
+            ("plain", "plain", (1.0,), False, "logits"),
+            ("flip, legacy", "flip", (1.0,), True, "legacy"),
+            ("flip, logits", None, (1.0,), True, "logits"),
+            ("ms + flip, legacy", "ms_flip_legacy", scales, True, "legacy"),
+            ("ms + flip, logits", "ms_flip_logits", scales, True, "logits"),
+        )
     ]
 
 
@@ -63,13 +65,13 @@ def main(argv: list[str]) -> None:
     if values.list:
         print(published_table())
         return
-    if len(argv) != 2 or argv[1] not in pretrained.PUBLISHED:
-        raise app.UsageError(f"give one of {', '.join(pretrained.PUBLISHED)}; --list shows them")
+    if len(argv) != 2 or argv[1] not in published.PUBLISHED:
+        raise app.UsageError(f"give one of {', '.join(published.PUBLISHED)}; --list shows them")
     name = argv[1]
     cli.configure_logging()
     from dlv3p_jax.data import records  # imports TensorFlow, which wrong flags do not wait for
 
-    config = values.config or pretrained.config_of(name)
+    config = values.config or published.config_of(name)
     if values.data_dir is not None:
         config.data_dir = values.data_dir
     try:
@@ -78,8 +80,8 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"--scales={','.join(values.scales)}: give numbers, with commas and no blanks") from None
     output = epath.Path(values.output or os.path.join("workdir", "reproduce", name))
     records.open_dataset(config.dataset, config.data_dir)  # before anything large is downloaded
-    file = pathlib.Path(values.weights) if values.weights else pretrained.fetch(name)
-    report = reproduce(name, pretrained.PUBLISHED[name], config, file, scales, output)
+    file = pathlib.Path(values.weights) if values.weights else published.fetch(name)
+    report = reproduce(name, published.PUBLISHED[name], config, file, scales, output)
     print(f"\n{to_markdown(report)}\nreport: {output / 'report.json'}\nas Markdown: {output / 'report.md'}", flush=True)
 
 
@@ -89,19 +91,19 @@ def published_table() -> str:
     rows = [
         (name, row.dataset, row.backbone, "x".join(map(str, reversed(row.crop_size))), f"{row.num_train_steps:,}")
         + tuple(f"{row._asdict()[column.field]:.2f}" for column in columns(SCALES) if column.field)
-        for name, row in pretrained.PUBLISHED.items()
+        for name, row in published.PUBLISHED.items()
     ]
     return text.markdown([head, *rows])
 
 
 def reproduce(
-    name: str, published, config, file: pathlib.Path, scales: tuple[float, ...], output: epath.Path
+    name: str, row: published.Published, config, file: pathlib.Path, scales: tuple[float, ...], output: epath.Path
 ) -> dict[str, Any]:
     """Evaluates a published model in all columns and writes OUTPUT/report.json, report.md and eval/.
 
     Args:
       name: of the row, for the report.
-      published: what was published of it, a `published.Published`.
+      row: what was published of it.
       config: the configuration to evaluate with; its data, model, evaluation batch and mesh are read.
       file: the published `.pdparams`.
       scales: of ms + flip.
@@ -132,7 +134,7 @@ def reproduce(
         "dataset": config.dataset,
         "split": config.eval_split,
         "num_pictures": dataset.num_pictures(config.eval_split),
-        "published_num_pictures": _PUBLISHED_PICTURES.get(published.dataset),
+        "published_num_pictures": _PUBLISHED_PICTURES.get(row.dataset),
         "model": configuration.to_dict(config)["model"],
         "eval_size": config.eval_size and list(config.eval_size),
         "window": config.eval.window and list(config.eval.window),
@@ -144,12 +146,12 @@ def reproduce(
     done = _measured_before(output, report)
     report["columns"] = []
     for column in columns(scales):
-        entry = {"title": column.title, "published": column.field and published._asdict()[column.field]}
-        entry |= {"scales": list(column.scales), "flip": column.flip, "average": column.average}
-        measured = next((old["measured"] for old in done if _views(old) == _views(entry)), None)
+        entry = {"title": column.title, "published": column.field and row._asdict()[column.field]} | column.views
+        views = Views.of(report | entry)
+        measured = next((old["measured"] for old in done if Views.of(report | old) == views), None)
         if measured is None:
             changed = ml_collections.ConfigDict(config)
-            changed.eval.update(scales=column.scales, flip=column.flip, average=column.average)
+            changed.eval.update(dataclasses.asdict(views))
             run = evaluator.make_evaluator(changed, dataset, mesh, model, output, absent_class="one", checkpoint=file)
             measured = 100 * run(variables, 0).summary["mIoU"]
         report["columns"].append(entry | {"measured": measured})
@@ -162,10 +164,10 @@ def to_markdown(report: dict[str, Any]) -> str:
     """A report as a table of published against measured, and what to know when comparing them."""
     rows = []
     for column in report["columns"]:
-        published, measured = column["published"], column["measured"]
+        expected, measured = column["published"], column["measured"]
         compared = ("", f"{measured:.2f}", "")
-        if published is not None:
-            compared = (f"{published:.2f}", f"{measured:.2f}", f"{measured - published:+.2f}")
+        if expected is not None:
+            compared = (f"{expected:.2f}", f"{measured:.2f}", f"{measured - expected:+.2f}")
         rows.append((column["title"], " ".join(f"{scale:g}" for scale in column["scales"]), *compared))
     lines = [
         f"{report['name']}: mIoU in percent on {report['num_pictures']} pictures of {report['dataset']} "
@@ -176,10 +178,6 @@ def to_markdown(report: dict[str, Any]) -> str:
     if report["published_num_pictures"] not in (None, report["num_pictures"]):
         lines += ["", f"**Not comparable**: the published figures are of {report['published_num_pictures']} pictures."]
     return "\n".join(lines)
-
-
-def _views(entry: dict[str, Any]) -> tuple:
-    return tuple(entry["scales"]), entry["flip"], entry["average"]
 
 
 def _measured_before(output: epath.Path, report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -194,7 +192,7 @@ def _measured_before(output: epath.Path, report: dict[str, Any]) -> list[dict[st
         before = sealing.unseal(json.loads(path.read_text(encoding="utf-8")))
         other = [key for key in report if before.get(key) != report[key]]
         columns = [dict(column, measured=float(column["measured"])) for column in before["columns"]]
-        _ = [_views(column) for column in columns]
+        _ = [Views.of(report | column) for column in columns]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logging.warning("%s is damaged (%s): all is measured anew", path, error)
         return []

@@ -28,8 +28,8 @@ from PIL import Image
 from configs import common
 from dlv3p_jax.data import colors
 from dlv3p_jax.evaluation import metrics
-from dlv3p_jax.evaluation import views as evaluate
-from dlv3p_jax.evaluation.views import predict_logits
+from dlv3p_jax.evaluation.step import clear_padding
+from dlv3p_jax.evaluation.views import Views, predict_logits
 from dlv3p_jax.models import build_model, tiles
 from dlv3p_jax.training import losses, steps
 from dlv3p_jax.weights.paddle import convert, revert
@@ -282,7 +282,7 @@ def views(shared: pathlib.Path, file: str, case: str) -> Iterator[Row]:
     model, variables = network(shared)
     arrays = recorded(shared, file)
     kind = "probabilities" if file == "tta_legacy_r18" else "logits"
-    predict = jax.jit(lambda variables, images: predict_logits(model, variables, images, **VIEWS[file, case]))
+    predict = jax.jit(lambda variables, images: predict_logits(model, variables, images, Views(**VIEWS[file, case])))
     result = predict(variables, last(arrays["x"]))
     expected = last(arrays[f"{case}/{kind}"])
     assert result.dtype == jnp.float32 and result.shape == expected.shape
@@ -342,7 +342,7 @@ def geometry(shared: pathlib.Path) -> Iterator[Row]:
     padded = arrays["pad_eval/image"]
     ours = np.zeros((1, *padded.shape), np.float32)
     ours[0, : image.shape[0], : image.shape[1]] = image
-    ours = evaluate.clear_padding(colors.normalize(ours), np.array([image.shape[:2]]))
+    ours = clear_padding(colors.normalize(ours), np.array([image.shape[:2]]))
     error = float(np.abs(ours[0] - (padded / 127.5 - 1)).max())
     yield Row("transforms", "pad_eval", "normalised: largest difference", error, 2e-7)
 

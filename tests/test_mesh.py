@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from configs import common
-from dlv3p_jax.evaluation import metrics, views
+from dlv3p_jax.evaluation import metrics
+from dlv3p_jax.evaluation.step import make_eval_step
+from dlv3p_jax.evaluation.views import predict_logits
 from dlv3p_jax.models import variable_shapes
 from dlv3p_jax.runtime import sharding
 from dlv3p_jax.training import steps
@@ -71,7 +73,7 @@ def train(mesh, variables, size):
         state, scalars = step(state, batch, rng)
 
     def predict(variables, batch):
-        logits = views.predict_logits(model, variables, batch["image"])
+        logits = predict_logits(model, variables, batch["image"])
         counts = metrics.confusion_matrix(batch["label"], jnp.argmax(logits, -1), 5, 255)
         return logits, counts
 
@@ -118,7 +120,7 @@ def compile_evaluation(shape, size, **changes):
     }
     abstract = variable_shapes(model)
     replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
-    step = views.make_eval_step(config, model)
+    step = make_eval_step(config, model)
     return sharding.jit(mesh, step, (replicated, batched), (replicated, batched)).lower(abstract, batch).compile()
 
 

@@ -19,7 +19,7 @@ from dlv3p_jax.data import classes, viz
 from dlv3p_jax.datasets.builder import prepare_dataset
 from dlv3p_jax.datasets.cityscapes import Cityscapes
 from dlv3p_jax.evaluation import evaluator
-from dlv3p_jax.evaluation.views import predict_logits
+from dlv3p_jax.evaluation.views import Views, predict_logits
 from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import configuration
 from dlv3p_jax.training import steps
@@ -64,7 +64,7 @@ def run(*arguments) -> subprocess.CompletedProcess:
 def forward(workdir, **views):
     """The network of `workdir`, compiled once for each size."""
     variables = checkpoint_reading.read_variables(checkpoint_reading.find(workdir))
-    return jax.jit(functools.partial(predict_logits, build_model(make_config()), variables, **views))
+    return jax.jit(functools.partial(predict_logits, build_model(make_config()), variables, views=Views(**views)))
 
 
 def expected_label(workdir, image, **views) -> np.ndarray:

@@ -22,8 +22,7 @@ from tensorboard.util import tensor_util
 
 from configs import common
 from dlv3p_jax.data import viz
-from dlv3p_jax.evaluation import files as evaluations
-from dlv3p_jax.evaluation import metrics, picture_scores
+from dlv3p_jax.evaluation import files, metrics, picture_scores
 from dlv3p_jax.evaluation.files import ReportError
 from dlv3p_jax.reporting import comparison_page, run_page
 from dlv3p_jax.runtime import configuration, disk_errors, events, provenance
@@ -58,10 +57,10 @@ def write_evaluation(workdir, name, step, quality, labels=None, ids=None, number
     report |= dict(absent_class="nan", confusion_matrix=matrices.sum(0).tolist()) | changes
     shown = []
     for kind, index in collector.choose():
-        files = [io.BytesIO(), io.BytesIO()]
-        Image.fromarray(np.full((*SIZE, 3), 128, np.uint8)).save(files[0], "JPEG")
-        Image.fromarray(labels[index]).save(files[1], "PNG")
-        record = dict(image=files[0].getvalue(), label=files[1].getvalue())
+        image, label = io.BytesIO(), io.BytesIO()
+        Image.fromarray(np.full((*SIZE, 3), 128, np.uint8)).save(image, "JPEG")
+        Image.fromarray(labels[index]).save(label, "PNG")
+        record = dict(image=image.getvalue(), label=label.getvalue())
         prediction = collector.predictions[index]
         shown.append(picture_scores.make_shown(kind, index, record, prediction, viz.palette(len(NAMES))))
     ids = ids or [f"town/{index}<i>" for index in range(len(labels))]
@@ -69,7 +68,7 @@ def write_evaluation(workdir, name, step, quality, labels=None, ids=None, number
     folder.mkdir(parents=True, exist_ok=True)
     pictures = picture_scores.PictureScores(tuple(ids), collector.counts, tuple(shown))
     if sealed:
-        evaluations.write(folder, str(step), name, report, Image.new("RGB", (1, 1)), pictures)
+        files.write(folder, str(step), name, report, Image.new("RGB", (1, 1)), pictures)
         return
     picture_scores.write(folder / f"{step}.{name}.npz", pictures)
     for stem in (str(step), f"{step}.{name}"):
@@ -313,7 +312,7 @@ def test_a_run_of_an_older_version_is_reported_without_pictures(missing, run, tm
     assert ">None" not in text and ("does not say absent_class, checkpoint," in text) == bool(missing)
     assert ("40.plain.json (without absent_class, checkpoint," in caplog.text) == bool(missing)
     write_evaluation(tmp_path, "flip", 40, 0.4, flip=True, sealed=True)  # and beside one of today, if of one run
-    assert len(evaluations.read(epath.Path(tmp_path))) == (2 if missing else 1)
+    assert len(files.read(epath.Path(tmp_path))) == (2 if missing else 1)
 
 
 @pytest.mark.parametrize("sealed", [True, False])
@@ -325,10 +324,10 @@ def test_a_workdir_that_was_moved_or_copied_keeps_its_evaluations_together(seale
     write_evaluation(run, "flip-legacy", 4, 0.4, sealed=sealed, flip=True, checkpoint="/elsewhere/checkpoints/best/4")
     move(run, other)
     write_evaluation(other, "flip", 4, 0.4, sealed=True, flip=True)
-    assert [found.name for found in evaluations.read(epath.Path(other))] == ["plain", "window-8-8", "flip"]
+    assert [found.name for found in files.read(epath.Path(other))] == ["plain", "window-8-8", "flip"]
     (tmp_path / "link").symlink_to(other)
     write_evaluation(other, "flip", 4, 0.4, sealed=True, flip=True, checkpoint=f"{tmp_path}/link/checkpoints/best/4")
-    assert len(evaluations.read(epath.Path(other))) == 3
+    assert len(files.read(epath.Path(other))) == 3
 
 
 def test_evaluations_that_are_written_at_once_do_not_mix(tmp_path):
@@ -339,7 +338,7 @@ def test_evaluations_that_are_written_at_once_do_not_mix(tmp_path):
     def write(views):
         for _ in range(20):
             sheet = Image.new("L", (300, 300), colors[views])
-            evaluations.write(epath.Path(tmp_path), "4", views, {"checkpoint": "x", "views": views}, sheet, scores)
+            files.write(epath.Path(tmp_path), "4", views, {"checkpoint": "x", "views": views}, sheet, scores)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         list(pool.map(write, colors))
@@ -354,7 +353,7 @@ def test_the_averaged_model_comes_first(tmp_path):
     write_evaluation(tmp_path, "plain", 4, 0.3)
     write_evaluation(tmp_path, "ema.plain", 4, 0.4)
     write_evaluation(tmp_path, "flip-train", 4, 0.4, flip=True, split="train")
-    assert [found.title for found in evaluations.read(epath.Path(tmp_path))] == ["plain (EMA)", "plain"]
+    assert [found.title for found in files.read(epath.Path(tmp_path))] == ["plain (EMA)", "plain"]
 
 
 def test_evaluations_of_something_else_are_left_out_and_named(tmp_path, caplog):
@@ -377,7 +376,7 @@ def test_evaluations_of_something_else_are_left_out_and_named(tmp_path, caplog):
     (message,) = [record.getMessage() for record in caplog.records]
     left_out = dict(re.findall(r"(4\.flip-\d\.json) \(another (.*?)\)", message))
     assert left_out == {f"4.flip-{index}.json": why for index, why in enumerate(others)}
-    assert [found.name for found in evaluations.read(epath.Path(tmp_path))] == ["plain", "flip"]
+    assert [found.name for found in files.read(epath.Path(tmp_path))] == ["plain", "flip"]
 
 
 def test_a_single_picture_is_reported_without_intervals(tmp_path):

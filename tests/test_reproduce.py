@@ -16,7 +16,7 @@ from dlv3p_jax.data import records
 from dlv3p_jax.evaluation import evaluator
 from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import provenance, sealing
-from dlv3p_jax.weights import published as pretrained
+from dlv3p_jax.weights import published
 from dlv3p_jax.weights.paddle import revert
 from dlv3p_jax.weights.pdparams import save_pdparams
 
@@ -46,7 +46,7 @@ def file(tmp_path_factory):
     return path
 
 
-PUBLISHED = pretrained.PUBLISHED["voc_r50"]._replace(dataset="image_folder", plain=10.0, ms_flip_legacy=20.0)
+PUBLISHED = published.PUBLISHED["voc_r50"]._replace(dataset="image_folder", plain=10.0, ms_flip_legacy=20.0)
 
 
 def test_a_made_row_end_to_end(data_dir, file, tmp_path):
@@ -63,9 +63,9 @@ def test_a_made_row_end_to_end(data_dir, file, tmp_path):
     }
     assert [column["title"] for column in report["columns"]] == list(views)
     for column in report["columns"]:
-        scales, flip, average, published, name = views[column["title"]]
+        scales, flip, average, expected, name = views[column["title"]]
         assert (tuple(column["scales"]), column["flip"], column["average"]) == (scales, flip, average)
-        assert column["published"] == published
+        assert column["published"] == expected
         evaluation = json.loads((tmp_path / "eval" / f"0.{name}.json").read_text())
         assert column["measured"] == 100 * evaluation["mIoU"] and evaluation["absent_class"] == "one"
     measured = [column["measured"] for column in report["columns"]]

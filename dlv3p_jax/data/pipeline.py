@@ -155,7 +155,8 @@ def eval_batches(
 
     Yields:
         {'image': uint8 `[b, H, W, 3]`, 'label': uint8 `[b, H, W]`, 'size': int32 `[b, 2]`, each picture's own height
-        and width, 'id': bytes `[b]`}; H and W differ between batches.
+        and width, 'id': bytes `[b]`, 'indices': the positions of the whole batch's pictures, of all rows}; H and W differ
+        between batches.
 
     Raises:
         DatasetError: the split has no labels.
@@ -166,16 +167,16 @@ def eval_batches(
     ours = [{place: batch[row] for place, row in enumerate(rows) if row < len(batch)} for batch in plan.batches]
     own_sizes = dataset.sizes(split)
     batch_shapes = [padding.padded_size(own_sizes[batch[0]], eval_size) for batch in plan.batches]
-    indices = np.array([index for batch in ours for index in batch.values()], np.int64)
+    to_read = np.array([index for batch in ours for index in batch.values()], np.int64)
 
     def make_example(index):
         return _decode(*_read_record(lambda i: _read(source, int(i)), index))
 
-    examples = tf.data.Dataset.from_tensor_slices(indices)
+    examples = tf.data.Dataset.from_tensor_slices(to_read)
     examples = examples.map(make_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     examples = examples.prefetch(2 * len(rows)).as_numpy_iterator()
-    examples = _closed_at_exit(_naming_damage(examples, lambda count: [int(indices[count])], dataset, split, source))
-    for batch, shape in zip(ours, batch_shapes, strict=True):
+    examples = _closed_at_exit(_naming_damage(examples, lambda count: [int(to_read[count])], dataset, split, source))
+    for indices, batch, shape in zip(plan.batches, ours, batch_shapes, strict=True):
         images = np.zeros((len(rows), *shape, 3), np.uint8)
         labels = np.full((len(rows), *shape), ignore_label, np.uint8)
         sizes = np.zeros((len(rows), 2), np.int32)
@@ -185,7 +186,7 @@ def eval_batches(
             _check_sizes(dataset, split, index, ids[row], image, label)
             height, width = sizes[row] = label.shape
             images[row, :height, :width], labels[row, :height, :width] = image, label
-        yield {"image": images, "label": labels, "size": sizes, "id": ids}
+        yield {"image": images, "label": labels, "size": sizes, "id": ids, "indices": np.array(indices)}
 
 
 _open_iterators: weakref.WeakSet[Generator] = weakref.WeakSet()

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -16,12 +16,13 @@ from jax.sharding import Mesh
 
 from dlv3p_jax.data import pipeline, records, viz
 from dlv3p_jax.evaluation import files, metrics, picture_scores
-from dlv3p_jax.evaluation import views as evaluate
+from dlv3p_jax.evaluation.step import INPUTS, jit_eval_step, run_step
+from dlv3p_jax.evaluation.views import Views
 from dlv3p_jax.models import Variables, build_model, variable_shapes
 from dlv3p_jax.runtime import agreement, configuration, provenance, sharding
 from dlv3p_jax.weights import checkpoint_reading
 
-NUM_SAMPLES = 4  # pictures shown with label and prediction
+NUM_SAMPLES = 4  # pictures on the contact sheet, the same at every step
 
 
 class EvaluationError(RuntimeError):
@@ -33,7 +34,7 @@ class Result:
     """One evaluation: what `metrics.summarize` gave, and a contact sheet of some pictures, labels and predictions.
 
     `title` says what was evaluated and how, and `path` is that of its files, without .json and .png. Of several
-    processes, only process 0 has a sheet, of pictures that it read.
+    processes, only process 0 has a sheet.
     """
 
     summary: dict[str, Any]
@@ -62,32 +63,6 @@ def prepare_run(config) -> tuple[ml_collections.FrozenConfigDict, records.Datase
     return config, dataset, mesh
 
 
-def views_name(config) -> str:
-    """A name for how `config` evaluates, such as 'plain', 'scales-0.75-1-1.25-flip' or 'plain-padded-512x512-train'.
-
-    Two evaluations of the same name were made in the same way, but maybe of different data sets, or with another
-    `absent_class`. The split is named where it is not 'val'.
-    """
-    scales = tuple(config.eval.scales)
-    parts = []
-    if scales != (1.0,):
-        parts += ["scales", *(f"{scale:g}" for scale in scales)]
-    if config.eval.flip:
-        parts.append("flip")
-    if config.eval.window is not None:
-        parts += ["window", *map(str, config.eval.window)]
-    if config.eval.stride is not None:
-        parts += ["stride", *map(str, config.eval.stride)]
-    if config.eval.average != "logits" and parts:
-        parts.append(config.eval.average)
-    parts = parts or ["plain"]
-    if config.eval_size is not None:
-        parts += ["padded", "x".join(map(str, config.eval_size))]
-    if config.eval_split != "val":
-        parts.append(config.eval_split)
-    return "-".join(parts)
-
-
 class Evaluator(Protocol):
     """What `make_evaluator` returns."""
 
@@ -107,119 +82,47 @@ def make_evaluator(
 ) -> Evaluator:
     """A function that evaluates variables and writes what it finds; the program is compiled once for each picture size.
 
-    `run(variables, step, suffix) -> Result` writes, below WORKDIR/eval, STEP.json and STEP.png and the same once more
-    with the views in the name, so that another evaluation of this step does not lose them, and STEP.VIEWS.npz with what
-    `picture_scores` keeps. `suffix` ('' or 'ema') tells two models of one step apart. `absent_class` is how
-    `metrics.summarize` counts a class that occurs nowhere. `checkpoint` is where the variables are from, for the
-    reports; None: from the run of `workdir`. `before_batch` is called with each batch that was read, and whether it is
-    the first of its size, for which a program is compiled; `between_batches` is called after each batch, and what it
-    raises ends the evaluation.
+    `run(variables, step, suffix) -> Result` writes what `files.write` does below WORKDIR/eval. `suffix` ('' or 'ema')
+    tells two models of one step apart. `absent_class` is how `metrics.summarize` counts a class that occurs nowhere.
+    `checkpoint` is where the variables are from, for the reports; None: from the run of `workdir`. `before_batch` is
+    called with each batch that was read, and whether it is the first of its size, for which a program is compiled;
+    `between_batches` is called after each batch, and what it raises ends the evaluation.
 
     Raises:
       ValueError: the split or the mesh cannot be used.
       EvaluationError: from `run`, if not every labelled pixel of the split was counted once.
     """
-    checkpoint = checkpoint_reading.absolute(workdir if checkpoint is None else checkpoint)
+    source = checkpoint_reading.absolute(workdir if checkpoint is None else checkpoint)
     dataset.require_labels(config.eval_split)
-    sizes = dataset.sizes(config.eval_split)
-    batch_size = config.eval.batch_size
-    plan = pipeline.plan_evaluation(sizes, batch_size, config.eval_size)
+    plan = pipeline.plan_evaluation(dataset.sizes(config.eval_split), config.eval.batch_size, config.eval_size)
     for height, _ in plan.sizes:
-        sharding.check_batch(mesh, batch_size, height, "config.eval.batch_size")
-    eval_step = sharding.jit(
-        mesh,
-        evaluate.make_eval_step(config, model),
-        in_shardings=(
-            sharding.replicated(mesh),
-            {"image": sharding.batched(mesh), "label": sharding.batched(mesh), "size": sharding.per_picture(mesh)},
-        ),
-        out_shardings=(sharding.replicated(mesh), sharding.batched(mesh)),
-    )
-    views = views_name(config)
-    our_rows = sharding.local_rows(mesh, batch_size)
+        sharding.check_batch(mesh, config.eval.batch_size, height, "config.eval.batch_size")
+    eval_step, views = jit_eval_step(config, mesh, model), files.evaluation_name(config)
+    samples = [index for batch in plan.batches[:NUM_SAMPLES] for index in batch][:NUM_SAMPLES]
     compiled: set[tuple[int, ...]] = set()
 
-    def announced(batches):
-        for batch in batches:
-            shape = batch["image"].shape
-            before_batch(shape not in compiled)
-            compiled.add(shape)
-            yield batch
-
     def run(variables: Variables, step: int, suffix: str = "") -> Result:
+        num_pictures = dataset.num_pictures(config.eval_split)
         logging.info(
             "Evaluating %d pictures of %s %s (%s), %d at a time, in %d sizes, each compiled at its first batch",
-            *(len(sizes), dataset.title, config.eval_split, views, batch_size, len(plan.sizes)),
+            *(num_pictures, dataset.title, config.eval_split, views, config.eval.batch_size, len(plan.sizes)),
         )
         start = time.monotonic()
-        samples: list[list[np.ndarray]] = []
-        ids: dict[int, bytes] = {}
-        pictures = picture_scores.Collector(sizes, config.num_classes)
-        numbered = enumerate(plan.batches)
-
-        def look_at(batch, matrices, predictions):
-            number, indices = next(numbered)
-            filled = [place for place, row in enumerate(our_rows) if row < len(indices)]
-            ids.update((indices[our_rows[place]], batch["id"][place]) for place in filled)
-            everything = functools.cache(lambda: sharding.whole(predictions))  # of all processes, which ask together
-            if number < NUM_SAMPLES:  # every batch has at least one picture
-                found = everything()
-                for place in filled:
-                    height, width = batch["host_size"][place]
-                    triple = (batch["host_image"][place], batch["host_label"][place], found[our_rows[place]])
-                    samples.append([array[:height, :width] for array in triple])
-            pictures.add(indices, matrices, everything)
-            between_batches()
-
-        batches = announced(_on_devices(config, dataset, mesh))
-        matrix = evaluate.evaluate(eval_step, variables, batches, config.num_classes, look_at)
+        collector = picture_scores.Collector(dataset.sizes(config.eval_split), config.num_classes, samples)
+        batches = _on_devices(config, dataset, mesh, compiled, before_batch)
+        ids = _count(eval_step, variables, batches, collector, between_batches)
         seconds = time.monotonic() - start
-        names = picture_scores.gather_ids(ids, len(sizes))
-        if not all(names):
-            raise EvaluationError(f"{len(names) - names.count('')} pictures were evaluated instead of {len(sizes)}")
-        _check_pixels(matrix, dataset, config.eval_split)
-        summary = metrics.summarize(matrix, absent_class)
-        sheet = None
-        name = f"{step}.{suffix}" if suffix else str(step)
+        _check_pixels(collector.matrix, dataset, config.eval_split)
+        summary = metrics.summarize(collector.matrix, absent_class)
+        sheet, name = None, f"{step}.{suffix}" if suffix else str(step)
         if jax.process_index() == 0:
-            images, labels, found = ([sample[part] for sample in samples[:NUM_SAMPLES]] for part in range(3))
-            sheet = viz.contact_sheet(images, labels, found, dataset.class_names, dataset.palette, config.ignore_label)
-            report = (
-                metrics.to_json(summary)
-                | provenance.describe()
-                | {
-                    "checkpoint": str(checkpoint),
-                    "step": step,
-                    "model": configuration.to_dict(config)["model"],
-                    "dataset": config.dataset,
-                    "synthetic": dataset.metadata["synthetic"],
-                    "split": config.eval_split,
-                    "num_pictures": len(sizes),
-                    "num_pixels": int(matrix.sum()),
-                    "class_names": list(dataset.class_names),
-                    "palette": np.asarray(dataset.palette).tolist(),
-                    "scales": list(config.eval.scales),
-                    "flip": config.eval.flip,
-                    "window": config.eval.window,
-                    "stride": config.eval.stride,
-                    "average": config.eval.average,
-                    "absent_class": absent_class,
-                    "eval_size": config.eval_size,
-                    "confusion_matrix": matrix.tolist(),
-                    "seconds": seconds,
-                    "devices": sharding.describe(mesh),
-                }
-            )
-            source = dataset.source(config.eval_split)
-            shown = tuple(
-                picture_scores.make_shown(kind, index, source[index], pictures.predictions[index], dataset.palette)
-                for kind, index in pictures.choose()
-            )
-            kept = picture_scores.PictureScores(tuple(names), pictures.counts, shown)
-            files.write(workdir / "eval", name, views, report, sheet, kept)
-        _warn_of_degenerate(matrix, dataset.class_names, absent_class)
-        title = f"{dataset.title} {config.eval_split}, {views}: {checkpoint}, step {step}{' (ema)' if suffix else ''}"
-        return Result(summary, sheet, len(sizes), seconds, title, workdir / "eval" / name, step)
+            sheet, pictures = _show(config, dataset, samples, collector, ids)
+            report = metrics.to_json(summary) | _describe(config, dataset, mesh, collector.matrix)
+            report |= {"checkpoint": str(source), "step": step, "absent_class": absent_class, "seconds": seconds}
+            files.write(workdir / "eval", name, views, report, sheet, pictures)
+        _warn_of_degenerate(collector.matrix, dataset.class_names, absent_class)
+        title = f"{dataset.title} {config.eval_split}, {views}: {source}, step {step}{' (ema)' if suffix else ''}"
+        return Result(summary, sheet, num_pictures, seconds, title, workdir / "eval" / name, step)
 
     return run
 
@@ -285,19 +188,80 @@ def print_result(result: Result, dataset: records.Dataset) -> None:
     print(f"\n{result.title}\n{table}\nreport: {result.path}.json\npictures: {result.path}.png", flush=True)
 
 
-def _on_devices(config, dataset, mesh):
-    """The evaluation batches on the mesh, one ahead of what is being computed, with their host pictures beside."""
+def _on_devices(config, dataset, mesh, compiled, before_batch) -> Iterator[dict[str, Any]]:
+    """The evaluation batches on the mesh, one ahead of what is being computed, each announced to `before_batch`.
+
+    'indices' are the positions of a batch's pictures, and 'ids' {position: id} of those that this process has read.
+    """
+    rows = sharding.local_rows(mesh, config.eval.batch_size)
     batches = pipeline.eval_batches(
         dataset,
         config.eval_split,
         batch_size=config.eval.batch_size,
         ignore_label=config.ignore_label,
         eval_size=config.eval_size,
-        rows=sharding.local_rows(mesh, config.eval.batch_size),
+        rows=rows,
     )
     for batch in batches:
-        arrays = sharding.put_batch(mesh, {name: batch[name] for name in evaluate.STEP_INPUTS})
-        yield arrays | {"id": batch["id"]} | {f"host_{name}": batch[name] for name in evaluate.STEP_INPUTS}
+        indices = batch["indices"].tolist()
+        ids = {indices[row]: name for row, name in zip(rows, batch["id"], strict=True) if row < len(indices)}
+        arrays = sharding.put_batch(mesh, {name: batch[name] for name in INPUTS})
+        before_batch(arrays["image"].shape not in compiled)
+        compiled.add(arrays["image"].shape)
+        yield arrays | {"indices": indices, "ids": ids}
+
+
+def _count(eval_step, variables: Variables, batches, collector: picture_scores.Collector, between_batches) -> list[str]:
+    """Evaluates all batches into `collector`; returns the ids of the pictures by position.
+
+    Raises:
+      EvaluationError: a picture was not among them.
+    """
+    ids: dict[int, bytes] = {}
+    for batch, matrices, predictions in run_step(eval_step, variables, batches):
+        ids |= batch["ids"]
+        collector.add(batch["indices"], matrices, functools.partial(sharding.gather, predictions))
+        between_batches()
+    names = picture_scores.gather_ids(ids, len(collector.counts))
+    if not all(names):
+        raise EvaluationError(f"{len(names) - names.count('')} pictures were evaluated instead of {len(names)}")
+    return names
+
+
+def _show(
+    config, dataset: records.Dataset, samples: Sequence[int], collector: picture_scores.Collector, ids: Sequence[str]
+) -> tuple[PIL.Image.Image, picture_scores.PictureScores]:
+    """The contact sheet of `samples`, and what is kept of single pictures."""
+    source = dataset.source(config.eval_split)
+    triples = [picture_scores.open_record(source[i], collector.predictions[i]) for i in samples]
+    images, labels, found = ([triple[part] for triple in triples] for part in range(3))
+    sheet = viz.contact_sheet(images, labels, found, dataset.class_names, dataset.palette, config.ignore_label)
+    shown = tuple(
+        picture_scores.make_shown(kind, index, source[index], collector.predictions[index], dataset.palette)
+        for kind, index in collector.choose()
+    )
+    return sheet, picture_scores.PictureScores(tuple(ids), collector.counts, shown)
+
+
+def _describe(config, dataset: records.Dataset, mesh: Mesh, matrix: np.ndarray) -> dict[str, Any]:
+    """What an evaluation's JSON says of how and on what it was made."""
+    return (
+        provenance.describe()
+        | {
+            "model": configuration.to_dict(config)["model"],
+            "dataset": config.dataset,
+            "synthetic": dataset.metadata["synthetic"],
+            "split": config.eval_split,
+            "num_pictures": dataset.num_pictures(config.eval_split),
+            "num_pixels": int(matrix.sum()),
+            "class_names": list(dataset.class_names),
+            "palette": np.asarray(dataset.palette).tolist(),
+            "eval_size": config.eval_size,
+            "confusion_matrix": matrix.tolist(),
+            "devices": sharding.describe(mesh),
+        }
+        | dataclasses.asdict(Views.of(config.eval))
+    )
 
 
 def _check_pixels(matrix: np.ndarray, dataset: records.Dataset, split: str) -> None:

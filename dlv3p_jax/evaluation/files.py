@@ -15,6 +15,7 @@ from absl import logging
 from etils import epath
 
 from dlv3p_jax.evaluation import bootstrap, metrics, picture_scores
+from dlv3p_jax.evaluation.views import Views
 from dlv3p_jax.runtime import disk_errors, files, sealing
 from dlv3p_jax.runtime.errors import UserError
 
@@ -25,6 +26,20 @@ _KEYS = ("dataset", "num_pictures", "seconds", "split")  # and what Evaluation r
 _SINCE: dict[str, Any] = {"absent_class": "nan", "checkpoint": None, "model": None, "version": None}
 _TOY = "toy_streets"  # the one data set of then that is synthetic
 _OWN = "."  # in place of its path, so that a workdir may be moved and copied
+
+
+def evaluation_name(config) -> str:
+    """A name for how `config` evaluates, such as 'plain' or 'scales-0.75-1-1.25-flip-padded-512x512-train'.
+
+    Two evaluations of the same name were made in the same way, but maybe of different data sets, or with another
+    `absent_class`. The split is named where it is not 'val'.
+    """
+    parts = [Views.of(config.eval).name]
+    if config.eval_size is not None:
+        parts.append("padded-{}x{}".format(*config.eval_size))
+    if config.eval_split != "val":
+        parts.append(config.eval_split)
+    return "-".join(parts)
 
 
 class ReportError(UserError):
@@ -54,21 +69,8 @@ class Evaluation:
     @property
     def title(self) -> str:
         """How it was evaluated, for people."""
-        report, parts = self.report, []
-        if report["flip"]:
-            parts.append("flip")
-        if report["scales"] != [1.0]:
-            parts.append("scales " + ", ".join(f"{scale:g}" for scale in report["scales"]))
-        if report["window"]:
-            parts.append("window {}x{}".format(*report["window"]))
-            if report["stride"]:
-                parts.append("stride {}x{}".format(*report["stride"]))
-        if report["average"] != "logits" and parts:
-            parts.append(report["average"])
-        if not parts:
-            parts.append("plain")
-        if report["eval_size"]:
-            parts.append("padded {}x{}".format(*report["eval_size"]))
+        padded = self.report["eval_size"]
+        parts = [Views.of(self.report).title, *(["padded {}x{}".format(*padded)] if padded else [])]
         return " + ".join(parts) + (" (EMA)" if self.is_ema else "")
 
     @functools.cached_property
@@ -228,8 +230,9 @@ def _differences(a: Evaluation, b: Evaluation) -> list[str]:
 
 def _complexity(evaluation: Evaluation):
     report = evaluation.report
-    views = (len(report["scales"]), report["flip"], report["window"] is not None)
-    return report["split"] != "val", not evaluation.is_ema, *views, evaluation.name
+    views = Views.of(report)
+    how = len(views.scales), views.flip, views.window is not None
+    return report["split"] != "val", not evaluation.is_ema, *how, evaluation.name
 
 
 def _read(path: epath.Path, step: int, name: str) -> Evaluation:

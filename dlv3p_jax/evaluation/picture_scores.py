@@ -7,14 +7,14 @@ best and a typical mIoU of their own, which is not that of the data set: it is o
 import dataclasses
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import PIL.Image
 from etils import epath
 from jax.experimental import multihost_utils
+from PIL import Image
 
 from dlv3p_jax.data import viz
 from dlv3p_jax.data.labels import read_label
@@ -62,11 +62,17 @@ class Collector:
     """Takes the batches of an evaluation and keeps the counts of all pictures, and predictions of a few.
 
     In every process alike: all of them see the same counts, and so ask for predictions together.
+
+    Attributes:
+      matrix: int64 `[C, C]` confusion matrix [label, prediction] of all: over a data set, int32 would overflow.
+      counts: int32 `[N, 3, C]`, those of each picture (`metrics.pixel_counts`).
+      predictions: uint8 `[h, w]` by position, at most SHOWN_WIDTH wide.
     """
 
-    def __init__(self, sizes: Sequence[tuple[int, int]], num_classes: int):
-        """Args: the (height, width) of the split's pictures by position; the number of classes."""
-        self._sizes = sizes
+    def __init__(self, sizes: Sequence[tuple[int, int]], num_classes: int, samples: Collection[int] = ()):
+        """Args: the (height, width) of the split's pictures by position; the number of classes; what to keep anyway."""
+        self._sizes, self._samples = sizes, frozenset(samples)
+        self.matrix = np.zeros((num_classes, num_classes), np.int64)
         self.counts = np.zeros((len(sizes), 3, num_classes), np.int32)
         self._scores = np.full(len(sizes), np.nan)
         self._maybe_typical = set(range(0, len(sizes), max(len(sizes) // _TYPICAL_FROM, 1)))
@@ -81,17 +87,18 @@ class Collector:
           read_predictions: fetches uint8 `[B, H, W]`; called only if one of them is to be kept.
         """
         indices = list(indices)
+        self.matrix += matrices.sum(0, dtype=np.int64)
         self.counts[indices] = metrics.pixel_counts(matrices[: len(indices)])
         self._scores[indices] = own_scores(self.counts[indices])
         order = self._order()
-        wanted = {*order[:SHOWN], *order[-SHOWN:], *self._maybe_typical.intersection(order)}
+        wanted = {*order[:SHOWN], *order[-SHOWN:], *self._maybe_typical.intersection(order), *self._samples}
         self.predictions = {index: kept for index, kept in self.predictions.items() if index in wanted}
         if wanted.isdisjoint(indices):
             return
         for index, prediction in zip(indices, read_predictions(), strict=False):
             if index in wanted:
                 height, width = self._sizes[index]
-                self.predictions[index] = _shrink(PIL.Image.fromarray(prediction[:height, :width]))
+                self.predictions[index] = _shrink(Image.fromarray(prediction[:height, :width]))
 
     def choose(self) -> list[tuple[str, int]]:
         """(kind, position) of the pictures to look at, of each kind the worst first; no picture comes twice."""
@@ -126,13 +133,21 @@ def gather_ids(ours: dict[int, bytes], num_pictures: int) -> list[str]:
     return [bytes(row).rstrip(b"\0").decode() for row in letters]
 
 
+def open_record(record: dict[str, bytes], prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A picture, uint8 `[h, w, 3]`, and its label and its prediction, uint8 `[h, w]`, all of the prediction's size.
+
+    Args: its record, in which `image` and `label` are files; the prediction as it was collected.
+    """
+    size = prediction.shape[::-1]
+    image = Image.fromarray(read_rgb(record["image"])).resize(size, Image.Resampling.BICUBIC, reducing_gap=2)
+    return np.asarray(image), _shrink(Image.fromarray(read_label(record["label"]))), prediction
+
+
 def make_shown(kind: str, index: int, record: dict[str, bytes], prediction: np.ndarray, palette) -> Shown:
-    """A picture to look at, from its record (`image` and `label` are files) and its prediction as collected."""
-    image = PIL.Image.fromarray(read_rgb(record["image"]))
-    image.thumbnail((SHOWN_WIDTH, image.height))
-    maps = _shrink(PIL.Image.fromarray(read_label(record["label"]))), prediction
+    """A picture to look at; see `open_record`."""
+    image, *maps = open_record(record, prediction)
     label_png, prediction_png = (_encode(viz.label_png(pixels, palette), "PNG") for pixels in maps)
-    return Shown(kind, index, _encode(image, "JPEG", quality=85), label_png, prediction_png)
+    return Shown(kind, index, _encode(Image.fromarray(image), "JPEG", quality=85), label_png, prediction_png)
 
 
 def write(path: epath.Path, scores: PictureScores) -> str:
@@ -179,14 +194,14 @@ def read(path: epath.Path, sha256: str | None = None) -> PictureScores | None:
     return scores
 
 
-def _shrink(label: PIL.Image.Image) -> np.ndarray:
+def _shrink(label: Image.Image) -> np.ndarray:
     """A label map, at most SHOWN_WIDTH wide, without mixing classes."""
     width = min(label.width, SHOWN_WIDTH)
     height = max(round(label.height * width / label.width), 1)
-    return np.asarray(label.resize((width, height), PIL.Image.Resampling.NEAREST))
+    return np.asarray(label.resize((width, height), Image.Resampling.NEAREST))
 
 
-def _encode(image: PIL.Image.Image, kind: str, **options) -> bytes:
+def _encode(image: Image.Image, kind: str, **options) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()

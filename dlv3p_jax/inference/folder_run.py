@@ -22,12 +22,11 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dlv3p_jax.data.pictures import Problem
-from dlv3p_jax.evaluation import views
-from dlv3p_jax.inference import outputs as prediction_files
-from dlv3p_jax.inference import predictor
+from dlv3p_jax.evaluation.views import Views
+from dlv3p_jax.inference import outputs, predictor
 from dlv3p_jax.inference.finding import RECORD, Picture
 from dlv3p_jax.runtime import configuration, files, sealing
-from dlv3p_jax.weights import trained as weights
+from dlv3p_jax.weights.trained import TrainedModel
 
 LOCK = ".lock"
 
@@ -48,7 +47,7 @@ class Entry:
 
 
 def write_predictions(
-    trained: weights.TrainedModel,
+    trained: TrainedModel,
     pictures: Sequence[Picture],
     mesh: Mesh,
     output: pathlib.Path,
@@ -67,7 +66,7 @@ def write_predictions(
         pictures: what `finding.find_pictures` gave.
         mesh: the devices.
         output: the folder; `outputs.files_of` says what goes where.
-        label_ids, submission: what labels hold, and where they go; see `prediction_files`.
+        label_ids, submission: what labels hold, and where they go; see `outputs`.
         probabilities: whether to write them too.
         overwrite: make everything again, whatever is there and however it was made.
 
@@ -81,14 +80,14 @@ def write_predictions(
         OSError: something cannot be written.
     """
     num_classes = len(trained.class_names)
-    label_values = prediction_files.label_values(num_classes, trained.palette, label_ids, submission)
-    outputs = prediction_files.files_of(pictures, output, submission, probabilities)
+    label_values = outputs.label_values(num_classes, trained.palette, label_ids, submission)
+    places = outputs.files_of(pictures, output, submission, probabilities)
     how = _describe(trained, label_ids)
     output.mkdir(parents=True, exist_ok=True)
     with _alone_in(output):
-        for folder in {output, *(path.parent for files_of in outputs.values() for path in files_of.paths())}:
+        for folder in {output, *(path.parent for place in places.values() for path in place.paths())}:
             files.remove_unfinished(folder)
-        return _write_alone(trained, pictures, mesh, output, outputs, label_values, how, overwrite)
+        return _write_alone(trained, pictures, mesh, output, places, label_values, how, overwrite)
 
 
 @contextlib.contextmanager
@@ -110,12 +109,12 @@ def _alone_in(output: pathlib.Path) -> Iterator[None]:
 
 
 def _write_alone(
-    trained: weights.TrainedModel,
+    trained: TrainedModel,
     pictures: Sequence[Picture],
     mesh: Mesh,
     output: pathlib.Path,
-    outputs: dict[str, prediction_files.Files],
-    label_values: prediction_files.LabelValues,
+    places: dict[str, outputs.Files],
+    label_values: outputs.LabelValues,
     how: dict[str, Any],
     overwrite: bool,
 ) -> tuple[np.ndarray, list[Problem]]:
@@ -124,7 +123,7 @@ def _write_alone(
     before = {} if overwrite else read_record(output, how)
     now = {picture.name: _entry(picture) for picture in pictures}
     if not (overwrite or (output / RECORD).exists()):
-        there = next((path for files_of in outputs.values() for path in files_of.paths() if path.exists()), None)
+        there = next((path for place in places.values() for path in place.paths() if path.exists()), None)
         if there is not None:
             raise ValueError(
                 f"{there} is there already, and without {output / RECORD} nothing says that predict wrote it: give "
@@ -133,17 +132,17 @@ def _write_alone(
     for name, entry in now.items():
         if name in before and before[name].path != entry.path:
             raise ValueError(
-                f"{outputs[name].label} is of {before[name].path}, and would now be of {entry.path}: give another "
+                f"{places[name].label} is of {before[name].path}, and would now be of {entry.path}: give another "
                 "--output, or --overwrite to make all anew"
             )
     done = {
         name: before[name]
         for name, entry in now.items()
-        if name in before and before[name].is_of(entry) and outputs[name].are_there()
+        if name in before and before[name].is_of(entry) and places[name].are_there()
     }
     others = [entry for name, entry in before.items() if name not in now]
     write_record(output, how, [*others, *done.values()])
-    probabilities = any(files_of.probabilities is not None for files_of in outputs.values())
+    probabilities = any(place.probabilities is not None for place in places.values())
     predictions = predictor.predict_pictures(
         *(trained.config, trained.model, trained.variables, pictures, mesh),
         *(set(done), probabilities, trained.picture_range),
@@ -156,7 +155,7 @@ def _write_alone(
         for prediction in predictions:
             result = prediction
             if not isinstance(prediction, Problem):
-                result = _written(outputs[prediction.picture.name], prediction, trained.palette, label_values)
+                result = _written(places[prediction.picture.name], prediction, trained.palette, label_values)
             if isinstance(result, Problem):
                 problems[result.id] = result
             else:
@@ -174,14 +173,14 @@ def _write_alone(
 
 
 def _written(
-    outputs: prediction_files.Files,
+    place: outputs.Files,
     prediction: predictor.Prediction,
     palette,
-    label_values: prediction_files.LabelValues,
+    label_values: outputs.LabelValues,
 ) -> predictor.Prediction | Problem:
     """Writes the outputs of a picture; gives a problem if it is the picture's alone, such as its name or its size."""
     try:
-        prediction_files.write(outputs, prediction, palette, label_values)
+        outputs.write(place, prediction, palette, label_values)
     except OSError as error:
         if error.errno not in (None, errno.ENAMETOOLONG):  # Pillow's own have none: no JPEG has a side over 65,500
             raise
@@ -190,7 +189,7 @@ def _written(
     return prediction
 
 
-def _describe(trained: weights.TrainedModel, label_ids: bool) -> dict[str, Any]:
+def _describe(trained: TrainedModel, label_ids: bool) -> dict[str, Any]:
     """All that decides what is written for a picture, as JSON values.
 
     The size of a batch is not among it: another one changes nothing but rounding.
@@ -203,7 +202,7 @@ def _describe(trained: weights.TrainedModel, label_ids: bool) -> dict[str, Any]:
         "checkpoint": trained.source,
         "weights": digest.hexdigest(),
         "model": trained.config.model.to_dict(),
-        "views": views.views_of(trained.config),
+        "views": dataclasses.asdict(Views.of(trained.config.eval)),
         "pad_to": trained.config.eval_size,
         "label_ids": label_ids,
         "class_names": trained.class_names,
@@ -236,8 +235,8 @@ def read_record(output: pathlib.Path, how: dict[str, Any]) -> dict[str, Entry]:
     if not path.exists():
         return {}
     try:
-        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # the rest is what a killed run began to write
-        then, *lines = (sealing.unseal(json.loads(line)) for line in whole.split("\n"))
+        ended, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # the rest is what a killed run began to write
+        then, *lines = (sealing.unseal(json.loads(line)) for line in ended.split("\n"))
         entries = {line["name"]: Entry(**line | {"pixels": tuple(line["pixels"])}) for line in lines}
         same_weights = then["weights"] == how["weights"]
     except (ValueError, TypeError, LookupError) as error:

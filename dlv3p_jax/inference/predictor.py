@@ -18,7 +18,8 @@ from jax.typing import DTypeLike
 from dlv3p_jax.data import colors, decoding, padding, ranges
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Problem, Stored, read_image
-from dlv3p_jax.evaluation import views as evaluate
+from dlv3p_jax.evaluation.step import clear_padding
+from dlv3p_jax.evaluation.views import Views, predict_logits
 from dlv3p_jax.inference.finding import Picture
 from dlv3p_jax.models import Variables
 from dlv3p_jax.runtime import memory, sharding
@@ -55,11 +56,11 @@ def make_predict_step(config, model, probabilities: DTypeLike | None = None) -> 
     uint8 `[B, H, W]`, and means nothing beyond the picture. `probabilities` is `[B, H, W, C]` of the type that is asked
     for, or None.
     """
-    views = evaluate.views_of(config)
+    views = Views.of(config.eval)
 
     def predict_step(variables, images, sizes):
-        images = evaluate.clear_padding(colors.normalize(images), sizes)
-        scores = evaluate.predict_logits(model, variables, images, **views)
+        images = clear_padding(colors.normalize(images), sizes)
+        scores = predict_logits(model, variables, images, views)
         labels = jnp.argmax(scores, axis=-1).astype(jnp.uint8)
         if probabilities is None:
             return labels, None

@@ -15,24 +15,17 @@ from PIL import Image, ImageFile, ImageOps
 
 from dlv3p_jax.data import decoding, padding, ranges, viz
 from dlv3p_jax.data.pictures import read_image, to_eight_bits
+from dlv3p_jax.evaluation.views import Views
 from dlv3p_jax.inference import predictor
 from dlv3p_jax.runtime import sharding
 from dlv3p_jax.weights import published
-from dlv3p_jax.weights import trained as weights
+from dlv3p_jax.weights.trained import TrainedModel, load_checkpoint
 
 Picture = np.ndarray | Image.Image | str | os.PathLike[str]
 
 
-class Views(TypedDict, total=False):
-    """How a picture is looked at; what is left out is as in the configuration that the model was trained with.
-
-    Attributes:
-        flip: also mirrored left to right.
-        scales: sizes relative to the picture, such as (0.75, 1.0, 1.25).
-        window: (height, width) of a sliding window, None for the whole picture at once.
-        stride: (height, width) between windows; None: two thirds of the window.
-        average: what is averaged over the views: 'logits', or 'legacy', their probabilities.
-    """
+class ViewSettings(TypedDict, total=False):
+    """What to set of `Views`, which says what each is; what is left out is as in the model's configuration."""
 
     flip: bool
     scales: Sequence[float]
@@ -72,8 +65,8 @@ class Segmenter:
     source: str
     picture_range: tuple[float, float] | None
 
-    def __init__(self, trained: weights.TrainedModel, device: jax.Device | None = None):
-        """Takes what `weights.load_checkpoint` gave; `device` is the first one by default.
+    def __init__(self, trained: TrainedModel, device: jax.Device | None = None):
+        """Takes what `trained.load_checkpoint` gave; `device` is the first one by default.
 
         Raises:
             ValueError: the configuration's views make no sense together, or the process cannot compute: see
@@ -102,7 +95,7 @@ class Segmenter:
         checkpoint: str | os.PathLike[str],
         config: ml_collections.ConfigDict | None = None,
         device: jax.Device | None = None,
-        **views: Unpack[Views],
+        **views: Unpack[ViewSettings],
     ) -> "Segmenter":
         """A model from a workdir, a checkpoint's folder, a `.pdparams` file or a published name.
 
@@ -116,10 +109,10 @@ class Segmenter:
         Raises:
             ValueError, OSError: it is none of these, or of another network than `config` says; the message names it.
         """
-        return cls(weights.load_checkpoint(config, checkpoint, _changes(views)), device)
+        return cls(_looking(load_checkpoint(config, checkpoint), views), device)
 
     @classmethod
-    def from_pretrained(cls, name: str, device: jax.Device | None = None, **views: Unpack[Views]) -> "Segmenter":
+    def from_pretrained(cls, name: str, device: jax.Device | None = None, **views: Unpack[ViewSettings]) -> "Segmenter":
         """A model that PaddleSeg published, such as "cityscapes_r50"; fetched once, and then taken from the cache.
 
         Raises:
@@ -130,18 +123,13 @@ class Segmenter:
             raise ValueError(f"{name!r} is no published model: there are {', '.join(published.PUBLISHED)}")
         return cls.from_checkpoint(name, device=device, **views)
 
-    def with_views(self, **views: Unpack[Views]) -> "Segmenter":
+    def with_views(self, **views: Unpack[ViewSettings]) -> "Segmenter":
         """The same model, with the same arrays on the device, that looks at pictures otherwise.
 
         Raises:
             ValueError: the views make no sense together.
         """
-        config = self.config.as_configdict()
-        config.update_from_flattened_dict(_changes(views))
-        return Segmenter(
-            dataclasses.replace(self._trained, config=ml_collections.FrozenConfigDict(config)),
-            self._mesh.devices.item(),
-        )
+        return Segmenter(_looking(self._trained, views), self._mesh.devices.item())
 
     def __call__(self, image: Picture) -> NDArray[np.int32]:
         """The class of each pixel, int32 `[H, W]` in 0..C-1.
@@ -236,8 +224,10 @@ def _warn_of_dark(name: str, values: ranges.Range | None, taken_for: ranges.Rang
         logging.log_first_n(logging.WARNING, "%s", 1, complaint)
 
 
-def _changes(views: Views) -> dict[str, Any]:
-    changes: dict[str, Any] = {f"eval.{key}": value for key, value in views.items()}
-    if "scales" in views:
-        changes["eval.scales"] = tuple(views["scales"])
-    return changes
+def _looking(trained: TrainedModel, settings: ViewSettings) -> TrainedModel:
+    """The same model, whose configuration has these views."""
+    config = trained.config.as_configdict()
+    changes: dict[str, Any] = {**settings}
+    views = dataclasses.replace(Views.of(config.eval), **changes)
+    config.eval.update(dataclasses.asdict(views))
+    return dataclasses.replace(trained, config=ml_collections.FrozenConfigDict(config))

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from dlv3p_jax import models
 from dlv3p_jax.data import padding
-from dlv3p_jax.evaluation import views as evaluate
+from dlv3p_jax.evaluation.step import jit_eval_step
 from dlv3p_jax.models import Variables, build_model
 from dlv3p_jax.performance import straightforward, timing
 from dlv3p_jax.runtime import sharding
@@ -183,13 +183,7 @@ def evaluate_views(
     sharding.check_batch(mesh, batch_size, size[0], "config.eval.batch_size")
     batch = made_batch(config, batch_size, size)
     batch["size"] = np.tile(np.array(size, np.int32), (batch_size, 1))
-    replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
-    jitted = sharding.jit(
-        mesh,
-        evaluate.make_eval_step(config, build_model(config)),
-        in_shardings=(replicated, {"image": batched, "label": batched, "size": sharding.per_picture(mesh)}),
-        out_shardings=(replicated, batched),
-    )
+    jitted = jit_eval_step(config, mesh, build_model(config))
     if _are_shapes(variables):
         arguments = (variables, _shapes(batch))
     else:

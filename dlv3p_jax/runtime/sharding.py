@@ -230,7 +230,7 @@ def _local_size(mesh: Mesh) -> int:
     return len(local_rows(mesh, mesh.shape[DATA]))
 
 
-def whole(array: jax.Array) -> np.ndarray:
+def gather(array: jax.Array) -> np.ndarray:
     """All of a global array, on every process; all processes have to call this together."""
     return multihost_utils.process_allgather(array, tiled=True) if jax.process_count() > 1 else np.asarray(array)
 

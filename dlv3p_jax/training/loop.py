@@ -15,7 +15,8 @@ from clu import periodic_actions
 from etils import epath
 
 from dlv3p_jax.data import augment, pipeline, records
-from dlv3p_jax.evaluation.evaluator import Evaluator, Result, make_evaluator, prepare_run, print_result, views_name
+from dlv3p_jax.evaluation.evaluator import Evaluator, Result, make_evaluator, prepare_run, print_result
+from dlv3p_jax.evaluation.files import evaluation_name
 from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import board, configuration, ending, memory, preemption, sharding, starts, workdir_lock
 from dlv3p_jax.runtime.preemption import Preempted
@@ -107,7 +108,9 @@ def train_and_evaluate(
         watchdog = stack.enter_context(Watchdog(hang_timeout, told, start.code))
         saved = stack.enter_context(checkpoints.Checkpoints(run.workdir, config.keep_checkpoints, meta))
         writer = stack.enter_context(event_writer.EventWriter(run.workdir))
-        session = _Session(run, saved, writer, told, watchdog, evaluator, (views_name(config), meta["data"]["val"]))
+        session = _Session(
+            run, saved, writer, told, watchdog, evaluator, (evaluation_name(config), meta["data"]["val"])
+        )
 
         # ----------------------------------------------------------------------------------------- what is gone on from
         written = configure_run(run, saved)

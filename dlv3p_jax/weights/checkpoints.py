@@ -189,7 +189,7 @@ class Checkpoints:
         Args:
           state: of the step that was evaluated.
           mean_iou: its score.
-          views: how it was measured (`evaluator.views_name`).
+          views: how it was measured (`files.evaluation_name` of evaluation).
           data: digests of what it was measured on, by name. A best that was measured otherwise has no say; see
             `best_is_of` and `measured_again`.
 

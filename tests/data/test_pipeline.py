@@ -93,6 +93,8 @@ def test_evaluation_sees_every_picture_once_at_its_own_size(dataset, batch_size)
     seen = {}
     for batch in pipeline.eval_batches(dataset, "val", batch_size=batch_size, ignore_label=255):
         assert len(batch["id"]) == batch_size
+        expected = [dataset.source("val")[index]["id"] for index in batch["indices"]]
+        assert [picture_id for picture_id in batch["id"] if picture_id] == expected
         for picture_id, image, label in zip(batch["id"], batch["image"], batch["label"], strict=True):
             if picture_id:
                 assert picture_id not in seen

@@ -13,7 +13,7 @@ from PIL import Image
 from dlv3p_jax.data import records, viz
 from dlv3p_jax.datasets.builder import prepare_dataset
 from dlv3p_jax.datasets.image_folder import ImageFolder
-from dlv3p_jax.evaluation import evaluator
+from dlv3p_jax.evaluation import evaluator, files
 from dlv3p_jax.runtime import configuration, sharding
 from dlv3p_jax.runtime.configuration import ConfigError
 from dlv3p_jax.training import steps
@@ -64,15 +64,12 @@ def change_metadata(data_dir, target, change):
     ("changes", "name"),
     [
         ({}, "plain"),
-        ({"eval.flip": True}, "flip"),
-        ({"eval.scales": (0.75, 1.0), "eval.flip": True, "eval.average": "legacy"}, "scales-0.75-1-flip-legacy"),
-        ({"eval.window": (32, 48), "eval.stride": (16, 24)}, "window-32-48-stride-16-24"),
         ({"eval_size": (64, 96)}, "plain-padded-64x96"),
         ({"eval.flip": True, "eval_size": (64, 96), "eval_split": "train"}, "flip-padded-64x96-train"),
     ],
 )
 def test_the_name_of_an_evaluation_says_how_and_on_what(data_dir, changes, name):
-    assert evaluator.views_name(tiny.make_config(data_dir, **changes)) == name
+    assert files.evaluation_name(tiny.make_config(data_dir, **changes)) == name
 
 
 def test_reports_go_where_the_checkpoint_belongs_and_say_of_what_they_are(data_dir, workdirs, capsys):

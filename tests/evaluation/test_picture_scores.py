@@ -5,11 +5,11 @@ import numpy as np
 from dlv3p_jax.evaluation import metrics, picture_scores
 
 
-def collect(qualities, batch_size=8):
+def collect(qualities, batch_size=8, samples=()):
     """The collector, and how many batches it asked predictions of; picture i has `qualities[i]` right of 100 pixels."""
     matrices = np.zeros((len(qualities), 2, 2), np.int32)
     matrices[:, 0, 0], matrices[:, 0, 1] = qualities, 100 - np.array(qualities)
-    collector = picture_scores.Collector([(2, 3)] * len(qualities), 2)
+    collector = picture_scores.Collector([(2, 3)] * len(qualities), 2, samples)
     asked = []
     for start in range(0, len(qualities), batch_size):
         indices = range(len(qualities))[start : start + batch_size]
@@ -36,6 +36,22 @@ def test_the_worst_the_median_and_the_best_are_kept_of_many():
     assert all(abs(score - 50) < 3 for score in scores[3:6])
     for _, index in chosen:  # its own prediction, without the padding
         np.testing.assert_array_equal(collector.predictions[index], np.full((2, 3), index % 256))
+
+
+def test_counts_are_exact_at_the_size_of_cityscapes_train():
+    """2,975 pictures of 2048x1024: beyond int32, and odd numbers beyond what float32 tells apart."""
+    pixels = 2048 * 1024
+    matrices = np.array([[[pixels - 3, 1], [0, 2]]], np.int32)
+    collector = picture_scores.Collector([(1, 1)] * 2975, 2)
+    for index in range(2975):
+        collector.add([index], matrices, lambda: np.zeros((1, 1, 1), np.uint8))
+    assert collector.matrix.sum() == 6_239_027_200
+    np.testing.assert_array_equal(collector.matrix, [[2975 * (pixels - 3), 2975], [0, 2 * 2975]])
+
+
+def test_samples_are_kept_whatever_they_score():
+    collector = collect([50] * 1000, samples=(3, 997))[0]
+    assert {3, 997} <= collector.predictions.keys()
 
 
 def test_no_picture_comes_twice_of_few():

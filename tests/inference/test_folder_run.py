@@ -21,8 +21,7 @@ from dlv3p_jax.inference import folder_run, outputs
 from dlv3p_jax.inference.finding import find_pictures
 from dlv3p_jax.runtime import configuration, files, sharding
 from dlv3p_jax.training import steps
-from dlv3p_jax.weights import checkpoint_reading, checkpoints
-from dlv3p_jax.weights import trained as weights
+from dlv3p_jax.weights import checkpoint_reading, checkpoints, trained
 
 # The command, with the tiny network; where DIE_AT is N, it is killed when the Nth file that Pillow saves is half there.
 MAIN = """
@@ -67,10 +66,10 @@ def workdir(tmp_path_factory) -> pathlib.Path:
 def load(workdir):
     """Loads the trained model, with changes to its configuration."""
 
-    def load(**changes) -> weights.TrainedModel:
+    def load(**changes) -> trained.TrainedModel:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(weights, "build_model", tiny.build_model)
-            return weights.load_checkpoint(None, workdir, changes)
+            patch.setattr(trained, "build_model", tiny.build_model)
+            return trained.load_checkpoint(None, workdir, changes)
 
     return load
 

@@ -12,7 +12,7 @@ from drawn import draw_picture
 from PIL import Image
 
 from dlv3p_jax.data.pictures import Problem
-from dlv3p_jax.evaluation import views as evaluate
+from dlv3p_jax.evaluation.views import Views, predict_logits
 from dlv3p_jax.inference import predictor
 from dlv3p_jax.inference.finding import find_pictures
 from dlv3p_jax.runtime import sharding
@@ -49,7 +49,7 @@ def expected_scores(network, picture, **views) -> np.ndarray:
     """Of one picture alone, without anything of what is tested here."""
     model, variables = network
     normalized = np.float32(Image.open(picture.path))[None] / 127.5 - 1
-    return np.asarray(evaluate.predict_logits(model, variables, normalized, **views))[0]
+    return np.asarray(predict_logits(model, variables, normalized, Views(**views)))[0]
 
 
 def test_batches_over_devices_change_nothing(network, pictures, caplog):

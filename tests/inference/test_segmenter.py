@@ -17,7 +17,7 @@ from raw_pictures import png
 import dlv3p_jax
 from dlv3p_jax import Segmenter
 from dlv3p_jax.data import viz
-from dlv3p_jax.evaluation import views as evaluate
+from dlv3p_jax.evaluation.views import Views, predict_logits
 from dlv3p_jax.inference.segmenter import as_array
 from dlv3p_jax.models import build_model
 from dlv3p_jax.weights import checkpoint_reading, published
@@ -46,7 +46,7 @@ def image() -> np.ndarray:
 def expected_scores(image, **views) -> np.ndarray:
     """The mean over the views, float64 `[H, W, C]`."""
     config = make_config()
-    predict = jax.jit(functools.partial(evaluate.predict_logits, build_model(config), **views))
+    predict = jax.jit(functools.partial(predict_logits, build_model(config), views=Views(**views)))
     return np.asarray(predict(draw_variables(config), np.float32(image)[None] / 127.5 - 1), np.float64)[0]
 
 

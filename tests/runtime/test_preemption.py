@@ -129,8 +129,8 @@ def test_leaving_between_steps_and_in_evaluations_changes_nothing(data_dir, tmp_
 
 SLOW_EVALUATION = """
 import hashlib
-from dlv3p_jax.evaluation import views
-original = views.make_eval_step
+from dlv3p_jax.evaluation import step
+original = step.make_eval_step
 def make_eval_step(*arguments):
     step = original(*arguments)
     def slow(*arguments):
@@ -138,7 +138,7 @@ def make_eval_step(*arguments):
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # Python runs no handler until it is over
         return step(*arguments)
     return slow
-views.make_eval_step = make_eval_step
+step.make_eval_step = make_eval_step
 """
 
 

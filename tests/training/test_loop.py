@@ -20,7 +20,7 @@ from PIL import Image
 
 from dlv3p_jax.data import records
 from dlv3p_jax.evaluation import evaluator, metrics, picture_scores
-from dlv3p_jax.evaluation.views import predict_logits
+from dlv3p_jax.evaluation.views import Views, predict_logits
 from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import disk_errors, events, sharding
 from dlv3p_jax.runtime.configuration import ConfigError
@@ -149,7 +149,7 @@ def test_scores_equal_plain_numpy_on_the_label_files_whatever_the_batch_and_devi
     config = make_config(data_dir, num_classes=3, **{"eval.flip": True})
     model = tiny.build_model(config)
     variables = checkpoint_reading.read_variables(checkpoint_reading.find(workdir))
-    predict = jax.jit(lambda images: predict_logits(model, variables, images, flip=True))
+    predict = jax.jit(lambda images: predict_logits(model, variables, images, Views(flip=True)))
     source = records.open_dataset("image_folder", data_dir).source("val")
     matrices, predictions = np.zeros((len(source), 3, 3), np.int64), []
     for matrix, record in zip(matrices, source, strict=True):

@@ -1,0 +1,86 @@
+"""An evaluation's step on the devices, batch by batch: pictures in, counts out; nothing else leaves the devices."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dlv3p_jax.data import colors
+from dlv3p_jax.evaluation import metrics
+from dlv3p_jax.evaluation.views import Views, predict_logits
+from dlv3p_jax.runtime import sharding
+
+INPUTS = ("image", "label", "size")  # what a step takes of a batch
+
+
+def make_eval_step(config, model) -> Callable:
+    """A pure function that predicts a batch and counts: `eval_step(variables, batch) -> (matrices, predictions)`.
+
+    `batch` is {'image': uint8 `[B, H, W, 3]`, 'label': uint8 `[B, H, W]`}; pictures are normalised and padded at the
+    bottom and right to `eval_size` with 0 (which is 127.5 before normalisation), and the padding is cut off the logits.
+    Where pictures of several sizes were padded on the host, to share a batch and a program, 'size' int32 `[B, 2]` tells
+    their own (height, width); the padding's label is the ignore label.
+    `matrices` are the pictures' int32 `[B, num_classes, num_classes]` confusion matrices [label, prediction] without
+    ignored pixels; `predictions` is uint8 `[B, H, W]`, which stays on the devices unless somebody asks for it.
+    """
+    views = Views.of(config.eval)
+    eval_size, num_classes, ignore_label = config.eval_size, config.num_classes, config.ignore_label
+
+    def eval_step(variables, batch):
+        images = colors.normalize(batch["image"])
+        if "size" in batch:
+            images = clear_padding(images, batch["size"])
+        height, width = images.shape[1:3]
+        if eval_size is not None:
+            bottom, right = max(eval_size[0] - height, 0), max(eval_size[1] - width, 0)
+            images = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
+        logits = predict_logits(model, variables, images, views)[:, :height, :width]
+        predictions = jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+        return metrics.confusion_matrices(batch["label"], predictions, num_classes, ignore_label), predictions
+
+    return eval_step
+
+
+def clear_padding(images: jax.Array, sizes: jax.Array) -> jax.Array:
+    """`[B, H, W, C]` with 0 wherever a picture, of (height, width) `[B, 2]` from the top left, does not reach."""
+    height, width = images.shape[1:3]
+    rows = jnp.arange(height)[:, None] < sizes[:, 0, None, None]
+    columns = jnp.arange(width) < sizes[:, 1, None, None]
+    return jnp.where((rows & columns)[..., None], images, 0)
+
+
+def jit_eval_step(config, mesh: Mesh, model) -> jax.stages.Wrapped:
+    """`make_eval_step`'s function for batches on `mesh`, 'size' included."""
+    replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
+    return sharding.jit(
+        mesh,
+        make_eval_step(config, model),
+        in_shardings=(replicated, {"image": batched, "label": batched, "size": sharding.per_picture(mesh)}),
+        out_shardings=(replicated, batched),
+    )
+
+
+def run_step(eval_step: Callable, variables, batches: Iterable[dict]) -> Iterator[tuple[dict, np.ndarray, jax.Array]]:
+    """Runs a jitted `eval_step` over all batches.
+
+    Args:
+      eval_step: what `make_eval_step` gave, jitted.
+      variables: on the devices.
+      batches: {'image', 'label'} and perhaps 'size' on the devices, and whatever else. Pictures that only fill up a
+        batch carry the ignore label everywhere and so count nothing.
+
+    Yields:
+      Each batch, its int32 `[B, C, C]` matrices on the host, and its predictions on the devices.
+    """
+    pending = None
+    for batch in batches:
+        outputs = eval_step(variables, {name: batch[name] for name in INPUTS if name in batch})
+        if pending is not None:  # one behind, so that the devices never wait for the host
+            before, matrices, predictions = pending
+            yield before, jax.device_get(matrices), predictions
+        pending = (batch, *outputs)
+    if pending is not None:
+        before, matrices, predictions = pending
+        yield before, jax.device_get(matrices), predictions
