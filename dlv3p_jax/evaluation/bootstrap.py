@@ -36,8 +36,8 @@ def intervals(counts: np.ndarray, absent_class: str = "nan", seed: int = 0) -> d
     Returns:
         For each score (lower, upper) in the last axis: `[2]`, or `[C, 2]`; NaN where there is no interval.
     """
-    whole = counts.sum(0)
-    draws = [_scores(totals, whole, absent_class) for totals in _resampled(counts, seed)]
+    observed = counts.sum(0)
+    draws = [_scores(totals, observed, absent_class) for totals in _resampled(counts, seed)]
     return {name: _interval(np.concatenate([draw[name] for draw in draws]), len(counts)) for name in draws[0]}
 
 
@@ -59,12 +59,12 @@ def compare(a: np.ndarray, b: np.ndarray, absent_class: str = "nan", seed: int =
 
     a, b = a.astype(np.float64), b.astype(np.float64)
     both = np.stack([a, b], 1)
-    whole = both.sum(0)
-    a_total, b_total = whole
+    observed = both.sum(0)
+    a_total, b_total = observed
     measured = float(mean_iou(b_total) - mean_iou(a_total))
     if np.isnan(measured):
         raise ValueError("no pixel of the pictures is labelled, so that they have no mIoU")
-    drawn = [_scores(totals, whole, absent_class)["mIoU"] for totals in _resampled(both, seed)]
+    drawn = [_scores(totals, observed, absent_class)["mIoU"] for totals in _resampled(both, seed)]
     interval = _interval(np.diff(np.concatenate(drawn))[:, 0], len(a))
     swapped = [mean_iou(b_total - moved) - mean_iou(a_total + moved) for moved in _swapped(b - a, seed)]
     larger = np.count_nonzero(np.abs(np.concatenate(swapped)) >= abs(measured) - 1e-12)  # equal but for rounding too
@@ -75,11 +75,11 @@ def compare(a: np.ndarray, b: np.ndarray, absent_class: str = "nan", seed: int =
     )
 
 
-def _scores(totals: np.ndarray, whole: np.ndarray, absent_class: str) -> dict[str, np.ndarray]:
-    """`metrics.scores` of draws `[chunk, …, 3, C]`; NaN where a class of `whole` `[…, 3, C]` is missing."""
+def _scores(totals: np.ndarray, observed: np.ndarray, absent_class: str) -> dict[str, np.ndarray]:
+    """`metrics.scores` of draws `[chunk, …, 3, C]`; NaN where a class of `observed` `[…, 3, C]` is missing."""
     scores = metrics.scores(totals, absent_class)
     for each, mean, rows in (("IoU", "mIoU", [1, 2]), ("class_accuracy", "mean_accuracy", [1])):
-        lacking = (whole[..., rows, :].sum(-2) > 0) & (totals[..., rows, :].sum(-2) == 0)
+        lacking = (observed[..., rows, :].sum(-2) > 0) & (totals[..., rows, :].sum(-2) == 0)
         scores[each] = np.where(lacking, np.nan, scores[each])
         scores[mean] = np.where(lacking.any(-1), np.nan, scores[mean])
     return scores

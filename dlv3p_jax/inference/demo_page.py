@@ -49,7 +49,7 @@ _CSS = """
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class Upload:
     """A picture to predict.
 
     Attributes:
@@ -63,7 +63,7 @@ class Picture:
     url: str
 
 
-def read_picture(name: str, data: bytes, max_pixels: int, picture_range: tuple[float, float] | None = None) -> Picture:
+def read_picture(name: str, data: bytes, max_pixels: int, picture_range: tuple[float, float] | None = None) -> Upload:
     """The picture in the bytes of a file, upright and without its alpha; its range is that of `pictures.read_image`.
 
     Raises:
@@ -83,7 +83,7 @@ def read_picture(name: str, data: bytes, max_pixels: int, picture_range: tuple[f
             f"{name} is {width} x {height}: {width * height:,} pixels, and {max_pixels:,} are the most here "
             "(--max_pixels). Make it smaller, and try again."
         )
-    return Picture(name, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), _data_url(data))
+    return Upload(name, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), _data_url(data))
 
 
 def _data_url(data: bytes) -> str:
@@ -191,7 +191,7 @@ class _Visit:
 
     def _forget(self) -> None:
         """Drops the picture, and whatever is still being read or predicted."""
-        self._picture: Picture | None = None
+        self._picture: Upload | None = None
         self._upload: object | None = None  # stands for the newest file; those before it are not taken
         self._wanted: object | None = None  # stands for the newest prediction; those before it are not shown
 
@@ -252,7 +252,7 @@ class _Visit:
             self._say()
             self._draw(picture, label)
 
-    def _draw(self, picture: Picture, label: np.ndarray) -> None:
+    def _draw(self, picture: Upload, label: np.ndarray) -> None:
         height, width = label.shape
         layer = io.BytesIO()
         viz.label_png(label, self._palette).save(layer, "PNG")

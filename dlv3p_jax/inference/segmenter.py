@@ -21,7 +21,7 @@ from dlv3p_jax.runtime import sharding
 from dlv3p_jax.weights import published
 from dlv3p_jax.weights.trained import TrainedModel, load_checkpoint
 
-Picture = np.ndarray | Image.Image | str | os.PathLike[str]
+PictureLike = np.ndarray | Image.Image | str | os.PathLike[str]
 
 
 class ViewSettings(TypedDict, total=False):
@@ -131,7 +131,7 @@ class Segmenter:
         """
         return Segmenter(_looking(self._trained, views), self._mesh.devices.item())
 
-    def __call__(self, image: Picture) -> NDArray[np.int32]:
+    def __call__(self, image: PictureLike) -> NDArray[np.int32]:
         """The class of each pixel, int32 `[H, W]` in 0..C-1.
 
         Raises:
@@ -139,11 +139,11 @@ class Segmenter:
         """
         return self._predict("labels", as_array(image, self.picture_range)).astype(np.int32)
 
-    def probabilities(self, image: Picture) -> NDArray[np.float32]:
+    def probabilities(self, image: PictureLike) -> NDArray[np.float32]:
         """The probability of each class at each pixel, float32 `[H, W, C]`, of sum 1; raises as a call does."""
         return self._predict("probabilities", as_array(image, self.picture_range))
 
-    def overlay(self, image: Picture, alpha: float = 0.5) -> NDArray[np.uint8]:
+    def overlay(self, image: PictureLike, alpha: float = 0.5) -> NDArray[np.uint8]:
         """The picture with the classes' colours laid over, uint8 `[H, W, 3]`.
 
         Args:
@@ -172,7 +172,7 @@ class Segmenter:
         return np.asarray(labels if probabilities is None else probabilities)[0, :height, :width]
 
 
-def as_array(image: Picture, picture_range: tuple[float, float] | None = None) -> NDArray[np.uint8]:
+def as_array(image: PictureLike, picture_range: tuple[float, float] | None = None) -> NDArray[np.uint8]:
     """A picture as uint8 `[H, W, 3]`, RGB, turned as its EXIF orientation says.
 
     Args:

@@ -27,7 +27,7 @@ class ExportError(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class Difference:
     """How a model that was written differs from the network, over some pictures.
 
     Attributes:
@@ -50,7 +50,7 @@ def export(
     size: tuple[int, int] | None,
     picture: np.ndarray | None = None,
     size_from: str = "",
-) -> Comparison:
+) -> Difference:
     """Writes into `folder` the model and its description, `model.json`; nothing if the comparison fails.
 
     Args:
@@ -86,7 +86,7 @@ def _two_sizes(*size: int) -> tuple[tuple[int, ...], ...]:
     return size, tuple(side // 2 + 1 - side // 2 % 2 for side in size)
 
 
-def _compare(predict: Callable, trained: TrainedModel, picture: np.ndarray, sizes) -> Comparison:
+def _compare(predict: Callable, trained: TrainedModel, picture: np.ndarray, sizes) -> Difference:
     equal, pixels, difference = 0, 0, 0.0
     classes: set[int] = set()
     for height, width in sizes:
@@ -100,7 +100,7 @@ def _compare(predict: Callable, trained: TrainedModel, picture: np.ndarray, size
         pixels += labels.size
         difference = max(difference, float(np.abs(np.asarray(outputs["logits"]) - logits).max()))
         classes |= set(np.unique(labels).tolist())
-    return Comparison(sizes, equal / pixels, difference, len(classes))
+    return Difference(sizes, equal / pixels, difference, len(classes))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -108,7 +108,7 @@ def _apply(model, variables, images):
     return model.apply(variables, colors.normalize(images), train=False)
 
 
-def _describe(trained: TrainedModel, name: str, size, size_from: str, comparison: Comparison) -> dict[str, Any]:
+def _describe(trained: TrainedModel, name: str, size, size_from: str, comparison: Difference) -> dict[str, Any]:
     config, (height, width) = trained.config, size or ("height", "width")
     return {
         "producer": folders.PRODUCER,
