@@ -89,7 +89,9 @@ def get_config() -> ConfigDict:
     config.eval.flip = False
     config.eval.window = config_dict.placeholder(tuple)  # sliding window (height, width); None: the whole picture
     config.eval.stride = config_dict.placeholder(tuple)  # None: two thirds of the window
-    config.eval.average = "logits"  # or "legacy"
+    config.eval.average = "logits"  # or "legacy", or MMSegmentation's "probabilities"
+    config.eval.resize = config_dict.placeholder(tuple)  # fit pictures into these sides before; None: their own size
+    config.eval.align_corners = False  # on the way back to the size of the picture
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # -1: all devices

@@ -20,6 +20,11 @@ def normalize(images: Array) -> Array:
     return (images.astype(jnp.float32) / 255 - 0.5) / 0.5
 
 
+def grey_levels(images: Array) -> Array:
+    """What `normalize` was given: float `[B, H, W, 3]` in -1..1 to int32 in 0..255."""
+    return jnp.rint((images * 0.5 + 0.5) * 255).astype(jnp.int32)
+
+
 def distort(
     images: Array,
     rng: Array,

@@ -260,7 +260,7 @@ def _describe(config, dataset: records.Dataset, mesh: Mesh, matrix: np.ndarray) 
             "confusion_matrix": matrix.tolist(),
             "devices": sharding.describe(mesh),
         }
-        | dataclasses.asdict(Views.of(config.eval))
+        | Views.of(config.eval).settings
     )
 
 

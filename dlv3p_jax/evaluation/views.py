@@ -2,23 +2,26 @@
 
 PaddleSeg has had two definitions of test-time augmentation, and both are here. `average="logits"` (its own since
 February 2023): every scale is made from the original picture and the views' logits are averaged. `average="legacy"`:
-the views' probabilities are averaged, and each scale's picture is made from the previous scale's.
+the views' probabilities are averaged, and each scale's picture is made from the previous scale's. MMSegmentation's is
+`average="probabilities"`: they are averaged, and every scale is made from the original picture, in grey levels.
 """
 
 import dataclasses
+import functools
 import math
 import numbers
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlv3p_jax.data import colors
+from dlv3p_jax.evaluation import grey_levels
 from dlv3p_jax.models import ops
 
-AVERAGES = ("logits", "legacy")
+AVERAGES = ("logits", "legacy", "probabilities")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +34,14 @@ class Views:
       window: (height, width) of a sliding window over each view, None to see each view at once. Where windows overlap,
         their logits are averaged; a view smaller than the window is seen at once.
       stride: (height, width) between windows; None: two thirds of the window.
-      average: what is averaged over the views, 'logits' or 'legacy', see above.
+      average: what is averaged over the views, 'logits', 'legacy' or 'probabilities', see above.
+      resize: a longer and a shorter side, in any order, that the picture is made to fit before, keeping its ratio, in
+        grey levels; with several scales, these two times the scale. None: the picture's own size.
+      align_corners: how logits are brought back to the picture's own size, see `ops.resize`.
 
     Raises:
-      ValueError: an unknown `average`, no scales or one that is not positive, a stride larger than the window.
+      ValueError: an unknown `average`, no scales or one that is not positive, a stride larger than the window, or
+        `resize` with 'legacy'.
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -42,9 +49,11 @@ class Views:
     window: tuple[int, int] | None = None
     stride: tuple[int, int] | None = None
     average: str = "logits"
+    resize: tuple[int, int] | None = None
+    align_corners: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("scales", "window", "stride"):  # JSON has lists
+        for name in ("scales", "window", "stride", "resize"):  # JSON has lists
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else tuple(value))
         if self.average not in AVERAGES:
@@ -63,10 +72,37 @@ class Views:
                     f"eval.stride={stride!r} must be (height, width), at least 1 and at most eval.window={window!r}"
                 )
 
+        if self.resize is not None and not _is_size(self.resize):
+            raise ValueError(f"eval.resize={self.resize!r}: give two sides in pixels")
+        if self.resize is not None and self.average == "legacy":
+            raise ValueError(f"eval.resize={self.resize!r} does not go with eval.average='legacy'")
+
     @classmethod
     def of(cls, settings) -> "Views":
-        """Those of a configuration's `eval`, or of a report that has the same keys."""
-        return cls(**{field.name: settings[field.name] for field in dataclasses.fields(cls)})
+        """Those of a configuration's `eval`, or of a report, which may be of before the last two settings."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: settings[name] for name in names if name in settings or name not in _LATER})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `of` takes; without what earlier revisions did not know where it is as it was then."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value or name not in _LATER}
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether the mean over the views is one of probabilities, not of logits."""
+        return self.average != "logits"
+
+    def sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """The sizes of the views of a picture of (height, width), one a scale."""
+        factors = list(self.scales)
+        if self.resize is not None:
+            sides = [sorted(int(side * scale) for side in self.resize) for scale in self.scales]
+            factors = [min(longer / max(size), shorter / min(size)) for shorter, longer in sides]
+        height, width = size
+        return [
+            (max(math.floor(height * factor + 0.5), 1), max(math.floor(width * factor + 0.5), 1)) for factor in factors
+        ]
 
     @property
     def name(self) -> str:
@@ -79,7 +115,9 @@ class Views:
         for key, size in (("window", self.window), ("stride", self.stride)):
             if size is not None:
                 parts += [key, *map(str, size)]
-        return "-".join(self._averaged(parts))
+        if self.resize is not None:
+            parts += ["resize", *map(str, self.resize)]
+        return "-".join(self._last(parts, "aligned"))
 
     @property
     def title(self) -> str:
@@ -90,13 +128,17 @@ class Views:
         for key, size in (("window", self.window), ("stride", self.stride)):
             if size is not None:
                 parts.append("{} {}x{}".format(key, *size))
-        return " + ".join(self._averaged(parts))
+        if self.resize is not None:
+            parts.append("resized to fit {}x{}".format(*self.resize))
+        return " + ".join(self._last(parts, "aligned corners"))
 
-    def _averaged(self, parts: list[str]) -> list[str]:
-        """With what is averaged; of a single view whose class is sought, that makes no difference."""
-        if not parts:
-            return ["plain"]
-        return parts if self.average == "logits" else [*parts, self.average]
+    def _last(self, parts: list[str], aligned: str) -> list[str]:
+        """With what is averaged, which does not change the class of a single view, and how corners are mapped."""
+        averaged = [self.average] if parts and self.average != "logits" else []
+        return [*parts, *averaged, *([aligned] if self.align_corners else [])] or ["plain"]
+
+
+_LATER = ("resize", "align_corners")  # settings that the first versions did not have
 
 
 def _is_size(size) -> bool:
@@ -116,34 +158,36 @@ def predict_logits(model, variables, images: jax.Array, views: Views = PLAIN) ->
       views: how to look at them.
 
     Returns:
-      float32 `[B, H, W, num_classes]`: mean logits, or mean probabilities for 'legacy'.
+      float32 `[B, H, W, num_classes]`: mean logits, or mean probabilities; see `Views.gives_probabilities`.
     """
-    size = images.shape[1:3]
+    size = (images.shape[1], images.shape[2])
 
     def forward(view: jax.Array) -> jax.Array:
-        if views.window is None:
+        if views.window is None and not views.align_corners:
             return model.apply(variables, view, train=False, output_size=size)
-        logits = _slide(lambda patch: model.apply(variables, patch, train=False), view, views.window, views.stride)
-        return ops.resize(logits, size, align_corners=False)
+        see = functools.partial(model.apply, variables, train=False)
+        logits = see(view) if views.window is None else _slide(see, view, views.window, views.stride)
+        return ops.resize(logits, size, views.align_corners)
 
     def scores_of(view: jax.Array, mirrored: jax.Array | bool) -> jax.Array:
         logits = _mirror(forward(_mirror(view, mirrored)), mirrored)
-        return jax.nn.softmax(logits) if views.average == "legacy" else logits
+        return jax.nn.softmax(logits) if views.gives_probabilities else logits
 
-    def scaled(picture: jax.Array, scale: float) -> jax.Array:
-        scaled_size = tuple(max(math.floor(side * scale + 0.5), 1) for side in size)
+    def scaled(picture: jax.Array, scaled_size: tuple[int, int]) -> jax.Array:
+        if views.average == "probabilities" or views.resize is not None:
+            return colors.normalize(grey_levels.resize(colors.grey_levels(picture), scaled_size))
         return ops.resize(picture, scaled_size, align_corners=False)
 
     if len(views.scales) == 1 and not views.flip:
-        return scores_of(scaled(images, views.scales[0]), False)
+        return scores_of(scaled(images, *views.sizes(size)), False)
     # A loop for each scale: both mirror images run through one compiled network, and since the sum goes from loop to
     # loop, the scales run one after the other, so that memory does not grow with their number (but by pictures). XLA
     # must not know how often a loop of one turn runs: it would unroll it, and then run several networks at once.
     turns = jax.lax.optimization_barrier(jnp.int32(2 if views.flip else 1))
-    total = jnp.zeros(jax.eval_shape(partial(scores_of, mirrored=False), images).shape, jnp.float32)
+    total = jnp.zeros(jax.eval_shape(functools.partial(scores_of, mirrored=False), images).shape, jnp.float32)
     view = images
-    for scale in views.scales:
-        view = scaled(view if views.average == "legacy" else images, scale)
+    for scaled_size in views.sizes(size):
+        view = scaled(view if views.average == "legacy" else images, scaled_size)
         total = jax.lax.fori_loop(0, turns, lambda i, total, view=view: total + scores_of(view, i == 1), total)
     return total / (len(views.scales) * (2 if views.flip else 1))
 

@@ -202,7 +202,7 @@ def _describe(trained: TrainedModel, label_ids: bool) -> dict[str, Any]:
         "checkpoint": trained.source,
         "weights": digest.hexdigest(),
         "model": trained.config.model.to_dict(),
-        "views": dataclasses.asdict(Views.of(trained.config.eval)),
+        "views": Views.of(trained.config.eval).settings,
         "pad_to": trained.config.eval_size,
         "label_ids": label_ids,
         "class_names": trained.class_names,

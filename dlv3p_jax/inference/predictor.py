@@ -64,7 +64,7 @@ def make_predict_step(config, model, probabilities: DTypeLike | None = None) -> 
         labels = jnp.argmax(scores, axis=-1).astype(jnp.uint8)
         if probabilities is None:
             return labels, None
-        values = scores if config.eval.average == "legacy" else jax.nn.softmax(scores)
+        values = scores if views.gives_probabilities else jax.nn.softmax(scores)
         return labels, values.astype(probabilities)
 
     return predict_step

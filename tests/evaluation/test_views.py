@@ -1,6 +1,6 @@
 """Views and windows against PaddleSeg's recorded numbers and against NumPy and OpenCV."""
 
-import dataclasses
+import functools
 import json
 import re
 
@@ -8,9 +8,11 @@ import equivalence
 import jax
 import numpy as np
 import pytest
-from formula import MODEL, VARIABLES, expected_scores
+from formula import KERNELS, MODEL, VARIABLES, expected_scores, resize, slide, softmax
 
 from configs import common
+from dlv3p_jax.data import colors
+from dlv3p_jax.evaluation import grey_levels
 from dlv3p_jax.evaluation.views import Views, predict_logits
 
 # Against PaddleSeg.
@@ -67,6 +69,64 @@ def test_a_view_keeps_a_pixel_at_least():
     assert np.isfinite(predict_logits(MODEL, VARIABLES, images, Views(scales=(0.01,)))).all()
 
 
+# MMSegmentation's.
+
+
+def aligned(scores, height, width):
+    """Bilinear, with the centres of the corner pixels onto each other: along one side, then along the other."""
+    for axis, target in ((0, height), (1, width)):
+        at = np.linspace(0, scores.shape[axis] - 1, target)
+        interpolate = functools.partial(np.interp, at, np.arange(scores.shape[axis]))
+        scores = np.apply_along_axis(interpolate, axis, scores)
+    return scores
+
+
+def test_the_sizes_of_views_are_those_that_mmsegmentation_recorded(shared):
+    for name, settings in (("r18", {}), ("r18_align_slide", {}), ("r50_ade20k_resized", {"resize": (128, 512)})):
+        arrays = np.load(shared / "parity" / "mmseg" / f"predict_{name}.npz")
+        size = tuple(arrays["image"].shape[:2])
+        assert Views(**settings).sizes(size) == [tuple(arrays["size"])]
+        if "scales" in arrays:
+            views = Views(scales=arrays["scales"].tolist(), **settings)
+            np.testing.assert_array_equal(views.sizes(size), arrays["sizes"])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "settings"),
+    [
+        ([(7, 11), (20, 33)], {"scales": (0.5, 1.5), "flip": True}),
+        ([(17, 29)], {"resize": (40, 17), "align_corners": True}),
+        ([(8, 14), (17, 29)], {"scales": (0.5, 1.0), "resize": (40, 17), "flip": True}),
+        ([(7, 11), (20, 33)], {"scales": (0.5, 1.5), "window": (9, 10), "stride": (5, 4), "align_corners": True}),
+    ],
+)
+def test_views_of_mmsegmentation_against_numpy_and_opencv(sizes, settings):
+    """Every view is made of the picture's 8 bits; its logits are brought back, and become probabilities there."""
+    image = np.random.default_rng(1).integers(0, 256, (13, 22, 3), dtype=np.uint8)
+    views = Views(average="probabilities", **settings)
+    normalized = (image / 127.5 - 1).astype(np.float32)
+    result = jax.jit(lambda images: predict_logits(MODEL, VARIABLES, images, views))(normalized[None])[0]
+    found = []
+    for size in sizes:
+        for step in (1, -1)[: 1 + views.flip]:
+            view = resize(image, *size)[:, ::step].astype(np.float32) / 127.5 - 1
+            logits = slide(view, views.window, views.stride) if views.window else MODEL.numpy(KERNELS, view)
+            back = aligned if views.align_corners else resize
+            found.append(softmax(back(np.ascontiguousarray(logits[:, ::step]), 13, 22)))
+    np.testing.assert_allclose(result, np.mean(found, axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sizes", [((64, 96), (32, 48)), ((60, 90), (128, 192)), ((97, 130), (49, 65)), ((5, 4), (1, 1))]
+)
+def test_8_bits_are_resized_to_the_grey_levels_of_opencv(sizes):
+    size, target = sizes
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(grey_levels.resize(image[None], target)[0], resize(image, *target))
+    every = np.arange(256, dtype=np.uint8).reshape(1, 1, 256, 1)
+    np.testing.assert_array_equal(colors.grey_levels(colors.normalize(every)), every)
+
+
 @pytest.mark.parametrize(
     ("key", "settings"),
     [
@@ -75,6 +135,8 @@ def test_a_view_keeps_a_pixel_at_least():
         ("scales", {"scales": (1.0, 0.0)}),
         ("scales", {"scales": ("large",)}),
         ("scales", {"scales": (float("nan"),)}),
+        ("resize", {"resize": (64,)}),
+        ("resize", {"resize": (64, 64), "average": "legacy"}),
         ("window", {"window": (64,)}),
         ("window", {"window": (64, 0)}),
         ("window", {"window": (None,)}),  # what --config.eval.window=None becomes
@@ -104,10 +166,17 @@ def test_views_that_make_no_sense_are_refused(key, settings):
             "scales-0.75-1-flip-legacy",
             "flip + scales 0.75, 1 + legacy",
         ),
+        ({"align_corners": True}, "aligned", "aligned corners"),
+        (
+            {"resize": [128, 512], "average": "probabilities"},
+            "resize-128-512-probabilities",
+            "resized to fit 128x512 + probabilities",
+        ),
         ({"window": [32, 48], "stride": [16, 24]}, "window-32-48-stride-16-24", "window 32x48 + stride 16x24"),
     ],
 )
-def test_names_and_titles_are_those_of_earlier_revisions(settings, name, title):
+def test_names_and_titles_of_views(settings, name, title):
     views = Views(**settings)
     assert (views.name, views.title) == (name, title)
-    assert Views.of(json.loads(json.dumps(dataclasses.asdict(views)))) == views
+    assert Views.of(json.loads(json.dumps(views.settings))) == views
+    assert {"resize", "align_corners"}.isdisjoint(Views().settings)  # of which earlier revisions know nothing
