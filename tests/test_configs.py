@@ -64,6 +64,8 @@ COMMON = {
     "eval.flip": False,
     "eval.window": None,
     "eval.stride": None,
+    "eval.resize": None,
+    "eval.align_corners": False,
 }
 
 
