@@ -155,8 +155,8 @@ def eval_batches(
 
     Yields:
         {'image': uint8 `[b, H, W, 3]`, 'label': uint8 `[b, H, W]`, 'size': int32 `[b, 2]`, each picture's own height
-        and width, 'id': bytes `[b]`, 'indices': the positions of the whole batch's pictures, of all rows}; H and W differ
-        between batches.
+        and width, 'id': bytes `[b]`, 'indices': the positions of the whole batch's pictures, of all rows}; H and W
+        differ between batches.
 
     Raises:
         DatasetError: the split has no labels.
