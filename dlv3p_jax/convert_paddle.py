@@ -25,12 +25,14 @@ from dlv3p_jax.weights.pdparams import PdparamsError, load_pdparams, save_pdpara
 
 __all__ = ["ConversionError", "PdparamsError", "convert", "load_pdparams", "main", "revert", "save_pdparams"]
 
+_NAMES = (*published.PUBLISHED, *published.IMAGENET)
+
 
 def define_flags() -> None:
     """Defines the command's flags; not at import, since this module is a library too."""
     arguments.DEFINE_config("config", "A file of configs/, of the model; not needed with --weights.")
     flags.DEFINE_string("pdparams", None, "The file to convert: .pdparams, or a .tar.gz with one.")
-    flags.DEFINE_string("weights", None, f"A name to download and convert: {', '.join(published.names())}.")
+    flags.DEFINE_string("weights", None, f"A name to download and convert: {', '.join(_NAMES)}.")
     flags.DEFINE_string("output", None, "The folder to make; with --reverse, the .pdparams file.")
     flags.DEFINE_bool("reverse", False, "Write a .pdparams file from --checkpoint.")
     flags.DEFINE_string(
@@ -64,7 +66,7 @@ def write_checkpoint(config, file: pathlib.Path, output: str) -> None:
     any_classes = config.num_classes is None
     if any_classes:
         config.num_classes = 2  # until the file is read; a network has to have some
-    variables = trained.load_paddle(file, build_model(config), allow_new_head=any_classes)
+    variables = trained.load_foreign(file, build_model(config), allow_new_head=any_classes)
     whole = "decoder" in variables["params"]
     if any_classes:
         config.num_classes = len(variables["params"]["decoder"]["classifier"]["bias"]) if whole else None

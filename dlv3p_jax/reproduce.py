@@ -20,7 +20,7 @@ from etils import epath
 from dlv3p_jax.evaluation.views import Views
 from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import arguments, cli, configuration, files, provenance, sealing, sharding, text
-from dlv3p_jax.weights import published, trained
+from dlv3p_jax.weights import mmseg_models, published, trained
 
 SCALES = (0.75, 1.0, 1.25)  # PaddleSeg's documentation has these; its table does not say which
 _PUBLISHED_PICTURES = {"cityscapes": 500, "voc2012": 1449}  # that the published figures are of
@@ -86,14 +86,20 @@ def main(argv: list[str]) -> None:
 
 
 def published_table() -> str:
-    """The published rows as a Markdown table."""
+    """The published rows as two Markdown tables, PaddleSeg's and MMSegmentation's; the latter are shown alone."""
     head = ("name", "data set", "backbone", "crop (w x h)", "steps", "mIoU", "flip", "ms + flip, legacy", "… logits")
     rows = [
         (name, row.dataset, row.backbone, "x".join(map(str, reversed(row.crop_size))), f"{row.num_train_steps:,}")
         + tuple(f"{row._asdict()[column.field]:.2f}" for column in columns(SCALES) if column.field)
         for name, row in published.PUBLISHED.items()
     ]
-    return text.markdown([head, *rows])
+    others = [
+        (name, row.dataset, row.backbone, "x".join(map(str, reversed(row.crop_size))), f"{row.num_train_steps:,}")
+        + tuple("" if score is None else f"{score:.2f}" for score in (row.plain, row.ms_flip))
+        for name, row in mmseg_models.PUBLISHED.items()
+    ]
+    other_head = (*head[:6], "ms + flip, probabilities")
+    return f"{text.markdown([head, *rows])}\n\n{text.markdown([other_head, *others])}"
 
 
 def reproduce(
@@ -121,7 +127,7 @@ def reproduce(
 
     config, dataset, mesh = evaluator.prepare_run(config)
     model = build_model(config)
-    variables = trained.load_paddle(file, model, allow_new_head=False)
+    variables = trained.load_foreign(file, model, allow_new_head=False)
     if "decoder" not in variables["params"]:
         raise ValueError(f"{file} holds only a backbone: give the file of the whole model")
     variables = jax.device_put(variables, sharding.replicated(mesh))

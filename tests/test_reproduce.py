@@ -143,7 +143,7 @@ def run(*arguments):
 
 def test_the_table_is_the_published_one():
     lines = run("--list").stdout.splitlines()
-    assert len(lines) == 8
+    assert len([line for line in lines if line.startswith(("| cityscapes_", "| voc_", "| mmseg/"))]) == 6 + 43
     words = lines[2].replace("|", " ").split()
     assert words[:5] == ["cityscapes_r50", "cityscapes", "resnet50_vd", "1024x512", "80,000"]
     assert words[5:] == ["80.36", "80.57", "80.81", "81.33"]

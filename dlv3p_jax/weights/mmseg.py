@@ -2,19 +2,28 @@
 
     variables = convert(state, model)       # of a whole model
     variables, dropped = convert_backbone(state, model)   # of ImageNet's, torchvision's ResNets among them
+    state = revert(variables, model)        # the same bits again
 
-Its auxiliary head serves training alone, and its counters of batches nothing: both are left out.
+Its auxiliary head serves training alone, and its counters of batches nothing: both are left out, and zeros on the way
+back.
 """
 
+import collections
+import functools
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
-from dlv3p_jax.weights import renamed
+from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS
+from dlv3p_jax.weights import mmseg_models, renamed
 from dlv3p_jax.weights.renamed import ConversionError
 
-__all__ = ["ConversionError", "convert", "convert_backbone"]
+__all__ = ["ConversionError", "classes_of", "convert", "convert_backbone", "describe", "is_backbone"]
+__all__ += ["num_classes_of", "revert"]
 
 _WHAT = "the model; compare model.backbone, num_classes and the other keys of config.model"
 
@@ -42,6 +51,76 @@ _BLOCK_LAYERS = (
     ("shortcut", "downsample.0", "downsample.1"),
 )
 _SEPARABLE_LAYERS = (("depthwise", "depthwise_conv"), ("pointwise", "pointwise_conv"))
+
+
+def is_backbone(state: Mapping[str, np.ndarray]) -> bool:
+    """Whether `state` is a backbone alone, such as ImageNet weights, and no whole DeepLabV3+."""
+    return not any(name.startswith("decode_head.") for name in state)
+
+
+def num_classes_of(state: Mapping[str, np.ndarray]) -> int | None:
+    """The number of classes of a whole model, None where `state` holds no classifier."""
+    bias = state.get("decode_head.conv_seg.bias")
+    return None if bias is None or bias.ndim != 1 else len(bias)
+
+
+def classes_of(meta: Mapping[str, Any]) -> tuple[list[str], list[list[int]]] | None:
+    """Names and colours of the classes, where a file's `meta` has them and they fit each other."""
+    where = meta.get("dataset_meta") or meta  # of version 1 and 0
+    if not isinstance(where, Mapping):
+        return None
+    lowered = {str(key).lower(): value for key, value in where.items()}
+    match lowered.get("classes"), lowered.get("palette"):
+        case ((list() | tuple() as names), (list() | tuple() as palette)) if len(names) == len(palette):
+            if all(isinstance(name, str) for name in names) and all(map(_is_color, palette)):
+                return [name.strip() for name in names], [list(color) for color in palette]
+    return None
+
+
+def _is_color(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 3 and all(type(c) is int and 0 <= c < 256 for c in value)
+
+
+def describe(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> dict[str, Any]:
+    """What the arrays of a whole model say of its network, as keys of a configuration.
+
+    Output stride, dilations and `align_corners` leave no trace in them.
+
+    Args:
+        state: MMSegmentation's names and arrays.
+        path: of their file, for messages.
+
+    Raises:
+        ConversionError: they are not of a DeepLabV3+ with a ResNet.
+    """
+    names = (re.fullmatch(r"backbone\.layer(\d+)\.\d+\.conv1\.weight", name) for name in state)
+    blocks = collections.Counter(int(match[1]) for match in names if match)
+    bottleneck = "backbone.layer1.0.conv3.weight" in state
+    backbones = [
+        name
+        for name, counts in BLOCKS.items()
+        if tuple(blocks[stage + 1] for stage in range(len(blocks))) == counts and (name in BASIC_BLOCKS) != bottleneck
+    ]
+    widths = [
+        len(value) if (value := state.get(f"decode_head.{layer}.weight")) is not None and value.ndim == 4 else 0
+        for layer in ("bottleneck.conv", "sep_bottleneck.0.pointwise_conv.conv", "c1_bottleneck.conv")
+    ]
+    num_classes = num_classes_of(state)
+    if not backbones or not all(widths) or num_classes is None:
+        raise ConversionError(
+            f"{path}: its arrays are not those of MMSegmentation's DeepLabV3+ with a ResNet of 18, 34, 50, 101 or 152 "
+            f"layers (DepthwiseSeparableASPPHead): it has {sum(blocks.values())} blocks and {len(state)} arrays"
+        )
+    return {
+        "num_classes": num_classes,
+        "model.backbone": backbones[0],
+        "model.stem": "plain" if "backbone.conv1.weight" in state else "deep",
+        "model.multi_grid": (1,) * BLOCKS[backbones[0]][-1],
+        "model.aspp_channels": widths[0],
+        "model.decoder_channels": widths[1],
+        "model.low_level_channels": widths[2],
+        **{f"model.{key}": value for key, value in mmseg_models.NETWORK.items()},
+    }
 
 
 def convert(state: Mapping[str, np.ndarray], model: DeepLabV3Plus) -> dict:
@@ -81,10 +160,46 @@ def convert_backbone(state: Mapping[str, np.ndarray], model: DeepLabV3Plus) -> t
     return renamed.to_ours(_without_counters(state), names, _WHAT), dropped
 
 
+def revert(variables: Mapping, model: DeepLabV3Plus, auxiliary_head: bool = True) -> dict[str, np.ndarray]:
+    """Turns our parameters into MMSegmentation's.
+
+    Args:
+        variables: {'params': ..., 'batch_stats': ...} of `model`.
+        model: what `build_model` returned.
+        auxiliary_head: with the head that MMSegmentation's recipes train beside (zeros, as we have none): without it,
+            only a model that was built with `auxiliary_head=None` takes them strictly.
+
+    Returns:
+        MMSegmentation's names, in the order of its `state_dict`, with float32 arrays; its counters are int64.
+
+    Raises:
+        ConversionError: MMSegmentation has no such network, or `variables` are not those of `model`.
+    """
+    state: dict[str, np.ndarray] = {}
+    for name, value in renamed.to_theirs(variables, _names(model), _WHAT).items():
+        state[name] = value
+        if name.endswith(".running_var"):
+            state[f"{name.removesuffix('.running_var')}.num_batches_tracked"] = np.zeros((), np.int64)
+    if auxiliary_head:
+        inputs = max(
+            np.size(value, 0) for name, value in state.items() if name.startswith("backbone.layer3.") and value.ndim
+        )
+        channels, num_classes = inputs // 4, model.decoder.num_classes
+        state |= {
+            "auxiliary_head.conv_seg.weight": np.zeros((num_classes, channels, 1, 1), np.float32),
+            "auxiliary_head.conv_seg.bias": np.zeros(num_classes, np.float32),
+            "auxiliary_head.convs.0.conv.weight": np.zeros((channels, inputs, 3, 3), np.float32),
+            **{f"auxiliary_head.convs.0.bn.{leaf}": np.zeros(channels, np.float32) for _, leaf in _BATCH_NORM_LEAVES},
+            "auxiliary_head.convs.0.bn.num_batches_tracked": np.zeros((), np.int64),
+        }
+    return state
+
+
 def _without_counters(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: value for name, value in state.items() if not name.endswith(".num_batches_tracked")}
 
 
+@functools.lru_cache(maxsize=4)
 def _names(model: DeepLabV3Plus, part: str = "") -> renamed.Names:
     pairs = [*_leaves(_backbone_layers(model)), *_CLASSIFIER_LEAVES, *_leaves(_head_layers(model))]
     return renamed.names_of(model, pairs, part=part)

@@ -1,9 +1,13 @@
-"""The models that PaddleSeg publishes, what they score, how they were trained, and where their files are."""
+"""The models that PaddleSeg and MMSegmentation publish: names, configurations, files; and the table of PaddleSeg's."""
 
 import difflib
+import json
 import os
 import pathlib
+import re
 from typing import NamedTuple
+
+from absl import logging
 
 from configs import (
     cityscapes_r50,
@@ -15,7 +19,7 @@ from configs import (
     voc_r101,
 )
 from dlv3p_jax.runtime import files
-from dlv3p_jax.weights import download
+from dlv3p_jax.weights import download, mmseg_models
 
 ROOT = "https://bj.bcebos.com/paddleseg/dygraph"  # PaddleSeg's server; files are ROOT/PATH
 
@@ -82,7 +86,7 @@ _ABOUT_BYTES = {"resnet50_vd": 107_000_000, "resnet101_vd": 183_000_000}
 
 def names() -> list[str]:
     """What `fetch` takes: the published models, and the backbones with ImageNet weights."""
-    return [*PUBLISHED, *IMAGENET]
+    return [*PUBLISHED, *mmseg_models.PUBLISHED, *IMAGENET, *mmseg_models.IMAGENET]
 
 
 def is_name(name: str) -> bool:
@@ -94,6 +98,8 @@ def config_of(name: str):
     """The configuration of a published model, or for a backbone's name the defaults with this backbone."""
     if name in _CONFIGS:
         return _CONFIGS[name]()
+    if name in mmseg_models.PUBLISHED or name in mmseg_models.IMAGENET:
+        return mmseg_models.config_of(name)
     config = common.get_config()
     config.model.backbone = name
     return config
@@ -103,12 +109,12 @@ def fetch(name: str, cache_dir: str | os.PathLike | None = None, root: str | Non
     """The file of a published model or of a backbone's ImageNet weights, downloaded unless it is in the cache.
 
     Args:
-        name: a key of PUBLISHED or IMAGENET.
+        name: one of `names`.
         cache_dir: where files are kept, below it as below ROOT; by default $DLV3P_CACHE, or else ~/.cache/dlv3p_jax.
-        root: an address that has the same files as ROOT; by default $DLV3P_ROOT, or else ROOT.
+        root: an address that has the same files as their own server; by default $DLV3P_ROOT, or else this.
 
     Returns:
-        A .pdparams file or, for a backbone, a .tar.gz archive with one.
+        A .pdparams file or, for a backbone, a .tar.gz archive with one; a .pth of MMSegmentation's and torchvision's.
 
     Raises:
         ValueError: there is no such name.
@@ -117,18 +123,47 @@ def fetch(name: str, cache_dir: str | os.PathLike | None = None, root: str | Non
     if not is_name(name):
         near = difflib.get_close_matches(name, names(), n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ValueError(f"{name!r} is no published model or backbone{hint}: there are {', '.join(names())}")
-    path, backbone = (IMAGENET[name], name) if name in IMAGENET else (PUBLISHED[name].path, PUBLISHED[name].backbone)
+        listed = ", ".join([*PUBLISHED, *IMAGENET])
+        raise ValueError(
+            f"{name!r} is no published model or backbone{hint}: there are {listed}, and MMSegmentation's, mmseg/…"
+        )
+    own_root, path, about = _place(name)
     cache = pathlib.Path(cache_dir).expanduser() if cache_dir else files.cache_folder()
-    root = root or os.environ.get("DLV3P_ROOT") or ROOT
-    about = _ABOUT_BYTES.get(backbone)
+    root = root or os.environ.get("DLV3P_ROOT") or own_root
     bounds = {} if about is None else {"min_bytes": about // 2, "max_bytes": about * 2}
     try:
-        return download.download(f"{root.rstrip('/')}/{path}", cache / path, **bounds)
+        file = download.download(f"{root.rstrip('/')}/{path}", cache / path, **bounds)
     except download.DownloadError as error:
         raise download.DownloadError(
             f"{name}: {error} (the environment's DLV3P_CACHE sets the cache folder, DLV3P_ROOT a mirror)"
         ) from error
+    _compare_digest(file)
+    return file
+
+
+def _compare_digest(file: pathlib.Path) -> None:
+    """Warns where a file's name ends with digits, as those of OpenMMLab and torchvision, that are not its SHA-256's."""
+    facts = file.with_name(f"{file.name}.json")
+    named = re.search(r"-([0-9a-f]{8})\.pth$", file.name)
+    if named and facts.is_file():
+        digest = json.loads(facts.read_text(encoding="utf-8")).get("sha256", "")
+        if not str(digest).startswith(named[1]):
+            logging.warning(
+                "%s: its SHA-256 begins with %.8s, not with the %s of its name: it may not be the published file",
+                *(file, digest, named[1]),
+            )
+
+
+def _place(name: str) -> tuple[str, str, int | None]:
+    """The server of a file, the path there, and about how many bytes it has."""
+    if name in IMAGENET:
+        return ROOT, IMAGENET[name], _ABOUT_BYTES.get(name)
+    if name in PUBLISHED:
+        return ROOT, PUBLISHED[name].path, _ABOUT_BYTES.get(PUBLISHED[name].backbone)
+    if name in mmseg_models.IMAGENET:
+        return *mmseg_models.IMAGENET[name], mmseg_models.ABOUT_BYTES[name.removesuffix("_v1c")]
+    published = mmseg_models.PUBLISHED[name]
+    return mmseg_models.ROOT, published.path, mmseg_models.ABOUT_BYTES[published.backbone.removesuffix("b")]
 
 
 def recipe_notes(name: str, config) -> list[str]:

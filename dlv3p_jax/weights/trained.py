@@ -1,11 +1,10 @@
-"""Weights from wherever a user has them: a published name, a .pdparams file, a workdir or a checkpoint's folder."""
+"""Weights from wherever a user has them: a published name, another program's file, a workdir, a checkpoint's folder."""
 
-import contextlib
 import dataclasses
 import difflib
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,13 +13,12 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from configs import common
 from dlv3p_jax.data import class_tables, classes, ranges, viz
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.models import Variables, build_model, variable_shapes
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.runtime import configuration, sharding
-from dlv3p_jax.weights import checkpoint_files, checkpoint_reading, paddle, pdparams, published
+from dlv3p_jax.weights import checkpoint_files, checkpoint_reading, foreign, pdparams, published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +50,9 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
 
     Args:
         config: a configuration; its `num_classes` is the checkpoint's where it is None. None: the checkpoint's own. A
-            published model has its own, and of a `.pdparams` file all that can be read from its arrays is: see
-            `paddle.describe`.
-        checkpoint: a workdir, a checkpoint's folder, a `.pdparams` file or an archive with one, or the name of a
-            published model, which is fetched unless it is in the cache.
+            published model has its own, and of another program's file all that it says is: see `foreign.describe`.
+        checkpoint: a workdir, a checkpoint's folder, a `.pdparams` file or an archive with one, a `.pth`, or the name
+            of a published model, which is fetched unless it is in the cache.
         changes: keys, dotted, that take other values.
 
     Raises:
@@ -67,7 +64,7 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
     if config is None and published.is_name(str(checkpoint)):
         config = published.config_of(str(checkpoint))
     if path.is_file():
-        return _load_paddle_model(config, path, changes)
+        return _load_foreign_model(config, path, changes)
     trained = checkpoint_reading.read_config(path)
     config = trained if config is None else config
     if config is None:
@@ -94,11 +91,11 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
 
 
 def resolve(source: epath.PathLike) -> epath.Path:
-    """What a user means by a source of weights: the file of PaddleSeg's, or the folder of the checkpoint.
+    """What a user means by a source of weights: the file of another program, or the folder of the checkpoint.
 
     Args:
         source: the name of a published model or backbone, which is fetched unless it is in the cache; a `.pdparams`
-            file or an archive with one; a workdir or a checkpoint's folder.
+            file, an archive with one or a `.pth`; a workdir or a checkpoint's folder.
 
     Raises:
         DownloadError: the file of a name cannot be had, or was changed.
@@ -121,29 +118,21 @@ def resolve(source: epath.PathLike) -> epath.Path:
         raise checkpoint_files.CheckpointError(f"{error}{f'; did you mean {near[0]}?' if near else ''}") from error
 
 
-def _load_paddle_model(config, path: epath.PathLike, changes: Mapping[str, Any] | None) -> TrainedModel:
-    state = pdparams.load_pdparams(path)
-    if paddle.is_backbone(state):
+def _load_foreign_model(config, path: epath.PathLike, changes: Mapping[str, Any] | None) -> TrainedModel:
+    file = foreign.read(path)
+    if file.is_backbone:
         raise ValueError(f"{path} holds a backbone alone, which has no classes: give a whole model")
     described = config is None
-    config = common.get_config() if described else config.copy_and_resolve_references()
-    if described:
-        config.update_from_flattened_dict(paddle.describe(state, path))
-        logging.warning(
-            "%s does not say all of its network; taken are output_stride %d, multi_grid %s, aspp_rates %s and "
-            "align_corners %s: give --config=FILE if it was trained otherwise",
-            path,
-            *(config.model[key] for key in ("output_stride", "multi_grid", "aspp_rates", "align_corners")),
-        )
+    config = foreign.describe(file) if described else config.copy_and_resolve_references()
     if config.num_classes is None:
-        config.num_classes = paddle.num_classes_of(state)
+        config.num_classes = file.num_classes
     config.update_from_flattened_dict(changes or {})
     if not described:  # which has no data set
         configuration.check(config)
     model = build_model(config)
-    with _naming(path):
-        variables = _finite(paddle.convert(state, model))
-    return _trained_model(config, model, variables, {}, str(path))
+    variables = foreign.convert(file, model, allow_new_head=False)
+    meta = dict(zip(("class_names", "palette"), file.classes, strict=True)) if file.classes else {}
+    return _trained_model(config, model, variables, meta, str(path))
 
 
 def _trained_model(config, model, variables, meta: Mapping[str, Any], source: str) -> TrainedModel:
@@ -195,50 +184,13 @@ def _classes_of_dataset(name: str | None, data_dir: str):
     return dataset.class_names, dataset.palette
 
 
-def load_paddle(path: epath.PathLike, model: DeepLabV3Plus, allow_new_head: bool) -> Variables:
-    """The weights of a `.pdparams` file, or of an archive with one.
-
-    Args:
-        path: the file.
-        model: what `build_model` returned.
-        allow_new_head: whether the classifier may be for another number of classes than `model` has.
-
-    Returns:
-        {'params': …, 'batch_stats': …}; of a backbone alone, such as ImageNet weights, only their `backbone`.
+def load_foreign(path: epath.PathLike, model: DeepLabV3Plus, allow_new_head: bool) -> Variables:
+    """The weights of a `.pdparams` file, of an archive with one, or of a `.pth`; see `foreign.convert`.
 
     Raises:
         ValueError: the file cannot be read, or is of another network; subclasses name what.
     """
-    state = pdparams.load_pdparams(path)
-    if paddle.is_backbone(state):
-        with _naming(path):
-            variables, dropped = paddle.convert_backbone(state, model)
-            _finite(variables)
-        if dropped:
-            logging.info("%s is a backbone with its classifier, which is left out: %s", path, ", ".join(dropped))
-        return variables
-    num_classes = paddle.num_classes_of(state)
-    if allow_new_head and num_classes is not None:
-        model = model.clone(decoder=model.decoder.clone(num_classes=num_classes))
-    with _naming(path):
-        return _finite(paddle.convert(state, model))
-
-
-def _finite(variables: Variables) -> Variables:
-    """The same; raises ConversionError where a value is not finite."""
-    try:
-        checkpoint_files.check_finite(variables)
-    except ValueError as error:
-        raise paddle.ConversionError(str(error)) from error
-    return variables
-
-
-@contextlib.contextmanager
-def _naming(path: epath.PathLike) -> Iterator[None]:
-    try:
-        yield
-    except paddle.ConversionError as error:
-        raise paddle.ConversionError(f"{path}: {error}") from error
+    return foreign.convert(foreign.read(path), model, allow_new_head)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,7 +217,7 @@ def read_pretrained(source: epath.PathLike, model: DeepLabV3Plus) -> Pretrained:
     """
     path = resolve(source)
     if path.is_file():
-        return Pretrained(load_paddle(path, model, allow_new_head=True), path, averaged=False)
+        return Pretrained(load_foreign(path, model, allow_new_head=True), path, averaged=False)
     variables, averaged = checkpoint_reading.read_model(path)
     return Pretrained(variables, path, averaged)
 

@@ -1,6 +1,11 @@
-"""Names and axes of MMSegmentation's parameters."""
+"""MMSegmentation's models: names and axes of their parameters, what their files and configs say, the published ones."""
 
+import functools
+import http.server
+import json
+import pathlib
 import runpy
+import threading
 
 import jax
 import numpy as np
@@ -8,7 +13,7 @@ import pytest
 
 from configs import common
 from dlv3p_jax.models import build_model
-from dlv3p_jax.weights import mmseg
+from dlv3p_jax.weights import mmseg, mmseg_config, mmseg_models, pth, published, trained
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +64,189 @@ def test_a_backbone_alone_is_taken_whole_under_either_name(make_state, prefix):
 def test_a_network_that_mmsegmentation_does_not_have_is_refused(make_state):
     with pytest.raises(mmseg.ConversionError, match="no name for .*params/aspp/branch1/conv/bias"):
         mmseg.convert(make_state("r50-d8_c19"), paddle_like())
+
+
+STATES = {
+    "r18-d8_c19": ("r18", {}),
+    "r18b-d8_c19": ("r18b", {}),
+    "r50-d8_c150": ("r50", {"num_classes": 150}),
+}
+
+
+def make_model(backbone, settings=()):
+    config = common.get_config()
+    config.num_classes = 19
+    config.model.update(mmseg_models.network(backbone))
+    config.update_from_flattened_dict(dict(settings))
+    return build_model(config), config
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_whole_model_comes_back_with_the_same_names_order_and_bits(make_state, name):
+    backbone, settings = STATES[name]
+    state = make_state(name)
+    model, config = make_model(backbone, settings)
+    described = common.get_config()
+    described.update_from_flattened_dict(mmseg.describe(state, "model.pth"))
+    assert described.to_dict() == config.to_dict()
+    back = mmseg.revert(mmseg.convert(state, model), model)
+    assert list(back) == list(state)
+    for key, value in back.items():
+        assert (value.dtype, value.shape) == (state[key].dtype, state[key].shape), key
+        same = key.startswith("auxiliary_head.") or key.endswith("num_batches_tracked")
+        np.testing.assert_array_equal(value, np.zeros_like(value) if same else state[key], err_msg=key)
+    without = mmseg.revert(mmseg.convert(state, model), model, auxiliary_head=False)
+    assert list(without) == [key for key in state if not key.startswith("auxiliary_head.")]
+
+
+@pytest.mark.parametrize(
+    ("recording", "name", "settings"),
+    [
+        ("r18_odd", "r18-d8_c19", {}),
+        ("r18b", "r18b-d8_c19", {}),
+        ("r18_align", "r18-d8_c19", {"model.align_corners": True}),
+    ],
+)
+def test_logits_are_those_of_mmsegmentation(shared, make_state, recording, name, settings):
+    model, config = make_model(STATES[name][0], settings)
+    arrays = np.load(shared / "parity" / "mmseg" / f"forward_{recording}.npz")
+    colors = arrays["x"].transpose(0, 2, 3, 1) * np.array(config.model.std) + np.array(config.model.mean)
+    images = (colors / 127.5 - 1).astype(np.float32)
+    logits = jax.jit(lambda variables: model.apply(variables, images, train=False))(
+        mmseg.convert(make_state(name), model)
+    )
+    expected = arrays["logits"].transpose(0, 2, 3, 1)
+    assert np.abs(logits - expected).max() <= 1e-4 * expected.std()
+    assert (logits.argmax(-1) == expected.argmax(-1)).mean() >= 0.9999
+
+
+def test_a_backbone_of_another_kind_is_told(make_state):
+    state = {name: value for name, value in make_state("r18b-d8_c19").items() if name.startswith("backbone.")}
+    with pytest.raises(mmseg.ConversionError, match="(?s)missing.*stem.0.weight"):
+        mmseg.convert_backbone(state, make_model("r18")[0])
+    mmseg.convert_backbone(state, make_model("r18b")[0])
+
+
+def test_the_models_are_those_that_are_published(shared):
+    """Against zoo.json; where its configs and the names of the files differ, the files' names count."""
+    zoo = json.loads((shared / "parity" / "mmseg" / "zoo.json").read_text())
+    assert len(zoo) == len(mmseg_models.PUBLISHED) == 43
+    for theirs, (name, ours) in zip(zoo, mmseg_models.PUBLISHED.items(), strict=True):
+        assert f"{mmseg_models.ROOT}/{ours.path}" == theirs["weights"]
+        assert (ours.plain, ours.ms_flip) == (theirs["mIoU"], theirs["mIoU_ms_flip"])
+        assert list(ours.crop_size) == theirs["crop_size_hw"]
+        assert [ours.test_size[1], ours.test_size[0]] == theirs["test_resize_wh"]
+        if name not in ("mmseg/r18b_cityscapes_769_80k", "mmseg/r101_ade20k_80k"):  # as their configs' names say
+            assert ours.num_train_steps == theirs["max_iters"]
+        config = mmseg_models.config_of(name)
+        config.lock()
+        assert config.num_classes == theirs["num_classes"]
+        assert config.batch_size == 4 * theirs["batch_size_per_gpu"]
+        model = config.model
+        if "_pascal_context_" not in name or "_59_" in name:  # two R-50 in the list whose files are of R-101
+            assert model.backbone == f"resnet{theirs['depth']}_vd"
+        assert (model.stem == "deep") == (theirs["backbone"] == "ResNetV1c")
+        assert (model.aspp_channels, model.decoder_channels) == (theirs["channels"], theirs["channels"])
+        assert model.low_level_channels == theirs["c1_channels"]
+        assert (model.aspp_rates, model.align_corners) == (tuple(theirs["aspp_dilations"]), theirs["align_corners"])
+        assert (model.mean, model.std) == (tuple(theirs["mean"]), tuple(theirs["std"]))
+        assert model.contract_dilation == theirs["contract_dilation"]
+        assert model.output_stride == 4 * np.prod(theirs["strides"])
+        assert (model.multi_grid_kind == "dilations") == (theirs["multi_grid"] is not None)
+        if theirs["multi_grid"]:
+            assert model.multi_grid == tuple(theirs["multi_grid"])
+        assert config.eval.window == (theirs["test_crop"] and tuple(theirs["test_crop"]))
+        assert config.eval.stride == (theirs["test_stride"] and tuple(theirs["test_stride"]))
+        if theirs["optimizer"]["type"] == "SGD":
+            optimizer = (config.learning_rate, config.momentum, config.weight_decay)
+            assert optimizer == tuple(theirs["optimizer"][key] for key in ("lr", "momentum", "weight_decay"))
+        build_model(config)
+
+
+CONFIG = """
+_base_ = './x.py'
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+import os
+crop_size = os.system('touch SENTINEL')
+model = dict(
+    type='EncoderDecoder',
+    backbone=dict(type='ResNetV1c', depth=101, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), multi_grid=(1, 2, 4),
+                  contract_dilation=True, norm_cfg=norm_cfg),
+    decode_head=dict(type='DepthwiseSeparableASPPHead', dilations=(1, 6, 12, 18), align_corners=True,
+                     dropout_ratio=0.1, channels=512, num_classes=19),
+    test_cfg=dict(mode='slide', crop_size=(769, 769), stride=(513, 513)))
+"""
+
+
+def test_a_config_is_read_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert mmseg_config.settings(CONFIG) == {
+        "model.output_stride": 16,
+        "model.contract_dilation": True,
+        "model.multi_grid": (1, 2, 4),
+        "model.multi_grid_kind": "dilations",
+        "model.align_corners": True,
+        "model.aspp_rates": (1, 6, 12, 18),
+        "model.dropout": 0.1,
+        "eval.window": (769, 769),
+        "eval.stride": (513, 513),
+    }
+    assert list(tmp_path.iterdir()) == []
+    for text, message in {
+        "model = (": "no Python",
+        "(" * 100_000: "no Python",
+        "x" * 2_000_000: "is no config",
+        "_base_ = 'x.py'": "give the config of the work_dir",
+        "model = dict(decode_head=dict(type='FCNHead'))": "'FCNHead'",
+        CONFIG.replace("(1, 2, 2, 1)", "(1, 2, 2, 2)"): "strides",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            mmseg_config.settings(text)
+
+
+def test_a_file_says_its_network_its_classes_and_its_colours(make_state, tmp_path):
+    classes = tuple(f"thing {number}" for number in range(19))
+    palette = [[number, 1, 2] for number in range(19)]
+    text = CONFIG.replace("(1, 2, 2, 1)", "(1, 2, 1, 1)").replace("multi_grid=(1, 2, 4),", "")
+    for meta in (
+        {"CLASSES": classes, "PALETTE": palette, "config": text},
+        {"dataset_meta": {"classes": classes, "palette": palette}, "cfg": text},
+    ):
+        pth.save_pth(make_state("r18-d8_c19"), tmp_path / "iter_80000.pth", meta)
+        model = trained.load_checkpoint(None, tmp_path / "iter_80000.pth")
+        assert (model.class_names, model.palette.tolist()) == (classes, palette)
+        assert model.config.model.align_corners and model.config.model.aspp_rates == (1, 6, 12, 18)
+        assert model.config.model.output_stride == 8 and model.config.eval.window == (769, 769)
+    assert mmseg.classes_of({"CLASSES": ("a",), "PALETTE": [[0, 0, 256]]}) is None
+    assert mmseg.classes_of({"CLASSES": ("a", "b"), "PALETTE": [[0, 0, 0]]}) is None
+
+
+def test_a_published_name_is_fetched_and_loaded(make_state, tmp_path, monkeypatch, caplog):
+    """From a folder in place of the server: the file's address is that of the published one."""
+    name = "mmseg/r18_cityscapes_80k"
+    path = tmp_path / "mirror" / mmseg_models.PUBLISHED[name].path
+    path.parent.mkdir(parents=True)
+    pth.save_pth(make_state("r18-d8_c19"), path, {})
+    monkeypatch.setenv("DLV3P_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "*")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "mirror")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("DLV3P_ROOT", f"http://127.0.0.1:{server.server_port}")
+        model = trained.load_checkpoint(None, name)
+        server.shutdown()
+    assert model.config.to_dict() == mmseg_models.config_of(name).to_dict()
+    assert model.class_names[0] == "road"
+    expected = mmseg.convert(make_state("r18-d8_c19"), model.model)
+    jax.tree.map(np.testing.assert_array_equal, model.variables, expected)
+    assert "SHA-256" in caplog.text  # a made file is not the published one, which its name has 8 digits of
+
+
+def test_the_page_has_all_models_with_their_published_figures():
+    page = (pathlib.Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text()
+    rows = {cells[2].strip(" `"): cells[6:8] for line in page.splitlines() if len(cells := line.split("|")) == 9}
+    for name, model in {**published.PUBLISHED, **mmseg_models.PUBLISHED}.items():
+        best = model.ms_flip if name in mmseg_models.PUBLISHED else model.ms_flip_logits
+        figures = [f"{model.plain:.2f}", "" if best is None else f"{best:.2f}"]
+        assert [cell.strip() for cell in rows.pop(name)] == figures
+    assert len(rows) == 2  # the head and the line below it

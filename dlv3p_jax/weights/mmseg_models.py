@@ -1,0 +1,305 @@
+"""The models that MMSegmentation publishes: what they score, how they were trained and tested, where their files are.
+
+A name is the backbone's (`r50` with three 3x3 convolutions at its beginning, `r50b` with one 7x7), the data set's and
+the number of steps, with what else sets models of these apart: `mmseg/r50_cityscapes_769_80k` was trained on crops of
+769x769. Names go by those of the files. Two of MMSegmentation's pages name Pascal Context's with 60 classes as R-50,
+while their files are named, and trained, as R-101.
+"""
+
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+ROOT = "https://download.openmmlab.com"  # OpenMMLab's server; files are ROOT/PATH
+_TORCHVISION = "https://download.pytorch.org"
+
+
+class Published(NamedTuple):
+    """A published model: its recipe, its mIoU in percent, and its file."""
+
+    dataset: str
+    backbone: str  # r18, r50, r101 or, with a plain stem, r18b, r50b, r101b
+    crop_size: tuple[int, int]  # (height, width)
+    num_train_steps: int
+    plain: float
+    ms_flip: float | None  # with flip and the scales 0.5, 0.75, ... 1.75
+    path: str
+
+    @property
+    def test_size(self) -> tuple[int, int]:
+        """(height, width) that MMSegmentation resizes pictures to fit before it tests them; 769x769 adds a pixel."""
+        height, width = _DATASETS[self.dataset][2]
+        return (height + 1, width + 1) if self.crop_size == (769, 769) else (height, width)
+
+
+def _model(dataset, backbone, crop_size, num_train_steps, plain, ms_flip, folder, stamp) -> Published:
+    folder = f"deeplabv3plus_{folder}"
+    path = f"mmsegmentation/v0.5/deeplabv3plus/{folder}/{folder}_{stamp}.pth"
+    return Published(dataset, backbone, crop_size, num_train_steps, plain, ms_flip, path)
+
+
+PUBLISHED = {
+    "mmseg/r50_cityscapes_40k": _model(
+        *("cityscapes", "r50", (512, 1024), 40_000, 79.61, 81.01),
+        *("r50-d8_512x1024_40k_cityscapes", "20200605_094610-d222ffcd"),
+    ),
+    "mmseg/r101_cityscapes_40k": _model(
+        *("cityscapes", "r101", (512, 1024), 40_000, 80.21, 81.82),
+        *("r101-d8_512x1024_40k_cityscapes", "20200605_094614-3769eecf"),
+    ),
+    "mmseg/r50_cityscapes_769_40k": _model(
+        *("cityscapes", "r50", (769, 769), 40_000, 78.97, 80.46),
+        *("r50-d8_769x769_40k_cityscapes", "20200606_114143-1dcb0e3c"),
+    ),
+    "mmseg/r101_cityscapes_769_40k": _model(
+        *("cityscapes", "r101", (769, 769), 40_000, 79.46, 80.5),
+        *("r101-d8_769x769_40k_cityscapes", "20200606_114304-ff414b9e"),
+    ),
+    "mmseg/r18_cityscapes_80k": _model(
+        *("cityscapes", "r18", (512, 1024), 80_000, 76.89, 78.76),
+        *("r18-d8_512x1024_80k_cityscapes", "20201226_080942-cff257fe"),
+    ),
+    "mmseg/r50_cityscapes_80k": _model(
+        *("cityscapes", "r50", (512, 1024), 80_000, 80.09, 81.13),
+        *("r50-d8_512x1024_80k_cityscapes", "20200606_114049-f9fb496d"),
+    ),
+    "mmseg/r101_cityscapes_80k": _model(
+        *("cityscapes", "r101", (512, 1024), 80_000, 80.97, 82.03),
+        *("r101-d8_512x1024_80k_cityscapes", "20200606_114143-068fcfe9"),
+    ),
+    "mmseg/r101_cityscapes_fp16_80k": _model(
+        *("cityscapes", "r101", (512, 1024), 80_000, 80.46, None),
+        *("r101-d8_fp16_512x1024_80k_cityscapes", "20200717_230920-f1104f4b"),
+    ),
+    "mmseg/r18_cityscapes_769_80k": _model(
+        *("cityscapes", "r18", (769, 769), 80_000, 76.26, 77.91),
+        *("r18-d8_769x769_80k_cityscapes", "20201226_083346-f326e06a"),
+    ),
+    "mmseg/r50_cityscapes_769_80k": _model(
+        *("cityscapes", "r50", (769, 769), 80_000, 79.83, 81.48),
+        *("r50-d8_769x769_80k_cityscapes", "20200606_210233-0e9dfdc4"),
+    ),
+    "mmseg/r101_cityscapes_769_80k": _model(
+        *("cityscapes", "r101", (769, 769), 80_000, 80.65, 81.47),
+        *("r101-d8_769x769_80k_cityscapes", "20220406_154720-dfcc0b68"),
+    ),
+    "mmseg/r101_d16_mg124_cityscapes_40k": _model(
+        *("cityscapes", "r101", (512, 1024), 40_000, 79.09, 80.36),
+        *("r101-d16-mg124_512x1024_40k_cityscapes", "20200908_005644-cf9ce186"),
+    ),
+    "mmseg/r101_d16_mg124_cityscapes_80k": _model(
+        *("cityscapes", "r101", (512, 1024), 80_000, 79.9, 81.33),
+        *("r101-d16-mg124_512x1024_80k_cityscapes", "20200908_005644-ee6158e0"),
+    ),
+    "mmseg/r18b_cityscapes_80k": _model(
+        *("cityscapes", "r18b", (512, 1024), 80_000, 75.87, 77.52),
+        *("r18b-d8_512x1024_80k_cityscapes", "20201226_090828-e451abd9"),
+    ),
+    "mmseg/r50b_cityscapes_80k": _model(
+        *("cityscapes", "r50b", (512, 1024), 80_000, 80.28, 81.44),
+        *("r50b-d8_512x1024_80k_cityscapes", "20201225_213645-a97e4e43"),
+    ),
+    "mmseg/r101b_cityscapes_80k": _model(
+        *("cityscapes", "r101b", (512, 1024), 80_000, 80.16, 81.41),
+        *("r101b-d8_512x1024_80k_cityscapes", "20201226_190843-9c3c93a4"),
+    ),
+    "mmseg/r18b_cityscapes_769_80k": _model(
+        *("cityscapes", "r18b", (769, 769), 80_000, 76.36, 78.24),
+        *("r18b-d8_769x769_80k_cityscapes", "20201226_151312-2c868aff"),
+    ),
+    "mmseg/r50b_cityscapes_769_80k": _model(
+        *("cityscapes", "r50b", (769, 769), 80_000, 79.41, 80.56),
+        *("r50b-d8_769x769_80k_cityscapes", "20201225_224655-8b596d1c"),
+    ),
+    "mmseg/r101b_cityscapes_769_80k": _model(
+        *("cityscapes", "r101b", (769, 769), 80_000, 79.88, 81.46),
+        *("r101b-d8_769x769_80k_cityscapes", "20201226_205041-227cdf7c"),
+    ),
+    "mmseg/r50_ade20k_80k": _model(
+        *("ade20k", "r50", (512, 512), 80_000, 42.72, 43.75),
+        *("r50-d8_512x512_80k_ade20k", "20200614_185028-bf1400d8"),
+    ),
+    "mmseg/r101_ade20k_80k": _model(
+        *("ade20k", "r101", (512, 512), 80_000, 44.6, 46.06),
+        *("r101-d8_512x512_80k_ade20k", "20200615_014139-d5730af7"),
+    ),
+    "mmseg/r50_ade20k_160k": _model(
+        *("ade20k", "r50", (512, 512), 160_000, 43.95, 44.93),
+        *("r50-d8_512x512_160k_ade20k", "20200615_124504-6135c7e0"),
+    ),
+    "mmseg/r101_ade20k_160k": _model(
+        *("ade20k", "r101", (512, 512), 160_000, 45.47, 46.35),
+        *("r101-d8_512x512_160k_ade20k", "20200615_123232-38ed86bb"),
+    ),
+    "mmseg/r50_voc12aug_20k": _model(
+        *("voc2012", "r50", (512, 512), 20_000, 75.93, 77.5),
+        *("r50-d8_512x512_20k_voc12aug", "20200617_102323-aad58ef1"),
+    ),
+    "mmseg/r101_voc12aug_20k": _model(
+        *("voc2012", "r101", (512, 512), 20_000, 77.22, 78.59),
+        *("r101-d8_512x512_20k_voc12aug", "20200617_102345-c7ff3d56"),
+    ),
+    "mmseg/r50_voc12aug_40k": _model(
+        *("voc2012", "r50", (512, 512), 40_000, 76.81, 77.57),
+        *("r50-d8_512x512_40k_voc12aug", "20200613_161759-e1b43aa9"),
+    ),
+    "mmseg/r101_voc12aug_40k": _model(
+        *("voc2012", "r101", (512, 512), 40_000, 78.62, 79.53),
+        *("r101-d8_512x512_40k_voc12aug", "20200613_205333-faf03387"),
+    ),
+    "mmseg/r101_pascal_context_40k": _model(
+        *("pascal_context", "r101", (480, 480), 40_000, 47.3, 48.47),
+        *("r101-d8_480x480_40k_pascal_context", "20200911_165459-d3c8a29e"),
+    ),
+    "mmseg/r101_pascal_context_80k": _model(
+        *("pascal_context", "r101", (480, 480), 80_000, 47.23, 48.26),
+        *("r101-d8_480x480_80k_pascal_context", "20200911_155322-145d3ee8"),
+    ),
+    "mmseg/r101_pascal_context_59_40k": _model(
+        *("pascal_context_59", "r101", (480, 480), 40_000, 52.86, 54.54),
+        *("r101-d8_480x480_40k_pascal_context_59", "20210416_111233-ed937f15"),
+    ),
+    "mmseg/r101_pascal_context_59_80k": _model(
+        *("pascal_context_59", "r101", (480, 480), 80_000, 53.2, 54.67),
+        *("r101-d8_480x480_80k_pascal_context_59", "20210416_111127-7ca0331d"),
+    ),
+    "mmseg/r18_loveda_80k": _model(
+        *("loveda", "r18", (512, 512), 80_000, 50.28, 50.47),
+        *("r18-d8_512x512_80k_loveda", "20211104_132800-ce0fa0ca"),
+    ),
+    "mmseg/r50_loveda_80k": _model(
+        *("loveda", "r50", (512, 512), 80_000, 50.99, 50.65),
+        *("r50-d8_512x512_80k_loveda", "20211105_080442-f0720392"),
+    ),
+    "mmseg/r101_loveda_80k": _model(
+        *("loveda", "r101", (512, 512), 80_000, 51.47, 51.32),
+        *("r101-d8_512x512_80k_loveda", "20211105_110759-4c1f297e"),
+    ),
+    "mmseg/r18_potsdam_80k": _model(
+        *("potsdam", "r18", (512, 512), 80_000, 77.09, 78.44),
+        *("r18-d8_512x512_80k_potsdam", "20211219_020601-75fd5bc3"),
+    ),
+    "mmseg/r50_potsdam_80k": _model(
+        *("potsdam", "r50", (512, 512), 80_000, 78.33, 79.27),
+        *("r50-d8_512x512_80k_potsdam", "20211219_031508-7e7a2b24"),
+    ),
+    "mmseg/r101_potsdam_80k": _model(
+        *("potsdam", "r101", (512, 512), 80_000, 78.7, 79.47),
+        *("r101-d8_512x512_80k_potsdam", "20211219_031508-8b112708"),
+    ),
+    "mmseg/r18_vaihingen_80k": _model(
+        *("vaihingen", "r18", (512, 512), 80_000, 72.5, 74.13),
+        *("r18-d8_4x4_512x512_80k_vaihingen", "20211231_230805-7626a263"),
+    ),
+    "mmseg/r50_vaihingen_80k": _model(
+        *("vaihingen", "r50", (512, 512), 80_000, 73.97, 75.05),
+        *("r50-d8_4x4_512x512_80k_vaihingen", "20211231_230816-5040938d"),
+    ),
+    "mmseg/r101_vaihingen_80k": _model(
+        *("vaihingen", "r101", (512, 512), 80_000, 73.06, 74.14),
+        *("r101-d8_4x4_512x512_80k_vaihingen", "20211231_230816-8a095afa"),
+    ),
+    "mmseg/r18_isaid_80k": _model(
+        *("isaid", "r18", (896, 896), 80_000, 61.35, 62.61),
+        *("r18-d8_4x4_896x896_80k_isaid", "20220110_180526-7059991d"),
+    ),
+    "mmseg/r50_isaid_80k": _model(
+        *("isaid", "r50", (896, 896), 80_000, 67.06, 68.02),
+        *("r50-d8_4x4_896x896_80k_isaid", "20220110_180526-598be439"),
+    ),
+    "mmseg/r50_mapillary_300k": _model(
+        *("mapillary", "r50", (1280, 1280), 300_000, 47.35, None),
+        *("r50-d8_4xb2-300k_mapillay_v1_65-1280x1280", "20230301_110504-655f8e43"),
+    ),
+}
+
+
+# ImageNet weights of backbones, their server and path there: OpenMMLab's with the deep stem, and torchvision's.
+IMAGENET = {
+    "resnet18_v1c": (ROOT, "pretrain/third_party/resnet18_v1c-b5776b93.pth"),
+    "resnet50_v1c": (ROOT, "pretrain/third_party/resnet50_v1c-2cccc1ad.pth"),
+    "resnet101_v1c": (ROOT, "pretrain/third_party/resnet101_v1c-e67eebb6.pth"),
+    "resnet18": (_TORCHVISION, "models/resnet18-f37072fd.pth"),
+    "resnet50": (_TORCHVISION, "models/resnet50-0676ba61.pth"),
+    "resnet101": (_TORCHVISION, "models/resnet101-63fe2227.pth"),
+}
+
+# 4 bytes for each number of a whole model with its auxiliary head, or of a backbone with its classifier.
+ABOUT_BYTES = {"r18": 50_000_000, "r50": 175_000_000, "r101": 251_000_000} | {
+    "resnet18": 47_000_000,
+    "resnet50": 102_000_000,
+    "resnet101": 178_000_000,
+}
+
+
+# What all networks of MMSegmentation's have, as keys of `config.model`; the rest differs.
+NETWORK = {
+    "avg_down": False,
+    "stage1_shortcut": False,
+    "contract_dilation": True,
+    "dilate_second": False,
+    "aspp_pooling_first": True,
+    "aspp_projection_size": 3,
+    "head_bias": False,
+    "head_depthwise_relu": True,
+    "mean": (123.675, 116.28, 103.53),
+    "std": (58.395, 57.12, 57.375),
+}
+
+# By data set: its classes, the pictures of a batch on all GPUs, and (height, width) that pictures are tested at.
+_DATASETS = {
+    "cityscapes": (19, 8, (1024, 2048)),
+    "ade20k": (150, 16, (512, 2048)),
+    "voc2012": (21, 16, (512, 2048)),
+    "pascal_context": (60, 16, (520, 520)),
+    "pascal_context_59": (59, 16, (520, 520)),
+    "loveda": (7, 16, (1024, 1024)),
+    "potsdam": (6, 16, (512, 512)),
+    "vaihingen": (6, 16, (512, 512)),
+    "isaid": (16, 16, (896, 896)),
+    "mapillary": (65, 8, (1024, 2048)),
+}
+_STRIDES = {(769, 769): (513, 513), (480, 480): (320, 320)}  # of the windows that models of such crops are tested in
+
+
+def network(backbone: str) -> dict[str, Any]:
+    """The keys of `config.model` of MMSegmentation's network with one of its backbones, such as r50 or r18b."""
+    depth, small = int(backbone.strip("rb")), backbone.startswith("r18")
+    return NETWORK | {
+        "backbone": f"resnet{depth}_vd",  # its blocks
+        "stem": "plain" if backbone.endswith("b") else "deep",
+        "multi_grid": (1, 1) if small else (1, 1, 1),
+        "aspp_channels": 128 if small else 512,
+        "decoder_channels": 128 if small else 512,
+        "low_level_channels": 12 if small else 48,
+    }
+
+
+def config_of(name: str) -> ConfigDict:
+    """The configuration of a published model: its network, its data set, and how it was trained and is tested.
+
+    Of a backbone of IMAGENET, the defaults with MMSegmentation's network on it.
+    """
+    if name in IMAGENET:
+        config = common.get_config()
+        config.model.update(
+            network(f"r{name.removeprefix('resnet').removesuffix('_v1c')}{'' if '_v1c' in name else 'b'}")
+        )
+        return config
+    published = PUBLISHED[name]
+    num_classes, batch_size, _ = _DATASETS[published.dataset]
+    config = common.get_config()
+    config.update(dataset=published.dataset, num_classes=num_classes, crop_size=published.crop_size)
+    config.update(batch_size=batch_size, num_train_steps=published.num_train_steps, weight_decay=5e-4)
+    config.update(end_learning_rate=1e-4)
+    config.model.update(network(published.backbone), align_corners=published.crop_size == (769, 769))
+    if published.dataset.startswith("pascal_context"):
+        config.update(learning_rate=0.004, weight_decay=1e-4)
+    if "_d16_mg124_" in name:
+        config.model.update(output_stride=16, aspp_rates=(1, 6, 12, 18), multi_grid=(1, 2, 4))
+        config.model.multi_grid_kind = "dilations"
+    if published.crop_size in _STRIDES:
+        config.eval.update(window=published.crop_size, stride=_STRIDES[published.crop_size])
+    return config
