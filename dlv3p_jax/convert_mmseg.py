@@ -77,6 +77,7 @@ def write_checkpoint(config, path: pathlib.Path, output: str, config_text: str |
     if config is None and file.is_backbone:
         raise ValueError(f"{path} holds a backbone alone: give --config=FILE, of the model that is to start from it")
     config = foreign.describe(file, config_text) if config is None else config.copy_and_resolve_references()
+    config.dataset = config.dataset or "image_folder"  # a checkpoint's configuration names one
     num_classes = config.num_classes or file.num_classes or 2  # a backbone's network has to have some
     config.num_classes = num_classes
     model = build_model(config)

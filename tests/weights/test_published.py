@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from dlv3p_jax.weights import published
+from dlv3p_jax.weights import mmseg_models, published
 from dlv3p_jax.weights.download import DownloadError
 
 
@@ -50,7 +50,8 @@ def test_configs_are_the_recipes_of_the_table(name):
 
 
 def test_names_are_those_of_models_and_of_backbones():
-    assert published.names() == [*published.PUBLISHED, "resnet50_vd", "resnet101_vd"]
+    theirs = (*mmseg_models.PUBLISHED, "resnet50_vd", "resnet101_vd", *mmseg_models.IMAGENET)
+    assert published.names() == [*published.PUBLISHED, *theirs]
     assert all(map(published.is_name, published.names()))
     assert not any(map(published.is_name, ["resnet18_vd", "workdir/cityscapes_r50", "", "Cityscapes_R50"]))
 
