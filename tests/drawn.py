@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.models import Variables, build_model, variable_shapes
 from dlv3p_jax.models.aspp import ASPP
 from dlv3p_jax.models.decoder import Decoder

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.data import colors
 from dlv3p_jax.evaluation import metrics
 from dlv3p_jax.evaluation.step import clear_padding

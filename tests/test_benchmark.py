@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.performance import measured, straightforward, timing, workloads
 from dlv3p_jax.runtime import sharding
 

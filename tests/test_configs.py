@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import configuration
 from dlv3p_jax.training import losses
@@ -70,7 +70,7 @@ COMMON = {
 
 
 def load(name):
-    return importlib.import_module(f"configs.{name}").get_config()
+    return importlib.import_module(f"dlv3p_jax.configs.{name}").get_config()
 
 
 def value_of(config, key):

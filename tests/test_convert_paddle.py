@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from drawn import draw_variables_of
 
-from configs import common
 from dlv3p_jax import convert_paddle
+from dlv3p_jax.configs import common
 from dlv3p_jax.convert_paddle import ConversionError, convert, load_pdparams, revert, save_pdparams
 from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import configuration

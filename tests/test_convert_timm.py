@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.models import build_model, variable_shapes
 from dlv3p_jax.models.resnet import BLOCKS, ResNet
 from dlv3p_jax.weights import checkpoint_reading

@@ -6,7 +6,7 @@ import re
 import pytest
 import run_docs
 
-from configs import common
+from dlv3p_jax.configs import common
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [str(page.relative_to(ROOT)) for page in run_docs.PAGES]

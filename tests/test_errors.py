@@ -163,7 +163,7 @@ ROWS = [
     ),
 ]
 CONFIG_WITH_A_SLIP = """
-from configs import common
+from dlv3p_jax.configs import common
 
 def get_config():
     config = common.get_config()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.evaluation import metrics
 from dlv3p_jax.evaluation.step import make_eval_step
 from dlv3p_jax.evaluation.views import predict_logits

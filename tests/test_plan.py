@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from configs import cityscapes_r50, common, voc_r50
+from dlv3p_jax.configs import cityscapes_r50, common, voc_r50
 from dlv3p_jax.data import colors
 from dlv3p_jax.performance import (
     compile_child,

@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from configs import common
+from dlv3p_jax.configs import common
 
 README = (pathlib.Path(__file__).resolve().parents[1] / "README.md").read_text()
 
@@ -37,7 +37,7 @@ def test_every_config_loads_and_differs_from_the_common_one():
     names = sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "common"))
     assert names
     for name in names:
-        config = importlib.import_module(f"configs.{name}").get_config()
+        config = importlib.import_module(f"dlv3p_jax.configs.{name}").get_config()
         assert dict(flatten(config)).keys() == dict(flatten(common.get_config())).keys()
         assert config.dataset
 

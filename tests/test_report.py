@@ -20,7 +20,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util import tensor_util
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.data import viz
 from dlv3p_jax.evaluation import files, metrics, picture_scores
 from dlv3p_jax.evaluation.files import ReportError

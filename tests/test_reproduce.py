@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
 from dlv3p_jax import reproduce
+from dlv3p_jax.configs import common
 from dlv3p_jax.data import records
 from dlv3p_jax.evaluation import evaluator
 from dlv3p_jax.models import build_model

@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.models import ops
 from dlv3p_jax.runtime import preemption
 

@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.data import viz
 from dlv3p_jax.evaluation import bootstrap, files, picture_scores
 from dlv3p_jax.evaluation.files import Evaluation

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from absl import flags
 from ml_collections import config_flags
 
-from configs import common
+from dlv3p_jax.configs import common
 
 # ml_collections looks here for keys of --config: sys.argv, where it would, names flagfiles, and is read at import.
 _ARGUMENTS: list[str] = []

@@ -17,7 +17,7 @@ from typing import TypeVar
 from absl import app, flags, logging
 from etils import epath
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.runtime import arguments, disk_errors, terminal
 
 Value = TypeVar("Value")

@@ -10,7 +10,7 @@ from absl import logging
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.runtime import files, sealing
 from dlv3p_jax.runtime.errors import UserError
 

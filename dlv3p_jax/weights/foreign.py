@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.models import DeepLabV3Plus, Variables
 from dlv3p_jax.weights import checkpoint_files, mmseg, mmseg_config, paddle, pdparams, pth
 from dlv3p_jax.weights.renamed import ConversionError

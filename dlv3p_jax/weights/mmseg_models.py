@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs import common
+from dlv3p_jax.configs import common
 
 ROOT = "https://download.openmmlab.com"  # OpenMMLab's server; files are ROOT/PATH
 _TORCHVISION = "https://download.pytorch.org"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from absl import logging
 
-from configs import (
+from dlv3p_jax.configs import (
     cityscapes_r50,
     cityscapes_r50_rmi,
     cityscapes_r101,

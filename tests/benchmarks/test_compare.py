@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import compare as compare_command
 from benchmarks import rounds
-from configs import common
+from dlv3p_jax.configs import common
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 KEYS = {

@@ -3,7 +3,7 @@
 import tiny
 
 from benchmarks import compile_study
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.performance import straightforward, workloads
 from dlv3p_jax.runtime import sharding
 

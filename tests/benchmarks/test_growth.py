@@ -5,7 +5,7 @@ import tiny
 from PIL import Image
 
 from benchmarks import growth
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.performance import workloads
 
 

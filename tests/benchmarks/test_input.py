@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import input as comparison
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.performance import measured, reading
 
 

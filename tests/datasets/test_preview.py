@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.data import records
 from dlv3p_jax.datasets import preview
 

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from formula import KERNELS, MODEL, VARIABLES, FormulaModel, expected_scores
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.evaluation.step import make_eval_step, run_step
 from dlv3p_jax.models import ops
 from dlv3p_jax.runtime import sharding

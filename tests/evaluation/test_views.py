@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from formula import KERNELS, MODEL, VARIABLES, expected_scores, resize, slide, softmax
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.data import colors
 from dlv3p_jax.evaluation import grey_levels
 from dlv3p_jax.evaluation.views import Views, predict_logits

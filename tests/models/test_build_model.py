@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.models import build_model
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.models import build_model, variable_shapes
 from dlv3p_jax.runtime import sharding
 from dlv3p_jax.training import steps

@@ -7,7 +7,7 @@ import pytest
 import quick
 from flax import traverse_util
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.models import build_model
 from dlv3p_jax.performance import straightforward, timing, workloads
 

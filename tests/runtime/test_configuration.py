@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.runtime import configuration, sealing
 from dlv3p_jax.runtime.configuration import ConfigError
 

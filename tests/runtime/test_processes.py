@@ -14,7 +14,7 @@ import pytest
 from absl import flags
 from flax.traverse_util import flatten_dict
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.data import pipeline, records
 from dlv3p_jax.evaluation import picture_scores
 from dlv3p_jax.runtime import processes

@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 from test_report import write_evaluation, write_events
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.evaluation import files
 from dlv3p_jax.inference import folder_run
 from dlv3p_jax.runtime import configuration, events, sealing

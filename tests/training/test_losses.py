@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.training import losses
 
 NUM_CLASSES = 5

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.training import optim
 
 

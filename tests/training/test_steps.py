@@ -11,7 +11,7 @@ import pytest
 import tiny
 from flax import linen as nn
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.data import colors
 from dlv3p_jax.models import variable_shapes
 from dlv3p_jax.models.layers import Conv, ConvBN

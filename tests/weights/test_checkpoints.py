@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import sharding
 from dlv3p_jax.training import steps

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.models import build_model
 from dlv3p_jax.weights import mmseg, mmseg_config, mmseg_models, pth, published, trained
 

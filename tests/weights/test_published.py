@@ -15,7 +15,7 @@ from dlv3p_jax.weights.download import DownloadError
 
 
 def load(name):
-    return importlib.import_module(f"configs.{name}").get_config()
+    return importlib.import_module(f"dlv3p_jax.configs.{name}").get_config()
 
 
 def table(text, header):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from drawn import draw_variables, make_config, save_checkpoint
 
-from configs import common
+from dlv3p_jax.configs import common
 from dlv3p_jax.data import viz
 from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import configuration

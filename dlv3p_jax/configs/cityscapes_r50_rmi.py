@@ -5,7 +5,7 @@
 The published mIoU is 81.18 %, 81.42 % with flip, 81.48 % with flip and scales (`eval.average="legacy"`).
 """
 
-from configs import cityscapes_r50
+from dlv3p_jax.configs import cityscapes_r50
 
 
 def get_config():

@@ -5,7 +5,7 @@
 The published mIoU is 80.66 %, 81.33 % with flip, 81.49 % with flip and scales (`eval.average="legacy"`).
 """
 
-from configs import common
+from dlv3p_jax.configs import common
 
 
 def get_config():

@@ -5,7 +5,7 @@
 The published mIoU is 81.53 %, 81.88 % with flip, 82.12 % with flip and scales (`eval.average="legacy"`).
 """
 
-from configs import cityscapes_r101
+from dlv3p_jax.configs import cityscapes_r101
 
 
 def get_config():

@@ -3,7 +3,7 @@
 python -m dlv3p_jax.main --config=configs/image_folder.py
 """
 
-from configs import common
+from dlv3p_jax.configs import common
 
 
 def get_config():

@@ -5,7 +5,7 @@
 The published mIoU is 80.60 %, 80.77 % with flip, 80.75 % with flip and scales (`eval.average="legacy"`).
 """
 
-from configs import voc_r50
+from dlv3p_jax.configs import voc_r50
 
 
 def get_config():

@@ -5,7 +5,7 @@
 The README's first command runs it and evaluates it.
 """
 
-from configs import common
+from dlv3p_jax.configs import common
 
 
 def get_config():

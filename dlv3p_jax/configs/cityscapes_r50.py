@@ -5,7 +5,7 @@
 The published mIoU is 80.36 %, 80.57 % with flip, 80.81 % with flip and scales (`eval.average="legacy"`).
 """
 
-from configs import common
+from dlv3p_jax.configs import common
 
 
 def get_config():
