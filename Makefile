@@ -1,4 +1,3 @@
-# make quickstart: from nothing to a trained model on the built-in data. make test: the test suite. See README.md.
 PYTHON ?= python3
 VENV ?= .venv
 DATA_DIR ?= data
@@ -8,14 +7,25 @@ MAIN := $(RUN) -m dlv3p_jax.main --config=configs/quickstart.py --config.data_di
 # Large pages for XLA's temporary arrays: a training step takes about a fifth less of a CPU's time with them.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test lint clean
+.PHONY: help quickstart test lint clean
 
-# The exact versions that were tested, then this package, editable.
+help:
+	@echo 'make quickstart   from nothing to a trained model on the built-in data set, its scores and a picture'
+	@echo 'make test         the test suite'
+	@echo 'make lint         ruff and mypy'
+	@echo 'make clean        removes the virtual environment'
+	@echo 'PYTHON=python3.12 picks a Python, VENV=FOLDER where its environment goes. README.md tells of the rest.'
+
+# This package, editable, with what trains, in the exact versions that were tested.
 $(VENV)/installed: requirements.txt setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --requirement requirements.txt
-	$(RUN) -m pip install --quiet --editable '.[dev]'
+	$(RUN) -m pip install --quiet --constraint requirements.txt --editable '.[train]'
+	touch $@
+
+# And what tests and lint need.
+$(VENV)/dev: $(VENV)/installed
+	$(RUN) -m pip install --quiet --requirement requirements.txt --editable '.[dev]'
 	touch $@
 
 # Speed differs by three times between machines: measure a matrix product before saying how long this one will take.
@@ -38,10 +48,10 @@ quickstart: $(VENV)/installed
 	$(MAIN)
 	$(MAIN) --mode=eval --config.eval.flip=True --config.eval.scales="(0.75, 1.0, 1.25)"
 
-test: $(VENV)/installed
+test: $(VENV)/dev
 	$(RUN) -m pytest --numprocesses=2
 
-lint: $(VENV)/installed
+lint: $(VENV)/dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One run on a SLURM cluster, a process a GPU. From the repository, whose .venv has '.[gpu]' and which all nodes see:
+# One run on a SLURM cluster, a process a GPU. From the repository, whose .venv has '.[train,gpu]' and which all nodes see:
 #     sbatch launch/slurm.sh --config=configs/cityscapes_r50.py --config.data_dir=/shared/data --workdir=/shared/run
 # Options of sbatch before the script change what is below: sbatch --nodes=2 --partition=NAME launch/slurm.sh …
 # PYTHON=FILE sbatch … takes another Python. With --dry_run first, it prints what it would run. See docs/launch.md.

@@ -37,7 +37,7 @@ install() {
     export PATH="$HOME/.local/bin:$PATH"
     uv venv --quiet --allow-existing --python 3.11 .venv
     uv pip install --quiet --python .venv/bin/python --requirement requirements.txt
-    uv pip install --quiet --python .venv/bin/python --editable '.[tpu]'
+    uv pip install --quiet --python .venv/bin/python --editable '.[train,tpu]'
 }
 
 start() {

@@ -93,11 +93,13 @@ NOT_RUN = {
     r".*gs://BUCKET": "Google Cloud; tests/test_runs_in_buckets.py has a server in its place",
     r"(gcloud|kubectl|for role in|--member=|done|export (TPU_NAME|IMAGE)=)": "Google Cloud",
     r"(sbatch|squeue|scancel|tail -F slurm|git clone|python3\.11 -m venv|\.venv/bin/pip)": "a SLURM cluster",
-    r"pip install '\.\[(gpu|tpu|plan)\]'": "a GPU, a TPU or its compiler: downloads of GB",
+    r"pip install '\.\[(train,gpu|train,tpu|plan)\]'": "a GPU, a TPU or its compiler: downloads of GB",
+    r"dlv3p ": "an installed package; python -m tests.installed does",
     r"pip install ": "packages, which the environment of the tests has",
     r"python -m dlv3p_jax\.plan|--topology": "Google's compiler for TPUs; tests/test_plan.py runs all but that",
     r"bash benchmarks/gpu\.sh": "a GPU",
-    r"python -m pytest|make (test|lint)|bash \.ci/run|python -m tests\.run_docs": "CI, of which this is a part",
+    r"python -m pytest|make (test|lint)|bash \.ci/run": "CI, of which this is a part",
+    r"python -m tests\.(run_docs|installed)": "CI, of which this is a part",
     r"--config\.crop_size|python -m dlv3p_jax\.benchmark --kind=train$|.* … |.*=…": "a part of a command",
 }
 
@@ -160,16 +162,22 @@ def words_of(command: Command) -> list[str]:
     return [*words, *(ADDED.get(name[1], []) if name else [])]
 
 
-def make_scratch(folder: pathlib.Path) -> None:
-    """A copy of the repository with small configurations, folders of photographs, and a run of two steps."""
+def copy_repository(folder: pathlib.Path) -> list[str]:
+    """The files of the checkout that git has or would take, copied; returns their names."""
     files = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     )
-    for name in files.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    for config in (folder / "configs").glob("*.py"):
+    names = [name for name in files.stdout.splitlines() if os.path.lexists(ROOT / name)]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    return names
+
+
+def make_scratch(folder: pathlib.Path) -> None:
+    """A copy of the repository with small configurations, folders of photographs, and a run of two steps."""
+    copy_repository(folder)
+    for config in (folder / "dlv3p_jax" / "configs").glob("*.py"):
         if config.stem not in ("__init__", "common"):
             with config.open("a") as file:
                 file.write("\n\n_full = get_config\n\n\ndef get_config():\n    config = _full()\n")

@@ -33,7 +33,7 @@ def test_keys_that_may_change_on_resume_are_listed():
 def test_every_config_loads_and_differs_from_the_common_one():
     import importlib
 
-    folder = pathlib.Path(__file__).resolve().parents[1] / "configs"
+    folder = pathlib.Path(__file__).resolve().parents[1] / "configs"  # the link, as in the README's commands
     names = sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "common"))
     assert names
     for name in names:

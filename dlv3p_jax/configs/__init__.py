@@ -1,1 +1,1 @@
-"""Configurations: each file has get_config(), starts from configs/common.py and states only what differs."""
+"""Configurations: each file has get_config(), starts from common.py and states only what differs."""

@@ -151,9 +151,11 @@ def _require_utf8(what: str, value: str) -> None:
 
 
 def _config_file(value: str) -> str:
-    """The file of --config=configs/NAME.py that is installed, where there is none in the current folder."""
+    """The installed file of --config=NAME and --config=configs/NAME.py, where the current folder has none."""
     path, colon, argument = value.partition(":")
-    installed = _CONFIGS / os.path.basename(path)
-    if os.path.dirname(path) in ("configs", "./configs") and not os.path.exists(path) and installed.is_file():
+    name = os.path.basename(path)
+    installed = _CONFIGS / (name if name.endswith(".py") else f"{name}.py")
+    is_ours = path in (installed.stem, name) or os.path.dirname(path) in ("configs", "./configs")
+    if is_ours and not os.path.isfile(path) and installed.is_file():
         return f"{installed}{colon}{argument}"
     return value

@@ -33,6 +33,8 @@ def _flatten(config, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 _DEFAULTS = dict(_flatten(common.get_config()))
 _CONFIGS = pathlib.Path(common.__file__).parent
+# What the extra `train` installs: reading and making data sets, and writing curves.
+_OF_TRAINING = ("array_record", "clu", "tensorflow", "tensorflow_datasets")
 
 
 def configure_logging() -> None:
@@ -174,6 +176,10 @@ def run(main: Callable[[list[str]], None], command: str, in_words: Callable[[Exc
             main(argv)
         except app.UsageError as error:  # which absl would answer with all of --help
             sys.exit(f"{command}: {error} (--help lists the flags)")
+        except ModuleNotFoundError as error:
+            if (package := (error.name or "").partition(".")[0]) not in _OF_TRAINING:
+                raise
+            sys.exit(f"{command}: this needs {package}, which is not installed: pip install 'dlv3p_jax[train]'")
         except (ValueError, OSError) as error:
             logging.debug("The traceback of the error below", exc_info=True)
             sys.exit(f"{command}: {in_words(error)}")

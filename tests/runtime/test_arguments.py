@@ -7,9 +7,10 @@ import pwd
 import pytest
 from absl import flags
 
+from dlv3p_jax.configs import common
 from dlv3p_jax.runtime import arguments, cli
 
-COMMON = pathlib.Path(__file__).resolve().parents[2] / "configs" / "common.py"
+COMMON = pathlib.Path(common.__file__)
 
 
 @pytest.fixture
@@ -128,6 +129,13 @@ def test_configs_are_found_outside_the_checkout(monkeypatch, parse, tmp_path):
     )
     parser(["command", "--config=configs/voc_r50.py"])  # what is here comes first
     assert flags.FLAGS.config.data_dir == "own"
+
+
+@pytest.mark.parametrize("value", ["voc_r50", "voc_r50.py"])
+def test_a_config_is_found_by_its_name_alone(parse, tmp_path, value):
+    (tmp_path / "voc_r50").mkdir()  # as a workdir may be called
+    cli.make_flags_parser("command")(["command", f"--config={value}"])
+    assert flags.FLAGS.config.dataset == "voc2012"
 
 
 def test_a_current_folder_that_is_no_utf_8_is_told(parse, monkeypatch, tmp_path):
