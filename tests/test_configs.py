@@ -106,7 +106,7 @@ def test_a_recipe_has_every_hyper_parameter_of_the_table(name, caplog):
     configuration.warn_of_few_pictures(config)
     assert not caplog.records
     model = build_model(configuration.resolve(config, num_classes, 255))
-    assert model.num_classes == num_classes and model.align_corners is align_corners
+    assert model.decoder.num_classes == num_classes and model.align_corners is align_corners
 
 
 def test_configs_do_not_share_what_they_change():
