@@ -106,13 +106,17 @@ def test_a_stopped_run_goes_on_with_the_next_column_and_other_settings_begin_ane
     columns = json.loads((tmp_path / "report.json").read_text())["columns"]
     assert [column["measured"] for column in columns] == [1.0, 2.0, 1.0, 2.0]
 
-    changes = {"eval_size": (48, 64), "eval.window": (24, 32), "eval.stride": (16, 16)}
-    for key, value in [*changes.items(), ("data", None), ("version", None), ("damage", None)]:
+    window = {"eval.window": (24, 32)}
+    changes_of = {
+        "eval_size": {"eval_size": (48, 64)},
+        "eval.window": window,
+        "eval.stride": window | {"eval.stride": (16, 16)},
+    }
+    for key in (*changes_of, "data", "version", "damage"):
         evaluated.clear()
         caplog.clear()
         config = make_config(data_dir)
-        if value is not None:
-            config.update_from_flattened_dict({key: value})
+        config.update_from_flattened_dict(changes_of.get(key, {}))
         if key == "data":  # labels were mended, and it was prepared again
             monkeypatch.setattr(records.Dataset, "digest", lambda dataset, split: {"content": "0"})
         if key == "version":
