@@ -118,8 +118,8 @@ def test_bad_flags_are_told_without_a_traceback(tmp_path, arguments, message):
 def test_flags_are_read_before_the_libraries_are_loaded():
     check = (
         "import sys; sys.argv = ['prepare', '--dataset=voc']; from dlv3p_jax import prepare\n"
-        "from absl import app\n"
-        "try: app.run(prepare.main)\n"
+        "from dlv3p_jax.runtime import cli\n"
+        "try: cli.run(prepare.main, 'prepare')\n"
         "except SystemExit as error: print(error)\n"
         "print([name for name in ('tensorflow', 'tensorflow_datasets', 'jax') if name in sys.modules])"
     )
