@@ -98,8 +98,7 @@ NOT_RUN = {
     r"pip install ": "packages, which the environment of the tests has",
     r"python -m dlv3p_jax\.plan|--topology": "Google's compiler for TPUs; tests/test_plan.py runs all but that",
     r"bash benchmarks/gpu\.sh": "a GPU",
-    r"python -m pytest|make (test|lint)|bash \.ci/run": "CI, of which this is a part",
-    r"python -m tests\.(run_docs|installed)": "CI, of which this is a part",
+    r"python -m (pytest|tests\.run_docs)|make (test|lint)|bash \.ci/run": "CI, of which this is a part",
     r"--config\.crop_size|python -m dlv3p_jax\.benchmark --kind=train$|.* … |.*=…": "a part of a command",
 }
 
