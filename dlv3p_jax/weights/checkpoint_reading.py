@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
+import jax
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
@@ -39,7 +40,7 @@ def _is_backbone(name: str) -> bool:
 
 
 def write_variables(folder: epath.PathLike, variables: Variables, config, meta: dict[str, Any]) -> epath.Path:
-    """Writes a checkpoint of converted weights with its config.json; the folder appears whole or not at all.
+    """Writes a checkpoint of converted weights with its config.json; read back, it appears whole or not at all.
 
     Args:
       folder: is made; it may exist if it is empty.
@@ -49,6 +50,7 @@ def write_variables(folder: epath.PathLike, variables: Variables, config, meta: 
 
     Raises:
       CheckpointError: `folder` holds something, or a value is not finite.
+      OSError: the disk does not take it, or gives back other bits.
     """
     try:
         checkpoint_files.check_finite(variables)
@@ -65,6 +67,9 @@ def write_variables(folder: epath.PathLike, variables: Variables, config, meta: 
             checkpointer.save(unfinished, ocp.args.Composite(**items))
         checkpoint_digests.write(unfinished)
         configuration.write(config, unfinished / "config.json")
+        written = read_variables(unfinished)
+        if not jax.tree.all(jax.tree.map(np.array_equal, variables, written)):
+            raise OSError(f"{folder} does not hold what was written; is the disk damaged?")
         if folder.exists():
             folder.rmdir()
         unfinished.rename(folder)
