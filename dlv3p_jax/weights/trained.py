@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from dlv3p_jax.data import class_tables, classes, ranges, viz
+from dlv3p_jax.data import classes, ranges, viz
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.models import Variables, build_model, variable_shapes
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
@@ -167,14 +167,10 @@ def _classes_of(config, meta: Mapping[str, Any]) -> tuple[list[str], np.ndarray]
 
 
 def _classes_of_dataset(name: str | None, data_dir: str):
-    if name == "cityscapes":
-        return classes.CITYSCAPES
-    if name == "voc2012":
-        return classes.VOC2012
     if name is None:
         return None
-    if name in class_tables.CLASSES:
-        return class_tables.CLASSES[name]
+    if name in classes.CLASSES:
+        return classes.CLASSES[name]
     from dlv3p_jax.data import records  # imports TensorFlow, which checkpoints that name their classes do without
 
     try:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlv3p_jax.data.class_tables import CLASSES
+from dlv3p_jax.data.classes import CLASSES
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.datasets import scene_folders
-from dlv3p_jax.datasets.builder import prepare_dataset
+from dlv3p_jax.datasets.preparing import prepare_dataset
 
 # A training picture's folder, its label's, the endings, and what is stored against what is trained on.
 LAYOUTS = {
@@ -79,8 +79,8 @@ def test_labels_become_classes_and_what_counts_nowhere_is_ignored(tmp_path, name
     dataset, made_by = prepare(tmp_path / "extracted", tmp_path / "data", name)
     assert (list(dataset.splits), dataset.ignore_label) == (["train", "val"], 255)
     assert (tuple(dataset.class_names), dataset.palette) == (
-        CLASSES[name][0],
-        [list(c) for c in CLASSES[name][1]],
+        CLASSES[name].names,
+        [list(c) for c in CLASSES[name].palette],
     )
     for split in dataset.splits:
         label = np.asarray(Image.open(io.BytesIO(dataset.source(split)[0]["label"])))
@@ -92,8 +92,8 @@ def test_labels_become_classes_and_what_counts_nowhere_is_ignored(tmp_path, name
 def test_classes_are_those_that_the_published_files_go_by(shared, name):
     theirs = json.loads((shared / "parity" / "mmseg" / "classes.json").read_text())[MMSEG[name]]
     count = 65 if name == "mapillary" else len(theirs["classes"])  # its last is "Unlabeled"
-    assert CLASSES[name][0] == tuple(word.strip() for word in theirs["classes"][:count])
-    assert [list(color) for color in CLASSES[name][1]] == theirs["palette"][:count]
+    assert CLASSES[name].names == tuple(word.strip() for word in theirs["classes"][:count])
+    assert [list(color) for color in CLASSES[name].palette] == theirs["palette"][:count]
     if name in scene_folders.LAYOUTS:
         assert scene_folders.LAYOUTS[name].reduce_zero_label == theirs.get("reduce_zero_label", False)
 
