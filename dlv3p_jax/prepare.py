@@ -170,7 +170,7 @@ def _run(arguments: list[str]) -> None:
 
 def _prepare(name: str, config: str) -> None:
     from dlv3p_jax.data import bucket, records
-    from dlv3p_jax.datasets import builder, summary
+    from dlv3p_jax.datasets import builder, preparing, summary
 
     def make_builder(data_dir):
         return BUILDERS[name][0](data_dir, _SKIP_BAD.value)
@@ -182,9 +182,9 @@ def _prepare(name: str, config: str) -> None:
     if remote:
         cli.configure_logging()  # shows how far the copy is
         if bucket.is_there(name, version, data_dir) and not overwrite:
-            raise builder.already_there(f"{data_dir.rstrip('/')}/{name}")
+            raise preparing.already_there(f"{data_dir.rstrip('/')}/{name}")
         here, overwrite = bucket.local_data_dir(data_dir), True  # what is here is a copy of what is there, or was
-    dataset, made_by = builder.prepare_dataset(name, make_builder, here, overwrite)
+    dataset, made_by = preparing.prepare_dataset(name, make_builder, here, overwrite)
     if remote:
         bucket.upload(name, version, data_dir)
     seconds = time.perf_counter() - start

@@ -51,8 +51,8 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
     import numpy as np
     from PIL import Image
 
-    from dlv3p_jax.datasets.builder import prepare_dataset
     from dlv3p_jax.datasets.image_folder import ImageFolder
+    from dlv3p_jax.datasets.preparing import prepare_dataset
 
     source = tmp_path_factory.mktemp("source")
     rng = np.random.default_rng(0)

@@ -40,8 +40,8 @@ import disk_faults  # noqa: E402
 import tiny  # noqa: E402
 
 from dlv3p_jax.data import labels, records  # noqa: E402
-from dlv3p_jax.datasets.builder import prepare_dataset  # noqa: E402
 from dlv3p_jax.datasets.image_folder import ImageFolder  # noqa: E402
+from dlv3p_jax.datasets.preparing import prepare_dataset  # noqa: E402
 from dlv3p_jax.evaluation import evaluator  # noqa: E402
 from dlv3p_jax.inference import finding, folder_run, segmenter  # noqa: E402
 from dlv3p_jax.reporting import run_page  # noqa: E402

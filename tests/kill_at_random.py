@@ -33,8 +33,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import several_kills  # noqa: E402
 import tiny  # noqa: E402
 
-from dlv3p_jax.datasets.builder import prepare_dataset  # noqa: E402
 from dlv3p_jax.datasets.image_folder import ImageFolder  # noqa: E402
+from dlv3p_jax.datasets.preparing import prepare_dataset  # noqa: E402
 from dlv3p_jax.weights import checkpoint_files  # noqa: E402
 
 SETTINGS = {

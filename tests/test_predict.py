@@ -16,8 +16,8 @@ from drawn import draw_picture, make_config, save_checkpoint
 from PIL import Image
 
 from dlv3p_jax.data import classes, viz
-from dlv3p_jax.datasets.builder import prepare_dataset
 from dlv3p_jax.datasets.cityscapes import Cityscapes
+from dlv3p_jax.datasets.preparing import prepare_dataset
 from dlv3p_jax.evaluation import evaluator
 from dlv3p_jax.evaluation.views import Views, predict_logits
 from dlv3p_jax.models import build_model

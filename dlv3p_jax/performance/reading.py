@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from dlv3p_jax.data import augment, pipeline, records
-from dlv3p_jax.datasets.builder import prepare_dataset
 from dlv3p_jax.datasets.image_folder import ImageFolder
+from dlv3p_jax.datasets.preparing import prepare_dataset
 from dlv3p_jax.datasets.toy_streets import canvas
 from dlv3p_jax.performance import measured, timing
 

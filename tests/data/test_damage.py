@@ -15,7 +15,7 @@ from PIL import Image
 from dlv3p_jax.data import augment, pipeline, records
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Example
-from dlv3p_jax.datasets import builder
+from dlv3p_jax.datasets import builder, preparing
 from dlv3p_jax.datasets.image_folder import ImageFolder
 from dlv3p_jax.training import loop
 from dlv3p_jax.weights import checkpoint_reading, checkpoints
@@ -41,7 +41,7 @@ def prepared(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "_PICTURES_A_SHARD", 3)
         make = functools.partial(ImageFolder, source=folder / "source")
-        builder.prepare_dataset("image_folder", make, folder / "data", overwrite=False)
+        preparing.prepare_dataset("image_folder", make, folder / "data", overwrite=False)
     return folder / "data"
 
 
@@ -149,7 +149,7 @@ def test_a_picture_that_was_stored_damaged_is_named(tmp_path, prepared, part, ca
             parts[part] = parts[part][: len(parts[part]) // 2]
         return example(f"picture {index}", **parts)
 
-    dataset, _ = builder.prepare_dataset("stored", lambda folder: Stored(folder, read), tmp_path, overwrite=False)
+    dataset, _ = preparing.prepare_dataset("stored", lambda folder: Stored(folder, read), tmp_path, overwrite=False)
     expected = (
         r"train: record 4, picture picture 4, cannot be read: number 4 in .*-of-00001 is damaged or gone \([^\n]+\)"
     )

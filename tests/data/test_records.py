@@ -16,7 +16,7 @@ from PIL import Image
 from dlv3p_jax.data import labels, records
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Example, encode_example
-from dlv3p_jax.datasets import builder
+from dlv3p_jax.datasets import builder, preparing
 from dlv3p_jax.datasets.toy_streets import builder as toy_streets
 from dlv3p_jax.datasets.toy_streets import scenes
 from dlv3p_jax.runtime import disk_errors
@@ -56,7 +56,7 @@ def prepared(tmp_path_factory) -> pathlib.Path:
     data_dir = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "_PICTURES_A_SHARD", 2)
-        builder.prepare_dataset("small", Small, data_dir, overwrite=False)
+        preparing.prepare_dataset("small", Small, data_dir, overwrite=False)
     return data_dir
 
 
@@ -163,7 +163,7 @@ def test_threads_may_share_a_source(prepared):
 
 
 def test_workers_write_the_same_records(prepared, tmp_path):
-    dataset, _ = builder.prepare_dataset("small", lambda folder: Small(folder, workers=2), tmp_path, overwrite=False)
+    dataset, _ = preparing.prepare_dataset("small", lambda folder: Small(folder, workers=2), tmp_path, overwrite=False)
     for split in SIZES:
         assert list(dataset.source(split)) == list(records.open_dataset("small", prepared).source(split))
 
@@ -307,8 +307,8 @@ def test_the_newest_version_is_opened(copy):
 def test_prepared_data_is_not_replaced_unasked(copy):
     data_dir = copy.parent.parent
     with pytest.raises(DatasetError, match=r"small/1\.0\.0 is prepared already .*add --overwrite"):
-        builder.prepare_dataset("small", Small, data_dir, overwrite=False)
-    builder.prepare_dataset("small", Small, data_dir, overwrite=True)
+        preparing.prepare_dataset("small", Small, data_dir, overwrite=False)
+    preparing.prepare_dataset("small", Small, data_dir, overwrite=True)
     assert [path.name for path in copy.parent.iterdir()] == ["1.0.0"]
 
 
@@ -319,23 +319,23 @@ def test_a_failing_overwrite_leaves_the_old_data(copy):
         raise DatasetError("the source is gone")
 
     with pytest.raises(DatasetError, match="the source is gone"):
-        builder.prepare_dataset("small", fails, data_dir, overwrite=True)
+        preparing.prepare_dataset("small", fails, data_dir, overwrite=True)
     assert records.open_dataset("small", data_dir).num_pictures("train") == 5
     assert [path.name for path in copy.parent.iterdir()] == ["1.0.0"]
 
 
 def test_two_preparations_at_once_are_refused(tmp_path):
     def prepares_again(folder):
-        builder.prepare_dataset("small", Small, tmp_path, overwrite=False)
+        preparing.prepare_dataset("small", Small, tmp_path, overwrite=False)
 
     with pytest.raises(DatasetError, match="another process is preparing"):
-        builder.prepare_dataset("small", prepares_again, tmp_path, overwrite=False)
+        preparing.prepare_dataset("small", prepares_again, tmp_path, overwrite=False)
     assert not list(tmp_path.iterdir())
 
 
 def test_toy_streets_holds_the_scenes_as_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(toy_streets, "NUM_PICTURES", {"train": 3, "val": 2})
-    dataset, _ = builder.prepare_dataset("toy_streets", toy_streets.ToyStreets, tmp_path, overwrite=False)
+    dataset, _ = preparing.prepare_dataset("toy_streets", toy_streets.ToyStreets, tmp_path, overwrite=False)
     assert dataset.class_names == list(scenes.CLASS_NAMES)
     assert dataset.metadata["synthetic"]
     assert dataset.num_pictures("train") == 3
@@ -348,7 +348,7 @@ def test_toy_streets_holds_the_scenes_as_drawn(tmp_path, monkeypatch):
     older = dataset.folder.rename(dataset.folder.with_name("1.0.0"))
     assert (dataset.folder.name, records.open_dataset("toy_streets", tmp_path).folder) == ("2.0.0", older)
     with pytest.raises(records.DatasetError, match=r"toy_streets/1\.0\.0 is prepared already"):
-        builder.prepare_dataset("toy_streets", toy_streets.ToyStreets, tmp_path, overwrite=False)
+        preparing.prepare_dataset("toy_streets", toy_streets.ToyStreets, tmp_path, overwrite=False)
 
 
 def test_a_command_to_paste_names_a_folder_as_shells_take_it():

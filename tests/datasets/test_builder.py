@@ -14,7 +14,7 @@ import pytest
 from dlv3p_jax.data import records
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Example
-from dlv3p_jax.datasets import builder
+from dlv3p_jax.datasets import builder, preparing
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -41,7 +41,7 @@ class Few(builder.PictureBuilder):
 
 def prepare_few(data_dir, count, overwrite=True):
     make = functools.partial(Few, count=count, description=f"{count} pictures")
-    return builder.prepare_dataset("few", make, data_dir, overwrite)[0]
+    return preparing.prepare_dataset("few", make, data_dir, overwrite)[0]
 
 
 class Many(builder.PictureBuilder):
@@ -52,7 +52,7 @@ class Many(builder.PictureBuilder):
 
 def test_a_shard_is_not_held_in_memory(tmp_path):
     try:
-        dataset, _ = builder.prepare_dataset("many", Many, tmp_path, overwrite=False)
+        dataset, _ = preparing.prepare_dataset("many", Many, tmp_path, overwrite=False)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -5,7 +5,7 @@ import pytest
 
 from dlv3p_jax.data import records
 from dlv3p_jax.data.pictures import Example, encode_example
-from dlv3p_jax.datasets import builder, check
+from dlv3p_jax.datasets import builder, check, preparing
 
 IMAGE = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
 LABEL = np.uint8([[0, 1, 1, 255, 0, 0]] * 4)
@@ -21,7 +21,7 @@ def write(data_dir, examples: list[Example]) -> records.Dataset:
             looks = {"class_names": ["a", "b"], "palette": [[0, 0, 0], [9, 9, 9]], "ignore_label": 255}
             super().__init__(data_dir, {"train": examples}, lambda x: x, **looks, description="given", synthetic=True)
 
-    return builder.prepare_dataset("given", Given, data_dir, overwrite=False)[0]
+    return preparing.prepare_dataset("given", Given, data_dir, overwrite=False)[0]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

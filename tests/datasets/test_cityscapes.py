@@ -13,8 +13,8 @@ from PIL import Image
 from dlv3p_jax.data import augment, classes, pipeline, records
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.datasets import check, cityscapes, summary
-from dlv3p_jax.datasets.builder import prepare_dataset
 from dlv3p_jax.datasets.cityscapes import Cityscapes
+from dlv3p_jax.datasets.preparing import prepare_dataset
 
 # The labelIds of train ids 0 to 18, as in the paper's list of evaluated classes.
 EVALUATED = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]

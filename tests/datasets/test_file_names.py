@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.datasets.builder import prepare_dataset
 from dlv3p_jax.datasets.file_names import explain, find_alike
 from dlv3p_jax.datasets.image_folder import ImageFolder
+from dlv3p_jax.datasets.preparing import prepare_dataset
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from PIL import Image
 
 from dlv3p_jax.data.errors import DatasetError, UnreadableError
 from dlv3p_jax.datasets import summary
-from dlv3p_jax.datasets.builder import prepare_dataset
 from dlv3p_jax.datasets.image_folder import ImageFolder
+from dlv3p_jax.datasets.preparing import prepare_dataset
 from dlv3p_jax.runtime import disk_errors
 
 NAMES = "background\nweed\ncrop\n"

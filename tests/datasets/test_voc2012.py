@@ -14,7 +14,7 @@ from PIL import Image
 from dlv3p_jax.data import records
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.datasets import check, sbd
-from dlv3p_jax.datasets.builder import prepare_dataset
+from dlv3p_jax.datasets.preparing import prepare_dataset
 from dlv3p_jax.datasets.voc2012 import Voc2012
 
 LABELS = {  # 255 is the outline that VOC draws around objects

@@ -11,8 +11,8 @@ import tiny
 from PIL import Image
 
 from dlv3p_jax.data import records, viz
-from dlv3p_jax.datasets.builder import prepare_dataset
 from dlv3p_jax.datasets.image_folder import ImageFolder
+from dlv3p_jax.datasets.preparing import prepare_dataset
 from dlv3p_jax.evaluation import evaluator, files
 from dlv3p_jax.runtime import configuration, sharding
 from dlv3p_jax.runtime.configuration import ConfigError
