@@ -7,7 +7,7 @@ import time
 from typing import NoReturn
 
 if __name__ == "__main__":  # what follows takes seconds to import, in which SIGTERM would kill
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(75))  # `preemption` takes it over
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(os.EX_TEMPFAIL))  # `preemption` takes it over
 
 import jax
 from absl import app, flags, logging

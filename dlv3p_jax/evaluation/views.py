@@ -71,7 +71,6 @@ class Views:
                 raise ValueError(
                     f"eval.stride={stride!r} must be (height, width), at least 1 and at most eval.window={window!r}"
                 )
-
         if self.resize is not None and not _is_size(self.resize):
             raise ValueError(f"eval.resize={self.resize!r}: give two sides in pixels")
         if self.resize is not None and self.average == "legacy":
