@@ -1,8 +1,9 @@
 """A published row, measured here: python -m dlv3p_jax.reproduce cityscapes_r50 --data_dir=data
 
-fetches the published weights, evaluates them plain, with flip, and with flip + scales in both definitions of
-PaddleSeg's test-time augmentation, and prints published against measured. OUTPUT gets report.json and report.md, which
-grow by a line with every evaluation: one that was stopped goes on with the next line. --list shows the table.
+fetches the published weights, evaluates them as their publisher did, and prints published against measured: PaddleSeg's
+plain, with flip, and with flip + scales in both of its definitions; MMSegmentation's (mmseg/…) plain, and with flip +
+scales, of the picture and of the resized one, as it is not said which. OUTPUT gets report.json and report.md, which
+grow by a line with every evaluation: one that was stopped goes on with the next line. --list shows the tables.
 """
 
 import dataclasses
@@ -23,6 +24,8 @@ from dlv3p_jax.runtime import arguments, cli, configuration, files, provenance, 
 from dlv3p_jax.weights import mmseg_models, published, trained
 
 SCALES = (0.75, 1.0, 1.25)  # PaddleSeg's documentation has these; its table does not say which
+MMSEG_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+Row = published.Published | mmseg_models.Published
 _PUBLISHED_PICTURES = {"cityscapes": 500, "voc2012": 1449}  # that the published figures are of
 
 
@@ -34,8 +37,29 @@ class Column(NamedTuple):
     views: dict[str, Any]
 
 
-def columns(scales: tuple[float, ...]) -> list[Column]:
-    """The evaluations of a row; PaddleSeg measured the flip column that its page still shows in the old definition."""
+def published_rows() -> dict[str, Row]:
+    """The published models by name, PaddleSeg's and MMSegmentation's."""
+    return {**published.PUBLISHED, **mmseg_models.PUBLISHED}
+
+
+def columns(row: Row, scales: tuple[float, ...], resize: tuple[int, int] | None) -> list[Column]:
+    """The evaluations of a row: `scales` of ms + flip, and the size that its publisher resizes pictures to fit."""
+    return mmseg_columns(scales, resize) if isinstance(row, mmseg_models.Published) else paddle_columns(scales)
+
+
+def mmseg_columns(scales: tuple[float, ...], resize: tuple[int, int] | None) -> list[Column]:
+    """Its version 1 makes scales of the picture, its version 0 made them of the picture resized."""
+    resized = {} if resize is None else {"resize": list(resize)}
+    several = {"scales": list(scales), "flip": True, "average": "probabilities"}
+    return [
+        Column("plain", "plain", {"scales": [1.0], "flip": False, "average": "logits"} | resized),
+        Column("ms + flip", "ms_flip", several),
+        *([Column("ms + flip, of the resized", "ms_flip", several | resized)] if resized else []),
+    ]
+
+
+def paddle_columns(scales: tuple[float, ...]) -> list[Column]:
+    """PaddleSeg measured the flip column that its page still shows in the old definition."""
     return [
         Column(title, field, {"scales": list(scales), "flip": flip, "average": average})
         for title, field, scales, flip, average in (
@@ -56,7 +80,9 @@ def define_flags() -> None:
     flags.DEFINE_string("data_dir", None, "The folder of prepared data sets; config.data_dir by default.")
     flags.DEFINE_string("weights", None, "The published file, where it is there already; fetched by default.")
     flags.DEFINE_string("output", None, "Where the reports go; workdir/reproduce/NAME by default.")
-    flags.DEFINE_list("scales", [f"{scale:g}" for scale in SCALES], "The scales of ms + flip.")
+    flags.DEFINE_list(
+        "scales", None, "The scales of ms + flip; 0.75, 1, 1.25 by default, or of MMSegmentation's 0.5, 0.75, … 1.75."
+    )
     flags.DEFINE_bool("list", False, "Show the published table.")
 
 
@@ -65,23 +91,25 @@ def main(argv: list[str]) -> None:
     if values.list:
         print(published_table())
         return
-    if len(argv) != 2 or argv[1] not in published.PUBLISHED:
-        raise app.UsageError(f"give one of {', '.join(published.PUBLISHED)}; --list shows them")
+    if len(argv) != 2 or argv[1] not in published_rows():
+        raise app.UsageError(f"give one of {', '.join(published.PUBLISHED)}, or an mmseg/…; --list shows them")
     name = argv[1]
+    row = published_rows()[name]
     cli.configure_logging()
     from dlv3p_jax.data import records  # imports TensorFlow, which wrong flags do not wait for
 
     config = values.config or published.config_of(name)
     if values.data_dir is not None:
         config.data_dir = values.data_dir
+    usual = MMSEG_SCALES if isinstance(row, mmseg_models.Published) else SCALES
     try:
-        scales = tuple(map(float, values.scales))
+        scales = tuple(map(float, values.scales or usual))
     except ValueError:
         raise ValueError(f"--scales={','.join(values.scales)}: give numbers, with commas and no blanks") from None
     output = epath.Path(values.output or os.path.join("workdir", "reproduce", name))
     records.open_dataset(config.dataset, config.data_dir)  # before anything large is downloaded
     file = pathlib.Path(values.weights) if values.weights else published.fetch(name)
-    report = reproduce(name, published.PUBLISHED[name], config, file, scales, output)
+    report = reproduce(name, row, config, file, scales, output)
     print(f"\n{to_markdown(report)}\nreport: {output / 'report.json'}\nas Markdown: {output / 'report.md'}", flush=True)
 
 
@@ -90,7 +118,7 @@ def published_table() -> str:
     head = ("name", "data set", "backbone", "crop (w x h)", "steps", "mIoU", "flip", "ms + flip, legacy", "… logits")
     rows = [
         (name, row.dataset, row.backbone, "x".join(map(str, reversed(row.crop_size))), f"{row.num_train_steps:,}")
-        + tuple(f"{row._asdict()[column.field]:.2f}" for column in columns(SCALES) if column.field)
+        + tuple(f"{row._asdict()[column.field]:.2f}" for column in paddle_columns(SCALES) if column.field)
         for name, row in published.PUBLISHED.items()
     ]
     others = [
@@ -103,7 +131,7 @@ def published_table() -> str:
 
 
 def reproduce(
-    name: str, row: published.Published, config, file: pathlib.Path, scales: tuple[float, ...], output: epath.Path
+    name: str, row: Row, config, file: pathlib.Path, scales: tuple[float, ...], output: epath.Path
 ) -> dict[str, Any]:
     """Evaluates a published model in all columns and writes OUTPUT/report.json, report.md and eval/.
 
@@ -111,14 +139,14 @@ def reproduce(
       name: of the row, for the report.
       row: what was published of it.
       config: the configuration to evaluate with; its data, model, evaluation batch and mesh are read.
-      file: the published `.pdparams`.
+      file: the published `.pdparams` or `.pth`.
       scales: of ms + flip.
       output: a folder; columns that its report.json has already, of the same weights, data, settings and version of
         the program, are kept.
 
     Returns:
       The report, as it is written: {'name', 'weights', …, 'columns': [{'title', 'published', 'measured', …}]}; all
-      mIoU in percent, with PaddleSeg's convention for a class that occurs nowhere (1).
+      mIoU in percent, with the publisher's convention for a class that occurs nowhere: 1, MMSegmentation leaves it out.
 
     Raises:
       ValueError, OSError: data set, weights or mesh cannot be used; the message names what.
@@ -149,16 +177,21 @@ def reproduce(
         "version": circumstances["version"],
         "git_revision": circumstances["git_revision"],
     }
+    if config.eval.align_corners:
+        report["align_corners"] = True
+    absent_class = "nan" if isinstance(row, mmseg_models.Published) else "one"
     done = _measured_before(output, report)
     report["columns"] = []
-    for column in columns(scales):
+    for column in columns(row, scales, config.eval.resize):
         entry = {"title": column.title, "published": column.field and row._asdict()[column.field]} | column.views
         views = Views.of(report | entry)
         measured = next((old["measured"] for old in done if Views.of(report | old) == views), None)
         if measured is None:
             changed = ml_collections.ConfigDict(config)
             changed.eval.update(dataclasses.asdict(views))
-            run = evaluator.make_evaluator(changed, dataset, mesh, model, output, absent_class="one", checkpoint=file)
+            run = evaluator.make_evaluator(
+                changed, dataset, mesh, model, output, absent_class=absent_class, checkpoint=file
+            )
             measured = 100 * run(variables, 0).summary["mIoU"]
         report["columns"].append(entry | {"measured": measured})
         _write(output, report)

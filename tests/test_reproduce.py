@@ -16,7 +16,7 @@ from dlv3p_jax.data import records
 from dlv3p_jax.evaluation import evaluator
 from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import provenance, sealing
-from dlv3p_jax.weights import published
+from dlv3p_jax.weights import mmseg_models, published
 from dlv3p_jax.weights.paddle import revert
 from dlv3p_jax.weights.pdparams import save_pdparams
 
@@ -128,6 +128,28 @@ def test_a_stopped_run_goes_on_with_the_next_column_and_other_settings_begin_ane
             reproduce.reproduce("made", PUBLISHED, config, file, SCALES, tmp_path)
         assert evaluated == first, key
         assert key.rpartition(".")[2] in caplog.text and "all is measured anew" in caplog.text
+
+
+def test_a_row_of_mmsegmentation_is_measured_in_its_own_definitions(data_dir, file, tmp_path, monkeypatch):
+    seen = []
+
+    def make_evaluator(config, *_, absent_class, checkpoint):
+        views = config.eval
+        seen.append((views.scales, views.flip, views.average, views.resize, views.align_corners, absent_class))
+        return lambda variables, step: types.SimpleNamespace(summary={"mIoU": 0.5})
+
+    monkeypatch.setattr(evaluator, "make_evaluator", make_evaluator)
+    row, config = mmseg_models.PUBLISHED["mmseg/r18_loveda_80k"], make_config(data_dir)
+    config.eval.update(resize=(48, 64), align_corners=True)
+    report = reproduce.reproduce("made", row, config, file, SCALES, tmp_path)
+    assert seen == [
+        ((1.0,), False, "logits", (48, 64), True, "nan"),
+        (SCALES, True, "probabilities", None, True, "nan"),
+        (SCALES, True, "probabilities", (48, 64), True, "nan"),
+    ]
+    assert [column["published"] for column in report["columns"]] == [50.28, 50.47, 50.47]
+    seen.clear()
+    assert reproduce.reproduce("made", row, config, file, SCALES, tmp_path) == report and not seen  # all is kept
 
 
 def test_figures_of_other_pictures_are_not_called_comparable():

@@ -40,7 +40,7 @@ def settings(text: str) -> dict[str, Any]:
     found["model.contract_dilation"] = bool(backbone.get("contract_dilation", False))
     if backbone.get("multi_grid") is not None:
         found |= {"model.multi_grid": backbone["multi_grid"], "model.multi_grid_kind": "dilations"}
-    found["model.align_corners"] = bool(head.get("align_corners", False))
+    found["model.align_corners"] = found["eval.align_corners"] = bool(head.get("align_corners", False))
     if isinstance(head.get("dilations"), tuple):
         found["model.aspp_rates"] = head["dilations"]
     if isinstance(head.get("dropout_ratio"), int | float):
@@ -48,7 +48,17 @@ def settings(text: str) -> dict[str, Any]:
     test = _dict(model, "test_cfg") or _dict(values, "test_cfg")
     if test.get("mode") == "slide":
         found |= {"eval.window": test.get("crop_size"), "eval.stride": test.get("stride")}
-    return found
+    return found | _test_size(values)
+
+
+def _test_size(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What pictures are resized to fit before they are tested: (width, height) there, of version 1 and of version 0."""
+    steps = [step for step in values.get("test_pipeline") or () if isinstance(step, Mapping)]
+    for step in steps:
+        size = step.get("scale") if step.get("type") == "Resize" else step.get("img_scale")
+        if isinstance(size, tuple) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size):
+            return {"eval.resize": size[::-1]}
+    return {}
 
 
 def _dict(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:

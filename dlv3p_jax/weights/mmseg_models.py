@@ -294,7 +294,9 @@ def config_of(name: str) -> ConfigDict:
     config.update(dataset=published.dataset, num_classes=num_classes, crop_size=published.crop_size)
     config.update(batch_size=batch_size, num_train_steps=published.num_train_steps, weight_decay=5e-4)
     config.update(end_learning_rate=1e-4)
-    config.model.update(network(published.backbone), align_corners=published.crop_size == (769, 769))
+    aligned = published.crop_size == (769, 769)
+    config.model.update(network(published.backbone), align_corners=aligned)
+    config.eval.update(resize=published.test_size, align_corners=aligned)
     if published.dataset.startswith("pascal_context"):
         config.update(learning_rate=0.004, weight_decay=1e-4)
     if "_d16_mg124_" in name:

@@ -8,75 +8,91 @@ import numpy as np
 import pytest
 
 from dlv3p_jax.configs import common
+from dlv3p_jax.data import colors
+from dlv3p_jax.evaluation.views import Views, predict_logits
 from dlv3p_jax.models import build_model
 from dlv3p_jax.models.tiles import Tiled
-from dlv3p_jax.weights import mmseg
+from dlv3p_jax.weights import mmseg, mmseg_models
 
-FAMILY = {
-    "avg_down": False,
-    "stage1_shortcut": False,
-    "contract_dilation": True,
-    "multi_grid": (1, 1, 1),
-    "dilate_second": False,
-    "aspp_pooling_first": True,
-    "aspp_projection_size": 3,
-    "aspp_channels": 512,
-    "decoder_channels": 512,
-    "head_bias": False,
-    "head_depthwise_relu": True,
-}
-R18 = {
-    "backbone": "resnet18_vd",
-    "multi_grid": (1, 1),
-    "aspp_channels": 128,
-    "decoder_channels": 128,
-    "low_level_channels": 12,
-}
 R101 = {"output_stride": 16, "multi_grid": (1, 2, 4), "multi_grid_kind": "dilations", "aspp_rates": (1, 6, 12, 18)}
-FORWARD = {  # recording: names and shapes of its weights, what differs from `FAMILY`
-    "r50": ("r50-d8_c19", {}),
-    "r18_odd": ("r18-d8_c19", R18),
-    "r18b": ("r18b-d8_c19", R18 | {"stem": "plain"}),
-    "r101_d16_mg124": ("r101-d16-mg124_c19", R101 | {"backbone": "resnet101_vd"}),
-    "r18_align": ("r18-d8_c19", R18 | {"align_corners": True}),
+FORWARD = {  # recording: names and shapes of its weights, its backbone, and what differs from that one's network
+    "r50": ("r50-d8_c19", "r50", {}),
+    "r18_odd": ("r18-d8_c19", "r18", {}),
+    "r18b": ("r18b-d8_c19", "r18b", {}),
+    "r101_d16_mg124": ("r101-d16-mg124_c19", "r101", R101),
+    "r18_align": ("r18-d8_c19", "r18", {"align_corners": True}),
 }
+SLIDING = {"window": (65, 65), "stride": (43, 43), "align_corners": True}
+PREDICT = {  # recording: its weights, backbone and classes, and how it is tested
+    "r18": ("r18-d8_c19", "r18", 19, {}),
+    "r18_align_slide": ("r18-d8_c19", "r18", 19, SLIDING),
+    "r50_ade20k_resized": ("r50-d8_c150", "r50", 150, {"resize": (128, 512)}),
+}
+AS_RECORDED = {"mean": (127.5,) * 3, "std": (127.5,) * 3}  # `forward_*` begin behind the normalisation
 
 
-def make_model(**changes):
+def make_model(backbone="r50", num_classes=19, **changes):
     config = common.get_config()
-    config.num_classes = 19
-    config.model.update(FAMILY | changes)
+    config.num_classes = num_classes
+    config.model.update(mmseg_models.network(backbone) | changes)
     return build_model(config)
+
+
+def make_variables(shared, weights, model):
+    folder = shared / "parity" / "mmseg"
+    state = runpy.run_path(str(folder / "weights.py"))["make_state"](str(folder / f"deeplabv3plus_{weights}.json"))
+    return mmseg.convert(state, model)
 
 
 @pytest.mark.parametrize("name", FORWARD)
 def test_float32_logits(shared, name):
-    folder = shared / "parity" / "mmseg"
-    weights, changes = FORWARD[name]
-    state = runpy.run_path(str(folder / "weights.py"))["make_state"](str(folder / f"deeplabv3plus_{weights}.json"))
-    model = make_model(**changes)
+    weights, backbone, changes = FORWARD[name]
+    model = make_model(backbone, **AS_RECORDED, **changes)
     recorded = {
         key: equivalence.last(value) for key, value in equivalence.recorded(shared, f"mmseg/forward_{name}").items()
     }
     expected = recorded["logits"]
     logits = jax.jit(lambda variables, images: model.apply(variables, images, train=False))(
-        mmseg.convert(state, model), recorded["x"]
+        make_variables(shared, weights, model), recorded["x"]
     )
     assert np.abs(logits - expected).max() <= 1e-4 * expected.std()
     assert np.mean(np.argmax(logits, -1) == np.argmax(expected, -1)) >= 0.9999
 
 
+@pytest.mark.parametrize("name", PREDICT)
+def test_a_picture_through_the_whole_test(shared, name):
+    """Resized, cut into windows, at several scales and mirrored, as MMSegmentation's own test did it."""
+    weights, backbone, num_classes, settings = PREDICT[name]
+    model = make_model(backbone, num_classes, align_corners=settings.get("align_corners", False))
+    variables = make_variables(shared, weights, model)
+    recorded = np.load(shared / "parity" / "mmseg" / f"predict_{name}.npz")
+    images = colors.normalize(recorded["image"][None])
+
+    def predict(**more):
+        views = Views(**settings, **more)
+        return jax.jit(lambda variables, images: predict_logits(model, variables, images, views))(variables, images)[0]
+
+    expected = np.moveaxis(recorded["logits"], 0, -1)
+    logits = predict()
+    assert np.abs(logits - expected).max() <= 1e-4 * expected.std()
+    assert np.mean(np.argmax(logits, -1) == recorded["pred"]) >= 0.9999
+    if "scales" in recorded:
+        found = predict(scales=recorded["scales"].tolist(), flip=True, average="probabilities")
+        np.testing.assert_allclose(found, np.moveaxis(recorded["tta_probabilities"], 0, -1), rtol=0, atol=1e-5)
+        assert np.mean(np.argmax(found, -1) == recorded["tta_pred"]) >= 0.9999
+
+
 @pytest.mark.parametrize(
-    ("changes", "cuts"),
+    ("backbone", "changes", "cuts"),
     [
-        ({}, [0, 0, 1, 2]),
-        ({"multi_grid_kind": "dilations", "multi_grid": (1, 2, 4)}, [0, 0, 1, 2]),
-        (R18, [0, 0, 0, 0]),
-        (R18 | {"dilate_second": True}, [0, 0, 1, 2]),
+        ("r50", {}, [0, 0, 1, 2]),
+        ("r50", {"multi_grid_kind": "dilations", "multi_grid": (1, 2, 4)}, [0, 0, 1, 2]),
+        ("r18", {}, [0, 0, 0, 0]),
+        ("r18", {"dilate_second": True}, [0, 0, 1, 2]),
     ],
 )
-def test_blocks_run_on_as_many_sub_images_as_their_dilations_let_them(changes, cuts):
-    backbone = make_model(**changes).backbone
+def test_blocks_run_on_as_many_sub_images_as_their_dilations_let_them(backbone, changes, cuts):
+    backbone = make_model(backbone, **changes).backbone
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     features, _ = jax.eval_shape(
         lambda images: backbone.init_with_output(jax.random.key(0), Tiled(images), train=False), images

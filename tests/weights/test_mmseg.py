@@ -155,6 +155,8 @@ def test_the_models_are_those_that_are_published(shared):
         assert (model.multi_grid_kind == "dilations") == (theirs["multi_grid"] is not None)
         if theirs["multi_grid"]:
             assert model.multi_grid == tuple(theirs["multi_grid"])
+        assert list(config.eval.resize) == theirs["test_resize_wh"][::-1]
+        assert config.eval.align_corners == theirs["align_corners"]
         assert config.eval.window == (theirs["test_crop"] and tuple(theirs["test_crop"]))
         assert config.eval.stride == (theirs["test_stride"] and tuple(theirs["test_stride"]))
         if theirs["optimizer"]["type"] == "SGD":
@@ -175,6 +177,7 @@ model = dict(
     decode_head=dict(type='DepthwiseSeparableASPPHead', dilations=(1, 6, 12, 18), align_corners=True,
                      dropout_ratio=0.1, channels=512, num_classes=19),
     test_cfg=dict(mode='slide', crop_size=(769, 769), stride=(513, 513)))
+test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(2049, 1025), keep_ratio=True)]
 """
 
 
@@ -190,6 +193,8 @@ def test_a_config_is_read_and_not_run(tmp_path, monkeypatch):
         "model.dropout": 0.1,
         "eval.window": (769, 769),
         "eval.stride": (513, 513),
+        "eval.align_corners": True,
+        "eval.resize": (1025, 2049),
     }
     assert list(tmp_path.iterdir()) == []
     for text, message in {
