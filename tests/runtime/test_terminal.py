@@ -62,7 +62,8 @@ def lacks_encoding(call: ast.Call) -> bool:
     if any(keyword.arg == "encoding" for keyword in call.keywords):
         return False
     if name in ("open", "fdopen") and not (name == "open" and ast.unparse(function).rpartition(".")[0] in NO_TEXT):
-        values = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+        given = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+        values = [value for argument in given for value in ast.walk(argument)]
         return not any(isinstance(mode, ast.Constant) and re.match(r"[rwax]\+?b", str(mode.value)) for mode in values)
     return name in ("read_text", "write_text") or any(keyword.arg == "text" for keyword in call.keywords)
 

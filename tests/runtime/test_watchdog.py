@@ -75,7 +75,7 @@ def test_a_process_that_hangs_ends_the_others_with_its_code(data_dir, tmp_path):
     outputs = [output for _, output in found]
     assert sum("main: no step for 4 s (--hang_timeout)" in output for output in outputs) >= 1
     assert "in train_batches" in outputs[1] or "ends with process 0 of 2: no step for 4 s" in outputs[1]
-    assert json.loads((tmp_path / starts.NAME).read_text()) == {"newest": -1, "starts": 1}
+    assert json.loads((tmp_path / starts.NAME).read_text()) == {"newest": -1, "starts": 1, "away": []}
 
 
 def test_a_run_that_gets_no_more_data_is_ended_though_its_evaluations_may_be_slow(data_dir, tmp_path):
@@ -93,7 +93,7 @@ def test_a_run_that_gets_no_more_data_is_ended_though_its_evaluations_may_be_slo
         timeout=120,
     )
     assert found.returncode == 75 and time.monotonic() - start < 100
-    assert json.loads((tmp_path / starts.NAME).read_text()) == {"newest": -1, "starts": 1}
+    assert json.loads((tmp_path / starts.NAME).read_text()) == {"newest": -1, "starts": 1, "away": []}
     assert "in train_batches" in found.stderr and "no step for 10 s" in found.stderr
     assert (tmp_path / "checkpoints" / "latest" / "2").is_dir()
 
@@ -150,6 +150,6 @@ with watchdog.Watchdog(0.5) as dog:
 
 
 def test_native_code_that_keeps_python_from_running_is_shown_and_ended():
-    found = subprocess.run([sys.executable, "-c", HELD], cwd=REPOSITORY, capture_output=True, text=True, timeout=50)
+    found = subprocess.run([sys.executable, "-c", HELD], cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
     assert found.returncode == -signal.SIGKILL and found.stdout == "works\n"
     assert "line 6 in <module>" in found.stderr and "native code held Python's lock" in found.stderr
