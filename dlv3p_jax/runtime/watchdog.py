@@ -45,7 +45,10 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         self._fed = time.monotonic()
         self.feed(compiling=True)
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        watcher = None
+        if self._timeout > 0 and sys.platform == "linux":  # here: what comes next may let no other thread run
+            watcher = held.Held(max(self._timeout, HELD_SECONDS))
+        threading.Thread(target=self._watch, args=[watcher], name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -58,11 +61,8 @@ class Watchdog:
             self._longest = max(self._longest, now - self._fed)
         self._is_compiling, self._fed = compiling, now
 
-    def _watch(self) -> None:
-        with contextlib.ExitStack() as stack:
-            watcher = None
-            if self._timeout > 0 and sys.platform == "linux":
-                watcher = stack.enter_context(contextlib.closing(held.Held(max(self._timeout, HELD_SECONDS))))
+    def _watch(self, watcher: held.Held | None) -> None:
+        with contextlib.closing(watcher) if watcher is not None else contextlib.nullcontext():
             self._look(watcher)
 
     def _look(self, watcher: held.Held | None) -> None:

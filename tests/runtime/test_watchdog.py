@@ -150,6 +150,6 @@ with watchdog.Watchdog(0.5) as dog:
 
 
 def test_native_code_that_keeps_python_from_running_is_shown_and_ended():
-    found = subprocess.run([sys.executable, "-c", HELD], cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+    found = subprocess.run([sys.executable, "-c", HELD], cwd=REPOSITORY, capture_output=True, text=True, timeout=50)
     assert found.returncode == -signal.SIGKILL and found.stdout == "works\n"
     assert "line 6 in <module>" in found.stderr and "native code held Python's lock" in found.stderr
