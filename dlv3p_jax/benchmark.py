@@ -8,7 +8,6 @@ programs is in benchmarks/.
 
 import json
 import logging as stdlib_logging
-import os
 import pathlib
 import sys
 
@@ -92,6 +91,5 @@ def _measure(values):
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     define_flags()
     cli.run(main, "benchmark")

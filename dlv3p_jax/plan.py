@@ -6,7 +6,6 @@ compiles the training step and the evaluation with Google's compiler (pip instal
 """
 
 import json
-import os
 import pathlib
 import signal
 import sys
@@ -96,6 +95,5 @@ def _plan(values, piece: tpu.Slice):
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     define_flags()
     cli.run(main, "plan")

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 
 import pytest
+import warm
 from absl import logging
 
 # Eight virtual devices, so that every test may build the mesh it likes; set before JAX starts.
@@ -19,6 +20,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dlv3p_jax_tests_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "2"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+warm.install()
 
 CHROMIUM = "/usr/bin/chromium"
 

@@ -21,6 +21,9 @@ import tensorflow as tf
 from dlv3p_jax.data import augment, padding, records
 from dlv3p_jax.data.errors import DatasetError
 
+# For functions of a pipeline: they are graphs as they stand, and to look for Python's `if` in them takes a second.
+_as_it_is = tf.autograph.experimental.do_not_convert
+
 Batch = dict[str, np.ndarray]  # 'image' uint8 [B, H, W, 3], 'label' uint8 [B, H, W], 'id' bytes [B], and 'size'
 
 
@@ -94,8 +97,8 @@ def train_batches(
     def positions_of(step):
         return tf.data.Dataset.from_tensor_slices(step * batch_size + tf.constant(list(rows), tf.int64))
 
-    steps = tf.data.Dataset.range(first_step, num_steps).flat_map(positions_of)
-    examples = steps.map(make_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    steps = tf.data.Dataset.range(first_step, num_steps).flat_map(_as_it_is(positions_of))
+    examples = steps.map(_as_it_is(make_example), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     batches = examples.batch(len(rows), drop_remainder=True).prefetch(2).as_numpy_iterator()
 
     def pictures_of(count):
@@ -173,7 +176,7 @@ def eval_batches(
         return _decode(*_read_record(lambda i: _read(source, int(i)), index))
 
     examples = tf.data.Dataset.from_tensor_slices(to_read)
-    examples = examples.map(make_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    examples = examples.map(_as_it_is(make_example), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     examples = examples.prefetch(2 * len(rows)).as_numpy_iterator()
     examples = _closed_at_exit(_naming_damage(examples, lambda count: [int(to_read[count])], dataset, split, source))
     for indices, batch, shape in zip(plan.batches, ours, batch_shapes, strict=True):

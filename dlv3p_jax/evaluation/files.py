@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import io
 import json
 import os
 import shlex
@@ -109,6 +110,8 @@ def write(
     is of. Of several processes that write at once, each writes all before the next. What is overwritten of another
     run's checkpoint is logged.
     """
+    png = io.BytesIO()
+    sheet.save(png, "PNG")
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
         before, now = _report_in(folder / f"{name}.{views}.json"), report | {"run": _run(report, folder.parent)}
@@ -120,8 +123,8 @@ def write(
         for stem in (name, f"{name}.{views}"):
             with files.replacing(folder / f"{stem}.json") as unfinished:
                 unfinished.write_text(text, encoding="utf-8")
-            with files.replacing(folder / f"{stem}.png") as unfinished, unfinished.open("wb") as file:
-                sheet.save(file, format="PNG")
+            with files.replacing(folder / f"{stem}.png") as unfinished:
+                unfinished.write_bytes(png.getvalue())
 
 
 @contextlib.contextmanager

@@ -42,8 +42,6 @@ def configure_logging() -> None:
     logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
     logging.get_absl_handler().addFilter(_is_ours)
     sys.unraisablehook = _say_unraisable
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow only decodes here; with it, it says so at length
 
 
 def make_deterministic() -> None:
@@ -185,6 +183,8 @@ def run(main: Callable[[list[str]], None], command: str, in_words: Callable[[Exc
             sys.exit(f"{command}: {in_words(error)}")
 
     terminal.prepare()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow only decodes here; with it, it says so at length
     # Without a home folder it says that its list of fonts goes with the process.
     stdlib_logging.getLogger("matplotlib").setLevel(stdlib_logging.ERROR)
     app.run(answer, flags_parser=make_flags_parser(command))
