@@ -19,8 +19,8 @@ from dlv3p_jax.runtime import cli, files
 _DATASET = flags.DEFINE_string(
     "dataset",
     None,
-    "toy_streets (drawn by this program), image_folder (your own data), ade20k, cityscapes, loveda, mapillary or "
-    "voc2012.",
+    "toy_streets (drawn by this program), image_folder (your own data), ade20k, cityscapes, loveda, mapillary, "
+    "voc2012, or tfds:NAME of TensorFlow Datasets' catalogue.",
 )
 _SOURCE = flags.DEFINE_string(
     "source",
@@ -28,7 +28,17 @@ _SOURCE = flags.DEFINE_string(
     'image_folder: a folder with train.txt and val.txt, "image label" on every line, or with images/{train,val} and '
     "labels/{train,val}, or with JPEGImages, SegmentationClass and ImageSets/Segmentation/{train,val}.txt. "
     "cityscapes: the folder that holds leftImg8bit and gtFine. voc2012: VOC2012, or what holds it. ade20k, loveda, "
-    "mapillary: the folder that its archives were extracted to.",
+    "mapillary: the folder that its archives were extracted to. tfds:NAME: TFDS's own data_dir, if not its default.",
+)
+_IMAGE_KEY = flags.DEFINE_string(
+    "image_key", "image", "tfds:NAME: the feature that holds the picture. (image_folder's flags for labels work, too.)"
+)
+_LABEL_KEY = flags.DEFINE_string("label_key", None, "tfds:NAME: the feature that holds the label, a mask of classes.")
+_SPLITS = flags.DEFINE_list(
+    "splits",
+    [],
+    "tfds:NAME: what to make of which splits, such as train=train[:80%],val=train[80%:]; by default all, with "
+    "validation as val.",
 )
 _SBD = flags.DEFINE_string(
     "sbd", None, "voc2012: SBD's folder (benchmark_RELEASE), whose .mat files then are the augmented part."
@@ -91,6 +101,26 @@ def _image_folder(data_dir, skip_bad):
     )
 
 
+def _tfds(data_dir, skip_bad):
+    from dlv3p_jax.data import ranges
+    from dlv3p_jax.datasets import tfds_catalogue
+
+    return tfds_catalogue.make_builder(
+        cli.required(_DATASET),
+        data_dir,
+        label_key=_LABEL_KEY.value,
+        image_key=_IMAGE_KEY.value,
+        source=_SOURCE.value,
+        splits=_SPLITS.value,
+        class_names=_CLASS_NAMES.value,
+        label_map=_LABEL_MAP.value,
+        ignore_label=_IGNORE_LABEL.value,
+        picture_range=ranges.parse(_PICTURE_RANGE.value),
+        workers=_WORKERS.value,
+        skip_bad=skip_bad,
+    )
+
+
 def _cityscapes(data_dir, skip_bad):
     from dlv3p_jax.datasets.cityscapes import Cityscapes
 
@@ -113,21 +143,22 @@ def _scene_folders(name):
     return make
 
 
-_OF_A_SOURCE = (_SOURCE, _CLASS_NAMES, _LABEL_MAP, _IGNORE_LABEL, _PICTURE_RANGE, _SBD, _SKIP_BAD)
+_OF_A_SOURCE = (
+    *(_SOURCE, _CLASS_NAMES, _LABEL_MAP, _IGNORE_LABEL, _PICTURE_RANGE, _SBD, _SKIP_BAD),
+    *(_IMAGE_KEY, _LABEL_KEY, _SPLITS),
+)
+_OF_LABELS = ("source", "class_names", "label_map", "ignore_label", "picture_range", "skip_bad")
 # name: (the builder, the names of those of these flags that it knows, the configuration to train it with)
 BUILDERS = {
     "toy_streets": (_toy_streets, (), "configs/quickstart.py"),
-    "image_folder": (
-        _image_folder,
-        ("source", "class_names", "label_map", "ignore_label", "picture_range", "skip_bad"),
-        "configs/image_folder.py",
-    ),
+    "image_folder": (_image_folder, _OF_LABELS, "configs/image_folder.py"),
     "cityscapes": (_cityscapes, ("source", "skip_bad"), "configs/cityscapes_r50.py"),
     "voc2012": (_voc2012, ("source", "sbd", "skip_bad"), "configs/voc_r50.py"),
     **{
         name: (_scene_folders(name), ("source", "skip_bad"), f"configs/{name}_r50.py")
         for name in ("ade20k", "loveda", "mapillary")
     },
+    "tfds:NAME": (_tfds, (*_OF_LABELS, "image_key", "label_key", "splits"), "configs/image_folder.py"),
 }
 
 
@@ -142,12 +173,12 @@ def main(argv: list[str]) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    name = _DATASET.value
+    name = _DATASET.value or ""
     if arguments:
         raise DatasetError(f'"{arguments[0]}" is no flag; flags look like --data_dir=data')
-    if name not in BUILDERS:
-        raise DatasetError(f"--dataset={name or ''}: choose one of {', '.join(BUILDERS)}")
-    _, known, config = BUILDERS[name]
+    if _key(name) not in BUILDERS:
+        raise DatasetError(f"--dataset={name}: choose one of {', '.join(BUILDERS)}")
+    _, known, config = BUILDERS[_key(name)]
     for flag in _OF_A_SOURCE:
         if flag.present and flag.name not in known:
             raise DatasetError(f"--{flag.name} has no meaning for --dataset={name}")
@@ -160,9 +191,14 @@ def _run(arguments: list[str]) -> None:
     elif _CHECK.value or _PREVIEW.value is not None:
         _look_at_prepared(name, config)
     else:
-        if "source" in known and not _SOURCE.value:
+        if "source" in known and "label_key" not in known and not _SOURCE.value:
             raise DatasetError(f"--source is missing: {flags.FLAGS['source'].help}")
         _prepare(name, config)
+
+
+def _key(name: str) -> str:
+    """The name as `BUILDERS` has it."""
+    return "tfds:NAME" if name.startswith("tfds:") else name
 
 
 # Libraries are imported after the flags have been read, so that a slip is told at once.
@@ -173,8 +209,9 @@ def _prepare(name: str, config: str) -> None:
     from dlv3p_jax.datasets import builder, preparing, summary
 
     def make_builder(data_dir):
-        return BUILDERS[name][0](data_dir, _SKIP_BAD.value)
+        return make(data_dir, _SKIP_BAD.value)
 
+    make, name = BUILDERS[_key(name)][0], records.local_name(name)
     start = time.perf_counter()
     data_dir, overwrite, remote = _DATA_DIR.value, _OVERWRITE.value, bucket.is_remote(_DATA_DIR.value)
     here: str | os.PathLike = data_dir
@@ -195,13 +232,22 @@ def _prepare(name: str, config: str) -> None:
     count = sum(map(dataset.num_pictures, dataset.splits))
     where = f"{data_dir.rstrip('/')}/{name} and {dataset.folder}" if remote else dataset.folder
     print(f"Wrote {where} in {seconds:.1f} s ({count / seconds:.0f} pictures/s). Train on it with")
-    print(f"  python -m dlv3p_jax.main --config={config} --config.data_dir={shlex.quote(data_dir)}")
+    settings = {"data_dir": data_dir} | ({} if name in BUILDERS else {"dataset": name, **_other_splits(dataset)})
+    flags_ = " ".join(f"--config.{key}={shlex.quote(value)}" for key, value in settings.items())
+    print(f"  python -m dlv3p_jax.main --config={config} {flags_}")
+
+
+def _other_splits(dataset) -> dict[str, str]:
+    """The settings that name the splits, where they are not train and val."""
+    train, *others = sorted(dataset.splits, key="train".__ne__)
+    found = {"train_split": train, "eval_split": "val" if "val" in others else (others or [train])[0]}
+    return {key: split for key, split in found.items() if split not in ("train", "val")}
 
 
 def _check_source(name: str) -> None:
     from dlv3p_jax.datasets import summary
 
-    made_by = BUILDERS[name][0](pathlib.Path(_DATA_DIR.value), skip_bad=True)
+    made_by = BUILDERS[_key(name)][0](pathlib.Path(_DATA_DIR.value), skip_bad=True)
     dataset = made_by.survey(_SOURCE.value)
     _warn(*made_by.remarks, *summary.warnings(dataset))
     print(summary.table(dataset))
@@ -218,6 +264,7 @@ def _look_at_prepared(name: str, config: str) -> None:
 
     if bucket.is_remote(_DATA_DIR.value):
         cli.configure_logging()  # shows how far the copy is
+    name = records.local_name(name)
     dataset = records.open_dataset(name, _DATA_DIR.value)
     if _CHECK.value:
         problems = check.check_records(dataset, _WORKERS.value)

@@ -77,6 +77,7 @@ RUN = (
 )
 TESTED = {
     r"python -m dlv3p_jax\.convert_paddle .*--weights": "tests/test_convert_paddle.py",  # of a server of its own
+    r"python -m dlv3p_jax\.(prepare|main) .*tfds[:_]": "tests/datasets/test_tfds_catalogue.py",  # downloads
     r"python -m dlv3p_jax\.convert_timm": "tests/test_convert_timm.py",
     r"python -m dlv3p_jax\.convert_mmseg": "tests/test_convert_mmseg.py",
     r"python -m dlv3p_jax\.reproduce": "tests/test_reproduce.py",

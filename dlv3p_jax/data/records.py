@@ -44,6 +44,7 @@ OPTIONAL_METADATA = {  # what data sets that were prepared by older revisions la
 }
 
 _DIGESTS = "metadata.sha256"
+TFDS = "tfds:"  # how names of data sets of TFDS's catalogue begin, as `prepare` takes them
 
 local_paths.mend()
 
@@ -281,10 +282,19 @@ def _changed(folder: pathlib.Path) -> list[str]:
     return sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
 
 
+def local_name(dataset: str) -> str:
+    """What a data set is called once it is prepared: tfds:NAME/CONFIG is tfds_NAME__CONFIG, others as before."""
+    if not dataset.startswith(TFDS):
+        return dataset
+    return f"tfds_{dataset.removeprefix(TFDS).partition(':')[0].replace('/', '__')}"
+
+
 def prepare_command(dataset: str, data_dir: str | os.PathLike) -> str:
     """The command that makes a data set, to be pasted into a shell."""
-    source = "" if dataset == "toy_streets" else " --source=FOLDER"
-    return f"python -m dlv3p_jax.prepare --dataset={dataset}{source} --data_dir={shlex.quote(os.fspath(data_dir))}"
+    flags = "" if dataset == "toy_streets" else " --source=FOLDER"
+    if dataset.startswith("tfds_"):
+        dataset, flags = f"{TFDS}{dataset.removeprefix('tfds_').replace('__', '/')}", " --label_key=KEY"
+    return f"python -m dlv3p_jax.prepare --dataset={dataset}{flags} --data_dir={shlex.quote(os.fspath(data_dir))}"
 
 
 def _how_to_get(dataset: str) -> str:

@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -44,7 +44,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
     def __init__(
         self,
         data_dir: str | os.PathLike,
-        splits: Mapping[str, Sequence[Any]],
+        splits: Mapping[str, Collection[Any]],
         read: Callable[[Any], Example | Problem],
         *,
         class_names: Sequence[str],
@@ -84,7 +84,8 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         self._items, self._read = {}, functools.partial(_read_and_digest, read)
         self._problems, self._remarks = dict.fromkeys(problems), tuple(remarks)
         for split, items in splits.items():
-            self._items[split], no_text = leave_out_no_text(items)
+            # Others than sequences are read whenever one goes over them, and have names of their own.
+            self._items[split], no_text = leave_out_no_text(items) if isinstance(items, Sequence) else (items, [])
             self._problems |= dict.fromkeys(no_text)
         self._workers, self._skip_bad, self._label_map = workers, skip_bad, label_map
         self._metadata = tfds.core.MetadataDict(

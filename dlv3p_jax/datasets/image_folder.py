@@ -56,7 +56,7 @@ class ImageFolder(PictureBuilder):
         names = classes.names
         if table is None:
             table = classes.by_color if _are_colored(found) and classes.by_color else classes.by_value
-        _check_indices(names, ignore_label, table)
+        check_indices(names, ignore_label, table)
         super().__init__(
             data_dir,
             found,
@@ -68,7 +68,7 @@ class ImageFolder(PictureBuilder):
                 picture_range=picture_range,
             ),
             class_names=names,
-            palette=_palette(classes, table),
+            palette=palette_of(classes, table),
             ignore_label=ignore_label,
             description=f"Pictures and labels of {pathlib.Path(source).expanduser().resolve()}",
             synthetic=False,
@@ -81,7 +81,8 @@ class ImageFolder(PictureBuilder):
         )
 
 
-def _check_indices(names: list[str], ignore_label: int, table: LabelMap | None) -> None:
+def check_indices(names: list[str], ignore_label: int, table: LabelMap | None) -> None:
+    """Raises DatasetError where the ignored label is a class, or the label map has indices that are none."""
     last = len(names) - 1
     if ignore_label <= last:
         raise DatasetError(
@@ -101,7 +102,7 @@ def _are_colored(found: dict[str, list[Pair]]) -> bool:
     return False
 
 
-def _palette(classes: Classes, table: LabelMap | None) -> list[list[int]]:
+def palette_of(classes: Classes, table: LabelMap | None) -> list[list[int]]:
     """The colours that the label map gives, or the file of classes, and Pascal VOC's for the rest."""
     given = {index: color for color, index in reversed(table.colors) if index < len(classes.names)} if table else {}
     return palettes.complete(classes.colors | given, len(classes.names))
