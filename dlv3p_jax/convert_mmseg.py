@@ -17,7 +17,7 @@ import shlex
 import jax
 from absl import app, flags
 
-from dlv3p_jax.models import build_model
+from dlv3p_jax import models
 from dlv3p_jax.runtime import arguments, cli
 from dlv3p_jax.weights import checkpoint_reading, foreign, mmseg, pth, published, trained
 
@@ -79,7 +79,7 @@ def write_checkpoint(config, path: pathlib.Path, output: str, config_text: str |
     config.dataset = config.dataset or "image_folder"  # a checkpoint's configuration names one
     num_classes = config.num_classes or file.num_classes or 2  # a backbone's network has to have some
     config.num_classes = num_classes
-    model = build_model(config)
+    model = models.build_model(config)
     variables = foreign.convert(file, model, allow_new_head=False)
     if file.is_backbone:
         config.num_classes = None

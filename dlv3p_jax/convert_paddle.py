@@ -16,7 +16,7 @@ import shlex
 import jax
 from absl import app, flags
 
-from dlv3p_jax.models import build_model
+from dlv3p_jax import models
 from dlv3p_jax.runtime import arguments, cli
 from dlv3p_jax.weights import checkpoint_reading, published, trained
 from dlv3p_jax.weights.paddle import ConversionError, convert, revert
@@ -65,7 +65,7 @@ def write_checkpoint(config, file: pathlib.Path, output: str) -> None:
     any_classes = config.num_classes is None
     if any_classes:
         config.num_classes = 2  # until the file is read; a network has to have some
-    variables = trained.load_foreign(file, build_model(config), allow_new_head=any_classes)
+    variables = trained.load_foreign(file, models.build_model(config), allow_new_head=any_classes)
     whole = "decoder" in variables["params"]
     if any_classes:
         config.num_classes = len(variables["params"]["decoder"]["classifier"]["bias"]) if whole else None

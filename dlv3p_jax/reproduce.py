@@ -18,8 +18,8 @@ import ml_collections
 from absl import app, flags, logging
 from etils import epath
 
+from dlv3p_jax import models
 from dlv3p_jax.evaluation.views import Views
-from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import arguments, cli, configuration, files, provenance, sealing, sharding, text
 from dlv3p_jax.weights import mmseg_models, published, trained
 
@@ -154,7 +154,7 @@ def reproduce(
     from dlv3p_jax.evaluation import evaluator
 
     config, dataset, mesh = evaluator.prepare_run(config)
-    model = build_model(config)
+    model = models.build_model(config)
     variables = trained.load_foreign(file, model, allow_new_head=False)
     if "decoder" not in variables["params"]:
         raise ValueError(f"{file} holds only a backbone: give the file of the whole model")

@@ -21,8 +21,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -39,6 +40,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import disk_faults  # noqa: E402
 import tiny  # noqa: E402
 
+from dlv3p_jax import models  # noqa: E402
 from dlv3p_jax.data import labels, records  # noqa: E402
 from dlv3p_jax.datasets.image_folder import ImageFolder  # noqa: E402
 from dlv3p_jax.datasets.preparing import prepare_dataset  # noqa: E402
@@ -54,18 +56,9 @@ Values = Mapping[str, Any]
 WEIGHTS = "http://localhost:9/weights/model.pdparams"  # nothing answers there
 
 
-@contextlib.contextmanager
-def small_network() -> Iterator[None]:
+def small_network() -> contextlib.AbstractContextManager:
     """Has the package build the network of tiny.py."""
-    modules = (loop, evaluator, trained)
-    before = [module.build_model for module in modules]
-    for module in modules:
-        module.build_model = tiny.build_model
-    try:
-        yield
-    finally:
-        for module, build in zip(modules, before, strict=True):
-            module.build_model = build
+    return mock.patch.object(models, "build_model", tiny.build_model)
 
 
 def make(folder: pathlib.Path) -> None:

@@ -148,12 +148,10 @@ if __name__ == "__main__":
     command, arguments = _serve()
     import tiny
 
-    from dlv3p_jax.evaluation import evaluator
+    from dlv3p_jax import models
     from dlv3p_jax.runtime import disk_errors
-    from dlv3p_jax.training import loop
-    from dlv3p_jax.weights import trained
 
     disk_errors.WAITS = (0.05, 0.05)
-    loop.build_model = evaluator.build_model = trained.build_model = tiny.build_model
+    models.build_model = tiny.build_model
     sys.argv = [f"{command}.py", *arguments]
     runpy.run_module(f"dlv3p_jax.{command}", run_name="__main__", alter_sys=True)

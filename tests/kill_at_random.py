@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -139,8 +140,8 @@ def start_and_kill(run, workdir: pathlib.Path, number: int, rng: random.Random, 
     return "in an evaluation" if log.rfind("Evaluating") > log.rfind("] train/") else "between steps"
 
 
-def outcome(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    """All that a run leaves behind and that is not of the clock, by name."""
+def outcome(workdir: pathlib.Path, same: Callable[..., bool] = np.array_equal) -> dict[str, np.ndarray]:
+    """All that a run leaves behind and that is not of the clock, by name; `same` of a scalar and the one of before."""
     import tensorflow as tf
 
     values = {}
@@ -162,7 +163,7 @@ def outcome(workdir: pathlib.Path) -> dict[str, np.ndarray]:
                     if value.tag.split("/")[0] in ("train", "eval", "eval_ema") and not value.tag.endswith(OF_TIME):
                         name = f"scalar {value.tag} {event.step}"
                         array = tf.make_ndarray(value.tensor)
-                        if not np.array_equal(array, values.setdefault(name, array)):
+                        if not same(array, values.setdefault(name, array)):
                             raise SystemExit(f"{workdir}: {name} was {values[name]} and, after a kill, {array}")
         except tf.errors.DataLossError:  # the kill cut it short
             pass

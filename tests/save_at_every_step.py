@@ -33,8 +33,8 @@ from absl import app
 from dlv3p_jax.weights import checkpoints
 from dlv3p_jax.runtime import cli
 from dlv3p_jax.training import loop
-from dlv3p_jax import main
-loop.build_model = tiny.build_model
+from dlv3p_jax import main, models
+models.build_model = tiny.build_model
 make, save_best = loop.make_evaluator, checkpoints.Checkpoints.save_best
 
 def make_evaluator(*arguments, **options):

@@ -20,8 +20,8 @@ SITE = """
 import sys
 if "dlv3p_jax.main" in sys.orig_argv:
     import tiny
-    from dlv3p_jax.training import loop
-    loop.build_model = tiny.build_model
+    from dlv3p_jax import models
+    models.build_model = tiny.build_model
 """
 
 

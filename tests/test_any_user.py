@@ -32,9 +32,8 @@ if hasattr(module, "define_flags"):
 def main(argv):
     if name in ("main", "predict", "export"):
         import tiny
-        from dlv3p_jax.training import loop
-        from dlv3p_jax.weights import trained
-        loop.build_model = trained.build_model = tiny.build_model
+        from dlv3p_jax import models
+        models.build_model = tiny.build_model
     module.main(argv)
 
 cli.run(main, name)

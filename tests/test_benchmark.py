@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+from dlv3p_jax import models
 from dlv3p_jax.configs import common
 from dlv3p_jax.performance import measured, straightforward, timing, workloads
 from dlv3p_jax.runtime import sharding
@@ -75,7 +76,7 @@ def test_predict_without_tensorflow(tmp_path):
 
 
 def test_train_and_evaluate(monkeypatch):
-    monkeypatch.setattr(workloads, "build_model", tiny.build_model)
+    monkeypatch.setattr(models, "build_model", tiny.build_model)
     monkeypatch.setattr(straightforward, "build", tiny.build_model)
     report = measured.report("train", make_config(**{"mesh.data": 2, "model.dtype": "bfloat16"}), (1, 1), 1, False)
     (train,) = report["programs"]

@@ -25,11 +25,12 @@ PATHS = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "JAX_P
 GO_ON = """
 import pathlib, sys
 import tiny
+from dlv3p_jax import models
 from dlv3p_jax.training import loop
 
 folder = pathlib.Path(sys.argv[1])
 settings = dict(num_train_steps=8, eval_every_steps=4, log_every_steps=1, keep_checkpoints=2, ema_decay=0.9, seed=3)
-loop.build_model = tiny.build_model
+models.build_model = tiny.build_model
 loop.train_and_evaluate(tiny.make_config(folder / "data", **settings), folder / "run")
 """
 
@@ -45,6 +46,11 @@ def is_same_machine(made_on: dict) -> bool:
     }
 
 
+def is_close(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two values differ as between processors; true of what is no number."""
+    return one.dtype.kind not in "fiu" or np.allclose(one, other, rtol=1e-3)
+
+
 def test_a_run_of_an_older_version_goes_on_as_it_would_have_there(tmp_path):
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
@@ -58,10 +64,14 @@ def test_a_run_of_an_older_version_goes_on_as_it_would_have_there(tmp_path):
 
     with np.load(tmp_path / "expected.npz") as expected:
         assert len(expected.files) > 50
-        found = kill_at_random.outcome(tmp_path / "run")
-        same = is_same_machine(json.loads((tmp_path / "machine.json").read_text()))
-        for name in expected.files:
-            if same:
+        if is_same_machine(json.loads((tmp_path / "machine.json").read_text())):
+            found = kill_at_random.outcome(tmp_path / "run")
+            for name in expected.files:
                 np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
-            else:
-                np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
+            return
+        found = kill_at_random.outcome(tmp_path / "run", same=is_close)
+        assert found.keys() >= set(expected.files)
+        for name in expected.files:
+            if expected[name].dtype.kind in "fiu":  # not of reports, which are text
+                pixels = 1e-3 if "eval" in name else 0  # that round to another class
+                np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-5 + pixels, err_msg=name)

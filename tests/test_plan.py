@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
+from dlv3p_jax import models
 from dlv3p_jax.configs import cityscapes_r50, common, voc_r50
 from dlv3p_jax.data import colors
 from dlv3p_jax.performance import (
@@ -215,7 +216,7 @@ def test_plan_needs_no_tensorflow():
 def two_convolutions(monkeypatch):
     """A network that compiles in a second, in place of the real one, and no distortion of colours."""
     monkeypatch.setattr(colors, "distort", lambda images, rng, **factors: images)
-    monkeypatch.setattr(workloads, "build_model", tiny.build_model)
+    monkeypatch.setattr(models, "build_model", tiny.build_model)
     monkeypatch.setattr(straightforward, "build", tiny.build_model)
 
 

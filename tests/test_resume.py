@@ -19,6 +19,7 @@ import pytest
 import tiny
 from etils import epath
 
+from dlv3p_jax import models
 from dlv3p_jax.data import records
 from dlv3p_jax.runtime import events, preemption
 from dlv3p_jax.runtime.configuration import ConfigError
@@ -53,7 +54,7 @@ def patch_scores(monkeypatch, table):
 
         return scored
 
-    monkeypatch.setattr(loop, "build_model", tiny.build_model)
+    monkeypatch.setattr(models, "build_model", tiny.build_model)
     monkeypatch.setattr(loop, "make_evaluator", make_evaluator)
     return table
 
@@ -289,7 +290,7 @@ def test_the_averaged_weights_are_started_from_and_a_wrong_source_is_named(data_
 
 def test_a_run_goes_on_on_other_devices_with_the_same_pictures(data_dir, tmp_path, monkeypatch, caplog):
     """4x1, then 2x2, then one device, against one device alone: two steps, two, and two, across an epoch's end."""
-    monkeypatch.setattr(loop, "build_model", tiny.build_model)
+    monkeypatch.setattr(models, "build_model", tiny.build_model)
     caplog.set_level("DEBUG", logger="absl")
 
     def run(workdir, data, space, steps=None):

@@ -13,21 +13,13 @@ import pytest
 import tiny
 from test_checkpoints import assert_equal_trees, make_state
 
+from dlv3p_jax import models
 from dlv3p_jax.evaluation import evaluator
 from dlv3p_jax.runtime import cli
 from dlv3p_jax.training import loop
 from dlv3p_jax.weights import checkpoint_reading, checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-MAIN = """
-import tiny
-from absl import app
-from dlv3p_jax.runtime import cli
-from dlv3p_jax.training import loop
-from dlv3p_jax import main
-loop.build_model = tiny.build_model
-app.run(main.main, flags_parser=cli.make_flags_parser("main"))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +40,7 @@ def start(gcs, tmp_path_factory):
             for key, value in (tiny.SETTINGS | {"data_dir": "gs://bucket/data", "eval_every_steps": 6}).items()
         ]
         return subprocess.Popen(
-            [sys.executable, "-c", MAIN, "--config=configs/common.py", f"--workdir={workdir}", *settings],
+            [sys.executable, "-c", tiny.MAIN, "--config=configs/common.py", f"--workdir={workdir}", *settings],
             cwd=ROOT,
             env=os.environ | gcs.environment | {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}", "DLV3P_CACHE": str(cache)},
             stdout=subprocess.PIPE,
@@ -84,7 +76,7 @@ def test_a_run_in_a_bucket_is_killed_in_a_save_goes_on_and_is_evaluated(gcs, sta
     code, output = finish(start("gs://bucket/run"))
     assert code == 0, output
     assert "Resumed from gs://bucket/run/checkpoints/latest/2" in output
-    monkeypatch.setattr(loop, "build_model", tiny.build_model)
+    monkeypatch.setattr(models, "build_model", tiny.build_model)
     loop.train_and_evaluate(tiny.make_config(data_dir, eval_every_steps=6), tmp_path)
     undisturbed = json.loads((tmp_path / "eval" / "6.json").read_text())
     report = json.loads(gcs.get("run/eval/6.json"))
@@ -97,7 +89,6 @@ def test_a_run_in_a_bucket_is_killed_in_a_save_goes_on_and_is_evaluated(gcs, sta
 
     for name, value in gcs.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(evaluator, "build_model", tiny.build_model)
     gcs.put("run/checkpoints/best/7/variables/_METADATA", b"")  # as a killed save leaves it: not committed
     evaluator.evaluate_checkpoint(tiny.make_config(data_dir, **{"eval.flip": True}), "gs://bucket/run")
     report = json.loads(gcs.get("run/eval/6.json"))

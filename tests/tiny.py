@@ -23,8 +23,8 @@ MAIN = """
 import tiny
 from dlv3p_jax.runtime import cli
 from dlv3p_jax.training import loop
-from dlv3p_jax import main
-loop.build_model = tiny.build_model
+from dlv3p_jax import main, models
+models.build_model = tiny.build_model
 cli.run(main.main, "main")
 """
 

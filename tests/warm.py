@@ -23,6 +23,7 @@ import types
 
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 _EARLY = ("PYTHON", "LC_", "LANG", "LD_", "GLIBC_", "MALLOC_", "TF_")  # read when a process, or TensorFlow, begins
+_PYTHON = sys.executable  # which tests may replace
 _lock = threading.Lock()
 _servers: dict[int, socket.socket] = {}  # of the process with this id
 
@@ -41,7 +42,7 @@ def _start(args, executables, close_fds, keep, folder, environment, *rest) -> in
     streams = [number if stream == -1 else stream for number, stream in enumerate(streams)]
     command = [os.fsdecode(word) for word in args]
     variables = {**os.environ} if environment is None else dict(os.fsdecode(line).split("=", 1) for line in environment)
-    plain = executables == (os.fsencode(sys.executable),) and command[1:2] in (["-c"], ["-m"]) and len(command) > 2
+    plain = executables == (os.fsencode(_PYTHON),) and command[1:2] in (["-c"], ["-m"]) and len(command) > 2
     # No files are kept open but the one for errors; no process group, group, groups, user, mask or function is given.
     plain = plain and close_fds and len(keep) == 1 and rest[10:16] == (-1, None, None, None, -1, None)
     if not plain or any(map(os.isatty, streams)) or _early(variables) != _early(os.environ):
@@ -70,7 +71,7 @@ def _start_server() -> socket.socket:
     with theirs:
         variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())],
+            [_PYTHON, __file__, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=variables | {"OPENBLAS_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"},  # no threads, nothing said
         )
@@ -152,7 +153,7 @@ def _take_over(request) -> list[str]:
     first = "" if kind == "-c" else os.getcwd()
     more = request["variables"].get("PYTHONPATH")
     sys.path[:1] = [first, *(more.split(os.pathsep) if more else [])]  # in place of this file's folder
-    sys.argv, sys.orig_argv = [kind, *arguments], [sys.executable, *request["command"]]
+    sys.argv, sys.orig_argv = [kind, *arguments], [_PYTHON, *request["command"]]
     sys.modules["__main__"] = types.ModuleType("__main__")
     return request["command"][:2]
 

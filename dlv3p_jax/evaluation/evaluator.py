@@ -14,11 +14,12 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
+from dlv3p_jax import models
 from dlv3p_jax.data import pipeline, records, viz
 from dlv3p_jax.evaluation import files, metrics, picture_scores
 from dlv3p_jax.evaluation.step import INPUTS, jit_eval_step, run_step
 from dlv3p_jax.evaluation.views import Views
-from dlv3p_jax.models import Variables, build_model, variable_shapes
+from dlv3p_jax.models import Variables, variable_shapes
 from dlv3p_jax.runtime import agreement, configuration, provenance, sharding
 from dlv3p_jax.weights import checkpoint_reading
 
@@ -160,7 +161,7 @@ def evaluate_checkpoint(
     (epath.Path(workdir) / "eval").mkdir(
         parents=True, exist_ok=True
     )  # a folder that is read-only is told before the work
-    model = build_model(config)
+    model = models.build_model(config)
     expected = variable_shapes(model)
     run = make_evaluator(config, dataset, mesh, model, epath.Path(workdir), absent_class, path)
     for suffix, item in (("", "variables"), ("ema", "ema")):

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from dlv3p_jax import models
 from dlv3p_jax.data import padding
 from dlv3p_jax.evaluation.step import jit_eval_step
-from dlv3p_jax.models import Variables, build_model
+from dlv3p_jax.models import Variables
 from dlv3p_jax.performance import straightforward, timing
 from dlv3p_jax.runtime import sharding
 from dlv3p_jax.training import steps
@@ -87,7 +87,7 @@ def made_batch(config, batch_size: int, size: Sequence[int], dtype=np.uint8) -> 
 
 def variable_shapes(config) -> Variables:
     """The variables' shapes and types, as `jax.ShapeDtypeStruct`s."""
-    return models.variable_shapes(build_model(config))
+    return models.variable_shapes(models.build_model(config))
 
 
 def init_variables(config) -> Variables:
@@ -118,7 +118,7 @@ def train(config, mesh: Mesh, variables: Variables, dtype=np.uint8, build: Calla
     """
     size, batch_size = tuple(config.crop_size), config.batch_size
     sharding.check_micro_batch(mesh, batch_size, config.accumulate_steps, size[0])
-    model = (build or build_model)(config)
+    model = (build or models.build_model)(config)
     batch = made_batch(config, batch_size, size, dtype)
     make_key = functools.partial(jax.random.key, config.seed)
     make_state = functools.partial(steps.create_train_state, config)
@@ -146,7 +146,7 @@ def predict(config, mesh: Mesh, variables: Variables, size: tuple[int, int], sca
     """
     size, batch_size = _scaled(size, scale), config.eval.batch_size
     sharding.check_batch(mesh, batch_size, size[0], "config.eval.batch_size")
-    model = build_model(config)
+    model = models.build_model(config)
     jitted = sharding.jit(
         mesh,
         lambda variables, images: model.apply(variables, images, train=False),
@@ -183,7 +183,7 @@ def evaluate_views(
     sharding.check_batch(mesh, batch_size, size[0], "config.eval.batch_size")
     batch = made_batch(config, batch_size, size)
     batch["size"] = np.tile(np.array(size, np.int32), (batch_size, 1))
-    jitted = jit_eval_step(config, mesh, build_model(config))
+    jitted = jit_eval_step(config, mesh, models.build_model(config))
     if _are_shapes(variables):
         arguments = (variables, _shapes(batch))
     else:

@@ -14,10 +14,10 @@ from absl import logging
 from clu import periodic_actions
 from etils import epath
 
+from dlv3p_jax import models
 from dlv3p_jax.data import augment, pipeline, records
 from dlv3p_jax.evaluation.evaluator import Evaluator, Result, make_evaluator, prepare_run, print_result
 from dlv3p_jax.evaluation.files import evaluation_name
-from dlv3p_jax.models import build_model
 from dlv3p_jax.runtime import board, configuration, ending, memory, preemption, sharding, starts, workdir_lock
 from dlv3p_jax.runtime.preemption import Preempted
 from dlv3p_jax.runtime.watchdog import Watchdog
@@ -82,7 +82,7 @@ def train_and_evaluate(
     """
     config, dataset, mesh = prepare_run(config)
     check_run(config, dataset, mesh)
-    run = Run(config, dataset, mesh, build_model(config), epath.Path(workdir))
+    run = Run(config, dataset, mesh, models.build_model(config), epath.Path(workdir))
     _log_data(run)
     told = preemption.Preemption() if told is None else told
 

@@ -13,9 +13,10 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from dlv3p_jax import models
 from dlv3p_jax.data import classes, ranges, viz
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.models import Variables, build_model, variable_shapes
+from dlv3p_jax.models import Variables, variable_shapes
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.runtime import configuration, sharding
 from dlv3p_jax.weights import checkpoint_files, checkpoint_reading, foreign, pdparams, published
@@ -81,7 +82,7 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
     configuration.check(config)
     if trained is not None:
         configuration.check_model(config, trained, path)
-    model = build_model(config)
+    model = models.build_model(config)
     variables, averaged = checkpoint_reading.read_model(path)
     variables, _ = checkpoint_reading.fit_variables(
         variables, variable_shapes(model), allow_new_head=False, source=path
@@ -129,7 +130,7 @@ def _load_foreign_model(config, path: epath.PathLike, changes: Mapping[str, Any]
     config.update_from_flattened_dict(changes or {})
     if not described:  # which has no data set
         configuration.check(config)
-    model = build_model(config)
+    model = models.build_model(config)
     variables = foreign.convert(file, model, allow_new_head=False)
     meta = dict(zip(("class_names", "palette"), file.classes, strict=True)) if file.classes else {}
     return _trained_model(config, model, variables, meta, str(path))

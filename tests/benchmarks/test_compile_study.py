@@ -3,8 +3,9 @@
 import tiny
 
 from benchmarks import compile_study
+from dlv3p_jax import models
 from dlv3p_jax.configs import common
-from dlv3p_jax.performance import straightforward, workloads
+from dlv3p_jax.performance import straightforward
 from dlv3p_jax.runtime import sharding
 
 TPU = """
@@ -34,8 +35,8 @@ def test_windows_as_large_as_pictures_and_transposes_are_found():
 
 
 def test_both_networks_are_compiled_for_the_mesh(monkeypatch):
-    monkeypatch.setattr("dlv3p_jax.models.build_model", tiny.build_model)
-    monkeypatch.setattr(workloads, "build_model", tiny.build_model)
+    monkeypatch.setattr(models, "build_model", tiny.build_model)
+    monkeypatch.setattr(models, "build_model", tiny.build_model)
     config = common.get_config()
     config.update_from_flattened_dict({"num_classes": 3, "crop_size": (32, 64), "batch_size": 2, "eval.batch_size": 2})
     monkeypatch.setattr(straightforward, "build", tiny.build_model)

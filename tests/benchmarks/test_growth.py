@@ -5,12 +5,12 @@ import tiny
 from PIL import Image
 
 from benchmarks import growth
+from dlv3p_jax import models
 from dlv3p_jax.configs import common
-from dlv3p_jax.performance import workloads
 
 
 def test_every_curve_is_measured_and_drawn(monkeypatch, tmp_path):
-    monkeypatch.setattr(workloads, "build_model", tiny.build_model)
+    monkeypatch.setattr(models, "build_model", tiny.build_model)
     for name in ("DEVICES", "SIDES", "BATCHES"):
         monkeypatch.setattr(growth, name, (1, 2))
     monkeypatch.setattr(growth, "VIEWS", {1: ((1.0,), False), 2: ((1.0,), True)})

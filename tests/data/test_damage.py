@@ -12,6 +12,7 @@ import pytest
 import tiny
 from PIL import Image
 
+from dlv3p_jax import models
 from dlv3p_jax.data import augment, pipeline, records
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Example
@@ -168,7 +169,7 @@ def test_a_run_whose_data_go_keeps_what_it_saved_and_goes_on_from_there(data, tm
         for number in range(3):
             empty(data, number)
 
-    monkeypatch.setattr(loop, "build_model", tiny.build_model)
+    monkeypatch.setattr(models, "build_model", tiny.build_model)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.Checkpoints, "save", save_and_damage)
         with pytest.raises(DatasetError, match="train: record . cannot be read"):
@@ -179,24 +180,13 @@ def test_a_run_whose_data_go_keeps_what_it_saved_and_goes_on_from_there(data, tm
     np.testing.assert_array_equal(ended["IoU"], undisturbed["IoU"])
 
 
-MAIN = """
-import tiny
-from absl import app
-from dlv3p_jax.runtime import cli
-from dlv3p_jax.training import loop
-from dlv3p_jax import main
-loop.build_model = tiny.build_model
-app.run(main.main, flags_parser=cli.make_flags_parser("main"))
-"""
-
-
 def test_the_command_ends_in_one_message(data, tmp_path):
     """The training split is whole, so that the run gets as far as its first evaluation."""
     os.truncate(shard_of(data, "val", 0), 0)
     settings = tiny.SETTINGS | {"data_dir": data, "checkpoint_every_steps": 1}
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     done = subprocess.run(
-        [sys.executable, "-c", MAIN, "--config=configs/common.py", f"--workdir={tmp_path / 'run'}", *flags],
+        [sys.executable, "-c", tiny.MAIN, "--config=configs/common.py", f"--workdir={tmp_path / 'run'}", *flags],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}"},
         capture_output=True,

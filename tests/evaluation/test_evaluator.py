@@ -10,6 +10,7 @@ import pytest
 import tiny
 from PIL import Image
 
+from dlv3p_jax import models
 from dlv3p_jax.data import records, viz
 from dlv3p_jax.datasets.image_folder import ImageFolder
 from dlv3p_jax.datasets.preparing import prepare_dataset
@@ -24,7 +25,7 @@ STEP = 4
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch):
-    monkeypatch.setattr(evaluator, "build_model", tiny.build_model)
+    monkeypatch.setattr(models, "build_model", tiny.build_model)
 
 
 def make_workdir(folder, config, seed, names=("floor", "wall", "lamp")):

@@ -17,6 +17,7 @@ import tiny
 from drawn import draw_picture
 from PIL import Image
 
+from dlv3p_jax import models
 from dlv3p_jax.inference import folder_run, outputs
 from dlv3p_jax.inference.finding import find_pictures
 from dlv3p_jax.runtime import configuration, files, sharding
@@ -30,9 +31,9 @@ import tiny
 from PIL import Image
 from dlv3p_jax.runtime import cli
 from dlv3p_jax.weights import trained
-from dlv3p_jax import predict
+from dlv3p_jax import models, predict
 
-trained.build_model = tiny.build_model
+models.build_model = tiny.build_model
 save, left = Image.Image.save, int(os.environ.get("DIE_AT", 0))
 
 def save_or_die(image, path, *arguments, **options):
@@ -68,7 +69,7 @@ def load(workdir):
 
     def load(**changes) -> trained.TrainedModel:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trained, "build_model", tiny.build_model)
+            patch.setattr(models, "build_model", tiny.build_model)
             return trained.load_checkpoint(None, workdir, changes)
 
     return load

@@ -16,6 +16,7 @@ import several
 import tiny
 from flax.traverse_util import flatten_dict
 
+from dlv3p_jax import models
 from dlv3p_jax.runtime import preemption
 from dlv3p_jax.training import loop
 from dlv3p_jax.weights import checkpoint_reading
@@ -92,7 +93,7 @@ def test_a_run_that_is_told_to_leave_saves_its_step_and_exits_with_75(data_dir, 
 
 def run(config, workdir, monkeypatch, answers=None):
     """Trains with the tiny network; leaves at the `answers`-th time that it asks whether to."""
-    monkeypatch.setattr(loop, "build_model", tiny.build_model)
+    monkeypatch.setattr(models, "build_model", tiny.build_model)
     loop.train_and_evaluate(config, workdir, tiny.Told(answers))
 
 

@@ -12,6 +12,7 @@ import sys
 import pytest
 import tiny
 
+from dlv3p_jax import models
 from dlv3p_jax.evaluation import evaluator
 from dlv3p_jax.runtime import workdir_lock
 from dlv3p_jax.training import loop
@@ -27,8 +28,7 @@ with workdir_lock.hold(sys.argv[1]):
 
 
 def test_a_second_run_is_refused_while_the_first_lives_and_a_kill_lets_it_in(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "build_model", tiny.build_model)
-    monkeypatch.setattr(evaluator, "build_model", tiny.build_model)
+    monkeypatch.setattr(models, "build_model", tiny.build_model)
     config = tiny.make_config(data_dir, num_train_steps=2)
     loop.train_and_evaluate(config, tmp_path)
     before = sorted(tmp_path.rglob("*"))

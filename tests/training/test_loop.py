@@ -18,6 +18,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
+from dlv3p_jax import models
 from dlv3p_jax.data import records
 from dlv3p_jax.evaluation import evaluator, metrics, picture_scores
 from dlv3p_jax.evaluation.views import Views, predict_logits
@@ -52,8 +53,7 @@ checkpoints.Checkpoints.save = save_and_die
 
 @pytest.fixture(autouse=True)
 def tiny_network(monkeypatch):
-    for module in (loop, evaluator):
-        monkeypatch.setattr(module, "build_model", tiny.build_model)
+    monkeypatch.setattr(models, "build_model", tiny.build_model)
 
 
 def make_config(data_dir, **changes):

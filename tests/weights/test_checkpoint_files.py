@@ -15,6 +15,7 @@ import pytest
 import tiny
 from test_checkpoints import assert_equal_trees, make_state, steps_in
 
+from dlv3p_jax import models
 from dlv3p_jax.runtime import disk_errors
 from dlv3p_jax.training import loop
 from dlv3p_jax.weights import checkpoint_digests, checkpoint_files, checkpoint_reading
@@ -334,7 +335,7 @@ def test_a_damaged_best_is_named_with_the_others_and_makes_room_for_the_next(wor
 
 
 def test_a_run_whose_newest_checkpoint_was_cut_short_ends_as_any(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "build_model", tiny.build_model)
+    monkeypatch.setattr(models, "build_model", tiny.build_model)
     config = tiny.make_config(data_dir, checkpoint_every_steps=1, eval_every_steps=4, num_train_steps=4)
     loop.train_and_evaluate(config, tmp_path)
     latest = tmp_path / "checkpoints" / "latest"
