@@ -33,7 +33,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "checkpoint", None, "With --reverse: a workdir, whose best checkpoint is taken, or a checkpoint."
     )
-    flags.DEFINE_bool("auxiliary_head", True, "With --reverse: with MMSegmentation's auxiliary head, of zeros.")
+    flags.DEFINE_bool("auxiliary_head", True, "With --reverse: with an auxiliary head, of zeros if need be.")
 
 
 def main(argv: list[str]) -> None:
@@ -104,8 +104,8 @@ def write_pth(config, checkpoint: str, output: pathlib.Path, auxiliary_head: boo
     output.parent.mkdir(parents=True, exist_ok=True)
     pth.save_pth(state, output, meta)
     print(f"{len(state)} arrays as MMSegmentation names them: {output}", flush=True)
-    if auxiliary_head:
-        print("its auxiliary head is zeros, as none is trained here: --noauxiliary_head leaves it out", flush=True)
+    if auxiliary_head and "auxiliary_head" not in model.variables["params"]:
+        print("its auxiliary head is zeros, as the checkpoint has none: --noauxiliary_head leaves it out", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The six published recipes, against a table transcribed from PaddleSeg's configurations."""
 
 import importlib
+import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -142,3 +144,51 @@ def test_the_recipe_with_rmi_trains_on_both_parts():
     labels = np.random.default_rng(0).integers(0, 19, (1, 9, 9))
     value, parts = losses.weighted(config)(np.zeros((1, 9, 9, 19), np.float32), labels)
     assert parts.keys() == {"cross_entropy", "rmi"} and np.isfinite(value)
+
+
+# The config of MMSegmentation that each of ours is of, as zoo.json has it.
+MMSEG = {
+    "mmseg": "r50-d8_4xb2-40k_cityscapes-512x1024",
+    "cityscapes_r50_mmseg": "r50-d8_4xb2-80k_cityscapes-512x1024",
+    "cityscapes_r101_mg124": "r101-d16-mg124_4xb2-40k_cityscapes-512x1024",
+    "ade20k_r50": "r50-d8_4xb4-160k_ade20k-512x512",
+    "voc_r50_mmseg": "r50-d8_4xb4-40k_voc12aug-512x512",
+    "pascal_context_r101": "r50-d8_4xb4-40k_pascal-context-480x480",  # whose file is of ResNet-101
+    "pascal_context_59_r101": "r101-d8_4xb4-40k_pascal-context-59-480x480",
+    "loveda_r50": "r50-d8_4xb4-80k_loveda-512x512",
+    "potsdam_r50": "r50-d8_4xb4-80k_potsdam-512x512",
+    "vaihingen_r50": "r50-d8_4xb4-80k_vaihingen-512x512",
+    "isaid_r50": "r50-d8_4xb4-80k_isaid-896x896",
+    "mapillary_r50": "r50-d8_4xb2-300k_mapillay_v1_65-1280x1280",
+}
+
+
+@pytest.mark.parametrize("name", MMSEG)
+def test_mmsegmentations_recipes_are_those_of_the_zoo(shared, name):
+    zoo = json.loads((shared / "parity" / "mmseg" / "zoo.json").read_text())
+    (theirs,) = (each for each in zoo if each["name"].endswith(MMSEG[name]))
+    config = importlib.import_module(f"dlv3p_jax.configs.{name}").get_config()
+    configuration.check(config)
+    losses.check_weights(config.loss)
+    dataset = re.sub("(_r50|_r101)?(_mmseg|_mg124)?$", "", name).replace("mmseg", "cityscapes")
+    assert config.dataset.removesuffix("2012") == dataset
+    assert (list(config.crop_size), config.num_train_steps) == (theirs["crop_size_hw"], theirs["max_iters"])
+    assert config.batch_size == 4 * theirs["batch_size_per_gpu"]
+    assert [config.poly_power] == theirs["lr_power"]
+    if name != "mapillary_r50":  # AdamW
+        rates = [config.learning_rate, config.momentum, config.weight_decay]
+        assert rates == [theirs["optimizer"][key] for key in ("lr", "momentum", "weight_decay")]
+    assert config.loss.ohem_min_kept == (theirs["sampler"] or {}).get("min_kept")
+    assert (config.loss.ohem_threshold, config.loss.average_over) == (None, "all")
+    assert (config.model.auxiliary_head, config.loss.auxiliary) == (True, 0.4)
+    model = config.model
+    depth = 101 if name == "pascal_context_r101" else theirs["depth"]
+    assert (model.backbone, model.stem) == (f"resnet{depth}_vd", "deep")
+    assert (model.aspp_rates, model.aspp_channels) == (tuple(theirs["aspp_dilations"]), theirs["channels"])
+    assert model.output_stride == 4 * np.prod(theirs["strides"])
+    assert (config.eval.resize, config.eval.window) == (
+        tuple(theirs["test_resize_wh"][::-1]),
+        theirs["test_crop"] and tuple(theirs["test_crop"]),
+    )
+    config.num_classes = theirs["num_classes"]
+    build_model(config)

@@ -56,6 +56,10 @@ def get_config() -> ConfigDict:
     config.loss.lovasz = 0.0
     config.loss.class_weights = config_dict.placeholder(tuple)
     config.loss.top_k = 1.0  # share of all pixels, the hardest first
+    config.loss.average_over = "valid"  # or "all": ignored pixels count as 0, as in MMSegmentation
+    config.loss.ohem_min_kept = config_dict.placeholder(int)  # so many of the hardest pixels a picture alone count
+    config.loss.ohem_threshold = config_dict.placeholder(float)  # and all of a lower probability than this
+    config.loss.auxiliary = 0.4  # weight of the cross-entropy of model.auxiliary_head
 
     config.model = ConfigDict()
     config.model.backbone = "resnet50_vd"
@@ -79,6 +83,7 @@ def get_config() -> ConfigDict:
     config.model.low_level_channels = 48
     config.model.mean = (127.5, 127.5, 127.5)
     config.model.std = (127.5, 127.5, 127.5)
+    config.model.auxiliary_head = False  # a second classifier on the third stage, in training alone
     config.model.dropout = 0.1
     config.model.dtype = "float32"
     config.model.remat = False  # compute the backbone's activations again for the gradient: less memory, more time

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dlv3p_jax.models.aspp import ASPP
+from dlv3p_jax.models.auxiliary import AuxiliaryHead
 from dlv3p_jax.models.decoder import Decoder
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS, ResNet
@@ -107,6 +108,7 @@ def build_model(config) -> DeepLabV3Plus:
         std=tuple(model.std),
         align_corners=model.align_corners,
         freeze_backbone=config.freeze_backbone,
+        auxiliary_head=AuxiliaryHead(config.num_classes, model.dropout, dtype) if model.auxiliary_head else None,
     )
 
 

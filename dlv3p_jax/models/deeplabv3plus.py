@@ -6,6 +6,7 @@ from flax import linen as nn
 
 from dlv3p_jax.models import ops
 from dlv3p_jax.models.aspp import ASPP
+from dlv3p_jax.models.auxiliary import AuxiliaryHead
 from dlv3p_jax.models.decoder import Decoder
 from dlv3p_jax.models.resnet import ResNet
 from dlv3p_jax.models.tiles import Tiled
@@ -18,6 +19,8 @@ class DeepLabV3Plus(nn.Module):
 
     Attributes:
         backbone, aspp, decoder: the parts; their parameters lie under these names.
+        auxiliary_head: one on the third stage, for training alone, whose logits, resized as the others, are sown as
+            `intermediates/auxiliary_logits`; None: none.
         mean, std: the colours, 0 to 255, that the backbone is to see as 0, and as 1 beside it.
         align_corners: how logits are resized, see `ops.resize`.
         freeze_backbone: in training too, the backbone uses its running statistics and takes no gradient.
@@ -30,6 +33,7 @@ class DeepLabV3Plus(nn.Module):
     std: tuple[float, float, float] = (127.5, 127.5, 127.5)
     align_corners: bool = False
     freeze_backbone: bool = False
+    auxiliary_head: AuxiliaryHead | None = None
 
     def __call__(self, images: jax.Array, train: bool, output_size: tuple[int, int] | None = None) -> jax.Array:
         """The logits of every pixel; they, parameters and statistics are float32 whatever the parts compute in.
@@ -47,9 +51,14 @@ class DeepLabV3Plus(nn.Module):
         if {*self.mean, *self.std} != {127.5}:
             mean, std = (jnp.asarray(values, images.dtype) for values in (self.mean, self.std))
             images = (images * 127.5 + (127.5 - mean)) / std
-        fine, *_, coarse = self.backbone(Tiled(images), train and not self.freeze_backbone)
+        fine, *_, third, coarse = self.backbone(Tiled(images), train and not self.freeze_backbone)
         if self.freeze_backbone:
-            fine, coarse = jax.lax.stop_gradient((fine, coarse))
-        logits = self.decoder(self.aspp(coarse, train), fine, train)
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        return ops.resize(logits, images.shape[1:3], self.align_corners, output_size)
+            fine, third, coarse = jax.lax.stop_gradient((fine, third, coarse))
+
+        def resized(logits: jax.Array) -> jax.Array:
+            logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+            return ops.resize(logits, images.shape[1:3], self.align_corners, output_size)
+
+        if self.auxiliary_head is not None and (train or self.is_initializing()):
+            self.sow("intermediates", "auxiliary_logits", resized(self.auxiliary_head(third, train)))
+        return resized(self.decoder(self.aspp(coarse, train), fine, train))

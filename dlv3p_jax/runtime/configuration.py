@@ -34,7 +34,7 @@ MAY_CHANGE = (
 )
 
 # These keys of the network may differ from those it was trained with: they change its speed and precision, or training.
-MODEL_MAY_DIFFER = ("dropout", "dtype", "output_stride", "remat")
+MODEL_MAY_DIFFER = ("auxiliary_head", "dropout", "dtype", "output_stride", "remat")
 
 
 # With fewer pictures in BatchNorm's statistics, scores are known to drop; no published recipe has fewer.

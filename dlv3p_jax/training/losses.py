@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dlv3p_jax.training import hard_pixels
 from dlv3p_jax.training.rmi import rmi
 
 PARTS = ("cross_entropy", "rmi", "dice", "lovasz")  # whose weights are under `config.loss`
+_AVERAGES = ("valid", "all")
+_HARD = ("ohem_min_kept", "ohem_threshold")
 EPSILON = 1e-8  # in every denominator, so that a batch without a valid pixel gives 0
 
 
@@ -22,6 +25,10 @@ def cross_entropy(
     top_k: float = 1.0,
     ignore_label: int = 255,
     normalizer: Array | None = None,
+    *,
+    average_over: str = "valid",
+    ohem_min_kept: int | None = None,
+    ohem_threshold: float | None = None,
 ) -> Array:
     """Cross-entropy of a softmax, as PaddleSeg's `CrossEntropyLoss` computes it, but for one case.
 
@@ -44,25 +51,37 @@ def cross_entropy(
         ignore_label: the label that is left out.
         normalizer: the `mean_weight` of a larger batch of which this is one of several parts of equal size; the mean of
             their losses is then the loss of the larger batch, however its valid pixels are spread. None: this batch is
-            the whole. `top_k` below 1 chooses, and divides, within each part: then it is not read.
+            the whole. `top_k` below 1 and OHEM choose, and divide, within each part: then it is not read.
+        average_over: "valid", as above; "all", as MMSegmentation has it by default: the sum of l_p over the pixels that
+            count is divided by the number of all pixels.
+        ohem_min_kept: with it only hard pixels count, at least so many times B, see `hard_pixels.online`.
+        ohem_threshold: there the threshold; hard is then what is hard without class weights.
 
     Returns:
         A float32 scalar; 0, with gradients of 0, if no pixel is valid.
 
     Raises:
-        ValueError: on shapes that do not fit, or `top_k` outside (0, 1].
+        ValueError: on shapes that do not fit, or options that `_check` refuses.
     """
     num_classes = logits.shape[-1]
     _check_shapes(logits, labels)
-    _check(num_classes, class_weights, top_k)
+    _check(num_classes, class_weights, top_k, average_over, ohem_min_kept, ohem_threshold)
 
     labels = labels.astype(jnp.int32)
     valid, weights = _pixel_weights(labels, num_classes, class_weights, ignore_label)
-    pixel_losses = jnp.where(valid, _softmax_cross_entropy(logits, labels) * weights, 0)
+    unweighted = _softmax_cross_entropy(logits, labels)
+    pixel_losses = jnp.where(valid, unweighted * weights, 0)
 
+    if ohem_min_kept is not None:
+        hardness = pixel_losses if ohem_threshold is None else jnp.where(valid, unweighted, 0)
+        hardness, count = jax.lax.stop_gradient(hardness), ohem_min_kept * labels.shape[0]
+        kept = hard_pixels.online(hardness, valid, count, ohem_threshold)
+        pixel_losses, weights, normalizer = pixel_losses * kept, weights * kept, None
+    if average_over == "all":
+        return jnp.mean(pixel_losses)
     if top_k < 1:
         count = max(int(top_k * labels.size), 1)
-        share = _share_of_largest(jax.lax.stop_gradient(pixel_losses), count)
+        share = hard_pixels.share_of_largest(jax.lax.stop_gradient(pixel_losses), count)
         numerator = jnp.sum(pixel_losses * share) / count
         denominator = jnp.sum(weights * share) / count if class_weights is not None else 1.0
         return numerator / (denominator + EPSILON)
@@ -156,8 +175,8 @@ class Loss(Protocol):
 def weighted(config) -> Loss:
     """The mix of losses that a configuration asks for.
 
-    Reads `num_classes`, `ignore_label` and, under `loss`, the weight of each part (0 leaves it out), and the
-    cross-entropy's `class_weights` and `top_k`.
+    Reads `num_classes`, `ignore_label` and, under `loss`, the weight of each part (0 leaves it out), and the options of
+    the cross-entropy.
 
     Returns:
         A function of logits `[B, H, W, C]` and labels `[B, H, W]` that gives the float32 sum of weight x part, and the
@@ -165,15 +184,16 @@ def weighted(config) -> Loss:
         `normalizer` of the cross-entropy.
 
     Raises:
-        ValueError: see `check_weights`; or the class weights are not `num_classes` numbers of at least 0, or `top_k` is
-            outside (0, 1].
+        ValueError: see `check_weights`; or the class weights are not `num_classes` numbers of at least 0, or another
+            option of the cross-entropy is wrong.
     """
     settings, ignore_label = config.loss, config.ignore_label
-    class_weights = None if settings.class_weights is None else tuple(settings.class_weights)
+    options = {key: settings[key] for key in ("class_weights", "average_over", "top_k", *_HARD)}
+    options["class_weights"] = None if settings.class_weights is None else tuple(settings.class_weights)
     check_weights(settings)
-    _check(config.num_classes, class_weights, settings.top_k)
+    _check(config.num_classes, **options)
     functions: dict[str, Callable[..., Array]] = {
-        "cross_entropy": functools.partial(cross_entropy, class_weights=class_weights, top_k=settings.top_k),
+        "cross_entropy": functools.partial(cross_entropy, **options),
         "rmi": rmi,
         "dice": dice,
         "lovasz": lovasz,
@@ -190,9 +210,20 @@ def weighted(config) -> Loss:
     return loss
 
 
+def auxiliary(config) -> Callable[..., Array]:
+    """The cross-entropy of the auxiliary head: as in `weighted`, but of all pixels, hard or not; with its arguments."""
+    weights = None if config.loss.class_weights is None else tuple(config.loss.class_weights)
+    return functools.partial(
+        cross_entropy,
+        class_weights=weights,
+        ignore_label=config.ignore_label,
+        average_over=config.loss.average_over,
+    )
+
+
 def check_weights(settings) -> None:
     """Raises ValueError if the weights of `config.loss` make no mix: one is negative, or all are 0."""
-    for name in PARTS:
+    for name in (*PARTS, "auxiliary"):
         if settings[name] < 0:
             raise ValueError(f"config.loss.{name} = {settings[name]}: the weight of a loss is at least 0")
     if all(settings[name] == 0 for name in PARTS):
@@ -267,7 +298,7 @@ def _check_shapes(logits, labels):
         raise ValueError(f"logits {logits.shape} and labels {labels.shape} differ in their leading dimensions")
 
 
-def _check(num_classes, class_weights, top_k):
+def _check(num_classes, class_weights, top_k, average_over, ohem_min_kept, ohem_threshold):
     if class_weights is not None and len(class_weights) != num_classes:
         raise ValueError(f"{len(class_weights)} class_weights for {num_classes} classes: give one for each")
     if isinstance(class_weights, tuple) and not all(isinstance(weight, numbers.Real) for weight in class_weights):
@@ -276,21 +307,11 @@ def _check(num_classes, class_weights, top_k):
         raise ValueError(f"class_weights = {class_weights}: they are at least 0, and one is above it")
     if not 0 < top_k <= 1:
         raise ValueError(f"top_k = {top_k}: the share of pixels to keep is above 0 and at most 1")
-
-
-def _share_of_largest(values, count):
-    """1 at the `count` largest of the non-negative float32 `values`, 0 elsewhere, a fraction where the last ones tie.
-
-    Bisects the count-th largest value over the bit patterns, which are ordered as non-negative floats are: 31 counts,
-    each of which shards, instead of sorting the pixels of all devices together.
-    """
-    bits = jax.lax.bitcast_convert_type(jnp.maximum(values, 0), jnp.int32)
-
-    def halve(i, threshold):  # the largest threshold that at least `count` values reach, from its highest bit down
-        raised = threshold | (1 << (30 - i))
-        return jnp.where(jnp.sum(bits >= raised) >= count, raised, threshold)
-
-    threshold = jax.lax.fori_loop(0, 31, halve, jnp.int32(0))
-    above, tied = bits > threshold, bits == threshold
-    left = (count - jnp.sum(above)) / jnp.sum(tied)
-    return jnp.where(above, 1.0, jnp.where(tied, left, 0.0))
+    if average_over not in _AVERAGES:
+        raise ValueError(f"average_over = {average_over!r}: choose from {', '.join(_AVERAGES)}")
+    if top_k < 1 and (ohem_min_kept is not None or average_over != "valid"):
+        raise ValueError(f"top_k = {top_k} goes with average_over = 'valid' and without ohem_min_kept")
+    if ohem_min_kept is not None and (not isinstance(ohem_min_kept, int) or ohem_min_kept < 1):
+        raise ValueError(f"ohem_min_kept = {ohem_min_kept}: a number of pixels of each picture, at least 1, or None")
+    if ohem_threshold is not None and (ohem_min_kept is None or not 0 < ohem_threshold < 1):
+        raise ValueError(f"ohem_threshold = {ohem_threshold}: between 0 and 1, and with ohem_min_kept; or None")

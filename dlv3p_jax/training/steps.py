@@ -72,8 +72,8 @@ def make_train_step(config, model) -> Callable[[TrainState, Batch, jax.Array], t
 
     - Colours are those that the pictures have without accumulation. Dropout has a key for each micro-batch.
     - The cross-entropy of a micro-batch is divided by the valid pixels (or class weights) of the whole batch, so that
-      the mean is that of the large batch, exactly. So it is for RMI and Dice, means over the pictures. Lovász and
-      `top_k` are those of each micro-batch, averaged, which is another loss than that of the large batch.
+      the mean is that of the large batch, exactly. So it is for RMI and Dice, means over the pictures. Lovász,
+      `top_k` and OHEM are those of each micro-batch, averaged, which is another loss than that of the large batch.
     - BatchNorm normalises by the statistics of each micro-batch, and the running statistics are updated k times in a
       step. So the gradient is the large batch's only where statistics are frozen; a network with BatchNorm learns as
       with batches of B / k pictures in this respect.
@@ -83,7 +83,8 @@ def make_train_step(config, model) -> Callable[[TrainState, Batch, jax.Array], t
     """
     optimizer = optim.make_optimizer(config)
     schedule = optim.make_schedule(config)
-    loss_function = losses.weighted(config)
+    loss_function, auxiliary_loss = losses.weighted(config), losses.auxiliary(config)
+    has_auxiliary = config.model.auxiliary_head and config.loss.auxiliary > 0
     augment = config.augment
     ema_decay = config.ema_decay
     count = config.accumulate_steps
@@ -96,9 +97,13 @@ def make_train_step(config, model) -> Callable[[TrainState, Batch, jax.Array], t
             images,
             train=True,
             rngs={"dropout": dropout_rng},
-            mutable=["batch_stats"],
+            mutable=["batch_stats", "intermediates"] if has_auxiliary else ["batch_stats"],
         )
         loss, parts = loss_function(logits, labels, normalizer)
+        if has_auxiliary:
+            (auxiliary_logits,) = updates["intermediates"]["auxiliary_logits"]
+            parts |= {"auxiliary": auxiliary_loss(auxiliary_logits, labels, normalizer=normalizer)}
+            loss += config.loss.auxiliary * parts["auxiliary"]
         return loss, (parts, updates["batch_stats"])
 
     differentiate = jax.value_and_grad(compute_loss, has_aux=True)

@@ -35,6 +35,10 @@ def absolute(path: epath.PathLike) -> epath.Path:
     return path
 
 
+def _is_auxiliary(name: str) -> bool:
+    return "/auxiliary_head/" in name
+
+
 def _is_backbone(name: str) -> bool:
     return name.split("/")[1:2] == ["backbone"]
 
@@ -214,8 +218,9 @@ def fit_variables(
     Args:
       loaded: variables read from a checkpoint.
       expected: freshly initialised variables of the model.
-      allow_new_head: whether the classifier (`decoder/classifier`) may have another number of classes, and whether
-        `loaded` may be a backbone alone; what it has no values for then keeps its fresh ones.
+      allow_new_head: whether classifiers may have another number of classes, and whether `loaded` may be a backbone
+        alone; what it has no values for then keeps its fresh ones. An auxiliary head, which only training sees, may be
+        in one alone: then it is left out, or where `allow_new_head`, fresh.
       source: where `loaded` is from, for the message.
 
     Returns:
@@ -225,17 +230,22 @@ def fit_variables(
       CheckpointError: lists every name that is missing, unexpected or of another shape.
     """
     loaded, expected = flatten_dict(loaded, sep="/"), flatten_dict(expected, sep="/")
+    loaded = {name: value for name, value in loaded.items() if name in expected or not _is_auxiliary(name)}
+    if not allow_new_head:
+        expected = {name: value for name, value in expected.items() if name in loaded or not _is_auxiliary(name)}
     missing = [name for name in expected if name not in loaded]
     fresh = []
     if all(_is_backbone(name) for name in loaded):
         if not allow_new_head:
             raise CheckpointError(f"{source} holds only a backbone: to train from it, give --config.pretrained")
         fresh = [name for name in missing if not _is_backbone(name)]
+    else:
+        fresh = [name for name in missing if _is_auxiliary(name)]
     problems = [f"missing: {name}" for name in missing if name not in fresh]
     problems += [f"unexpected: {name}" for name in loaded if name not in expected]
     for name in expected.keys() & loaded.keys():
         if loaded[name].shape != expected[name].shape:
-            if allow_new_head and "decoder/classifier/" in name:
+            if allow_new_head and "/classifier/" in name:
                 fresh.append(name)
             else:
                 problems.append(f"{name} is {loaded[name].shape} there and {expected[name].shape} in this model")

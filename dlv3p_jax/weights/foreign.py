@@ -113,7 +113,8 @@ def convert(file: Foreign, model: DeepLabV3Plus, allow_new_head: bool) -> Variab
         else:
             num_classes = file.num_classes
             if allow_new_head and num_classes is not None:
-                model = model.clone(decoder=model.decoder.clone(num_classes=num_classes))
+                head = model.auxiliary_head and model.auxiliary_head.clone(num_classes=num_classes)
+                model = model.clone(decoder=model.decoder.clone(num_classes=num_classes), auxiliary_head=head)
             variables = file.names.convert(file.state, model)
         checkpoint_files.check_finite(variables)
     except ValueError as error:

@@ -4,8 +4,7 @@
     variables, dropped = convert_backbone(state, model)   # of ImageNet's, torchvision's ResNets among them
     state = revert(variables, model)        # the same bits again
 
-Its auxiliary head serves training alone, and its counters of batches nothing: both are left out, and zeros on the way
-back.
+Its counters of batches serve nothing: they are left out, and zeros on the way back.
 """
 
 import collections
@@ -17,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from dlv3p_jax.configs.mmseg import NETWORK
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS
-from dlv3p_jax.weights import mmseg_models, renamed
+from dlv3p_jax.weights import renamed
 from dlv3p_jax.weights.renamed import ConversionError
 
 __all__ = ["ConversionError", "classes_of", "convert", "convert_backbone", "describe", "is_backbone"]
@@ -33,10 +33,8 @@ _BATCH_NORM_LEAVES = (
     ("batch_stats/{}/batch_norm/mean", "running_mean"),
     ("batch_stats/{}/batch_norm/var", "running_var"),
 )
-_CLASSIFIER_LEAVES = (
-    ("params/decoder/classifier/kernel", "decode_head.conv_seg.weight"),
-    ("params/decoder/classifier/bias", "decode_head.conv_seg.bias"),
-)
+_AUXILIARY = "auxiliary_head."  # how the names of its arrays begin
+_CLASSIFIERS = {"decode_head": "decoder", "auxiliary_head": "auxiliary_head"}
 # Our layer, and their convolution and BatchNorm.
 _DEEP_STEM = (
     ("stem_conv1", "stem.0", "stem.1"),
@@ -119,8 +117,14 @@ def describe(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> dict[s
         "model.aspp_channels": widths[0],
         "model.decoder_channels": widths[1],
         "model.low_level_channels": widths[2],
-        **{f"model.{key}": value for key, value in mmseg_models.NETWORK.items()},
+        **{f"model.{key}": value for key, value in NETWORK.items()},
+        "model.auxiliary_head": has_auxiliary_head(state),
     }
+
+
+def has_auxiliary_head(state: Mapping[str, np.ndarray]) -> bool:
+    """Whether `state` holds an auxiliary head beside the network."""
+    return any(name.startswith(_AUXILIARY) for name in state)
 
 
 def convert(state: Mapping[str, np.ndarray], model: DeepLabV3Plus) -> dict:
@@ -128,7 +132,7 @@ def convert(state: Mapping[str, np.ndarray], model: DeepLabV3Plus) -> dict:
 
     Args:
         state: MMSegmentation's names and arrays; convolutions are [out, in / groups, height, width].
-        model: what `build_model` returned.
+        model: what `build_model` returned; where one of it and `state` has no auxiliary head, there is none.
 
     Returns:
         {'params': ..., 'batch_stats': ...} of float32 arrays, for `model.apply`.
@@ -136,7 +140,10 @@ def convert(state: Mapping[str, np.ndarray], model: DeepLabV3Plus) -> dict:
     Raises:
         ConversionError: a name is missing or unexpected, or an array has another shape; all are listed.
     """
-    state = {name: value for name, value in state.items() if not name.startswith("auxiliary_head.")}
+    if model.auxiliary_head is None:
+        state = {name: value for name, value in state.items() if not name.startswith(_AUXILIARY)}
+    elif not has_auxiliary_head(state):
+        model = model.clone(auxiliary_head=None)
     return renamed.to_ours(_without_counters(state), _names(model), _WHAT)
 
 
@@ -166,8 +173,8 @@ def revert(variables: Mapping, model: DeepLabV3Plus, auxiliary_head: bool = True
     Args:
         variables: {'params': ..., 'batch_stats': ...} of `model`.
         model: what `build_model` returned.
-        auxiliary_head: with the head that MMSegmentation's recipes train beside (zeros, as we have none): without it,
-            only a model that was built with `auxiliary_head=None` takes them strictly.
+        auxiliary_head: with the head that MMSegmentation's recipes train beside, zeros where `variables` have none.
+            Without it, only a model that was built with `auxiliary_head=None` takes them strictly.
 
     Returns:
         MMSegmentation's names, in the order of its `state_dict`, with float32 arrays; its counters are int64.
@@ -176,11 +183,13 @@ def revert(variables: Mapping, model: DeepLabV3Plus, auxiliary_head: bool = True
         ConversionError: MMSegmentation has no such network, or `variables` are not those of `model`.
     """
     state: dict[str, np.ndarray] = {}
+    trained = auxiliary_head and "auxiliary_head" in variables["params"]
+    model = model if trained else model.clone(auxiliary_head=None)
     for name, value in renamed.to_theirs(variables, _names(model), _WHAT).items():
         state[name] = value
         if name.endswith(".running_var"):
             state[f"{name.removesuffix('.running_var')}.num_batches_tracked"] = np.zeros((), np.int64)
-    if auxiliary_head:
+    if auxiliary_head and not trained:
         inputs = max(
             np.size(value, 0) for name, value in state.items() if name.startswith("backbone.layer3.") and value.ndim
         )
@@ -201,7 +210,14 @@ def _without_counters(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @functools.lru_cache(maxsize=4)
 def _names(model: DeepLabV3Plus, part: str = "") -> renamed.Names:
-    pairs = [*_leaves(_backbone_layers(model)), *_CLASSIFIER_LEAVES, *_leaves(_head_layers(model))]
+    classifiers = [
+        (f"params/{ours}/classifier/{leaf}", f"{theirs}.conv_seg.{their_leaf}")
+        for theirs, ours in _CLASSIFIERS.items()
+        for leaf, their_leaf in (("kernel", "weight"), ("bias", "bias"))
+    ]
+    auxiliary = [("auxiliary_head/conv", "auxiliary_head.convs.0.conv", "auxiliary_head.convs.0.bn")]
+    pairs = [*_leaves(_backbone_layers(model)), *classifiers[:2], *_leaves(_head_layers(model)), *classifiers[2:]]
+    pairs += _leaves(auxiliary)
     return renamed.names_of(model, pairs, part=part)
 
 

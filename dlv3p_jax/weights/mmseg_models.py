@@ -6,11 +6,11 @@ the number of steps, with what else sets models of these apart: `mmseg/r50_citys
 while their files are named, and trained, as R-101.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from dlv3p_jax.configs import common
+from dlv3p_jax.configs import common, mmseg
 
 ROOT = "https://download.openmmlab.com"  # OpenMMLab's server; files are ROOT/PATH
 _TORCHVISION = "https://download.pytorch.org"
@@ -26,12 +26,6 @@ class Published(NamedTuple):
     plain: float
     ms_flip: float | None  # with flip and the scales 0.5, 0.75, ... 1.75
     path: str
-
-    @property
-    def test_size(self) -> tuple[int, int]:
-        """(height, width) that MMSegmentation resizes pictures to fit before it tests them; 769x769 adds a pixel."""
-        height, width = _DATASETS[self.dataset][2]
-        return (height + 1, width + 1) if self.crop_size == (769, 769) else (height, width)
 
 
 def _model(dataset, backbone, crop_size, num_train_steps, plain, ms_flip, folder, stamp) -> Published:
@@ -234,49 +228,6 @@ ABOUT_BYTES = {"r18": 50_000_000, "r50": 175_000_000, "r101": 251_000_000} | {
 }
 
 
-# What all networks of MMSegmentation's have, as keys of `config.model`; the rest differs.
-NETWORK = {
-    "avg_down": False,
-    "stage1_shortcut": False,
-    "contract_dilation": True,
-    "dilate_second": False,
-    "aspp_pooling_first": True,
-    "aspp_projection_size": 3,
-    "head_bias": False,
-    "head_depthwise_relu": True,
-    "mean": (123.675, 116.28, 103.53),
-    "std": (58.395, 57.12, 57.375),
-}
-
-# By data set: its classes, the pictures of a batch on all GPUs, and (height, width) that pictures are tested at.
-_DATASETS = {
-    "cityscapes": (19, 8, (1024, 2048)),
-    "ade20k": (150, 16, (512, 2048)),
-    "voc2012": (21, 16, (512, 2048)),
-    "pascal_context": (60, 16, (520, 520)),
-    "pascal_context_59": (59, 16, (520, 520)),
-    "loveda": (7, 16, (1024, 1024)),
-    "potsdam": (6, 16, (512, 512)),
-    "vaihingen": (6, 16, (512, 512)),
-    "isaid": (16, 16, (896, 896)),
-    "mapillary": (65, 8, (1024, 2048)),
-}
-_STRIDES = {(769, 769): (513, 513), (480, 480): (320, 320)}  # of the windows that models of such crops are tested in
-
-
-def network(backbone: str) -> dict[str, Any]:
-    """The keys of `config.model` of MMSegmentation's network with one of its backbones, such as r50 or r18b."""
-    depth, small = int(backbone.strip("rb")), backbone.startswith("r18")
-    return NETWORK | {
-        "backbone": f"resnet{depth}_vd",  # its blocks
-        "stem": "plain" if backbone.endswith("b") else "deep",
-        "multi_grid": (1, 1) if small else (1, 1, 1),
-        "aspp_channels": 128 if small else 512,
-        "decoder_channels": 128 if small else 512,
-        "low_level_channels": 12 if small else 48,
-    }
-
-
 def config_of(name: str) -> ConfigDict:
     """The configuration of a published model: its network, its data set, and how it was trained and is tested.
 
@@ -285,23 +236,10 @@ def config_of(name: str) -> ConfigDict:
     if name in IMAGENET:
         config = common.get_config()
         config.model.update(
-            network(f"r{name.removeprefix('resnet').removesuffix('_v1c')}{'' if '_v1c' in name else 'b'}")
+            mmseg.network(f"r{name.removeprefix('resnet').removesuffix('_v1c')}{'' if '_v1c' in name else 'b'}")
         )
         return config
     published = PUBLISHED[name]
-    num_classes, batch_size, _ = _DATASETS[published.dataset]
-    config = common.get_config()
-    config.update(dataset=published.dataset, num_classes=num_classes, crop_size=published.crop_size)
-    config.update(batch_size=batch_size, num_train_steps=published.num_train_steps, weight_decay=5e-4)
-    config.update(end_learning_rate=1e-4)
-    aligned = published.crop_size == (769, 769)
-    config.model.update(network(published.backbone), align_corners=aligned)
-    config.eval.update(resize=published.test_size, align_corners=aligned)
-    if published.dataset.startswith("pascal_context"):
-        config.update(learning_rate=0.004, weight_decay=1e-4)
-    if "_d16_mg124_" in name:
-        config.model.update(output_stride=16, aspp_rates=(1, 6, 12, 18), multi_grid=(1, 2, 4))
-        config.model.multi_grid_kind = "dilations"
-    if published.crop_size in _STRIDES:
-        config.eval.update(window=published.crop_size, stride=_STRIDES[published.crop_size])
-    return config
+    config = mmseg.get_config(published.dataset, published.backbone, published.crop_size)
+    config.update(num_classes=mmseg.DATASETS[published.dataset].num_classes, num_train_steps=published.num_train_steps)
+    return mmseg.with_multi_grid(config) if "_d16_mg124_" in name else config

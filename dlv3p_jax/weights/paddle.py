@@ -149,6 +149,7 @@ def _expected(model: DeepLabV3Plus) -> renamed.Names:
         for ours, theirs in _conv_bn_layers(model)
         for path, name in _CONV_BN_LEAVES
     ]
+    model = model.clone(auxiliary_head=None)  # which PaddleSeg's has not
     return renamed.names_of(model, [*pairs, *_CLASSIFIER_LEAVES])
 
 

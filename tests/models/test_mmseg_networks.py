@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from dlv3p_jax.configs import common
+from dlv3p_jax.configs import mmseg as recipes
 from dlv3p_jax.data import colors
 from dlv3p_jax.evaluation.views import Views, predict_logits
 from dlv3p_jax.models import build_model
 from dlv3p_jax.models.tiles import Tiled
-from dlv3p_jax.weights import mmseg, mmseg_models
+from dlv3p_jax.weights import mmseg
 
 R101 = {"output_stride": 16, "multi_grid": (1, 2, 4), "multi_grid_kind": "dilations", "aspp_rates": (1, 6, 12, 18)}
 FORWARD = {  # recording: names and shapes of its weights, its backbone, and what differs from that one's network
@@ -34,7 +35,7 @@ AS_RECORDED = {"mean": (127.5,) * 3, "std": (127.5,) * 3}  # `forward_*` begin b
 def make_model(backbone="r50", num_classes=19, **changes):
     config = common.get_config()
     config.num_classes = num_classes
-    config.model.update(mmseg_models.network(backbone) | changes)
+    config.model.update(recipes.network(backbone) | changes)
     return build_model(config)
 
 

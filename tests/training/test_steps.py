@@ -342,3 +342,44 @@ def test_losses_and_statistics_are_over_the_global_batch():
         np.testing.assert_allclose(scalars[name], expected_scalars[name], rtol=1e-5)
     assert_close(after.batch_stats, expected.batch_stats, 1e-5)
     assert_close(after.params, expected.params, 1e-5)
+
+
+class TwoHeads(TinyNet):
+    """A `TinyNet` with a second classifier, sown as `DeepLabV3Plus` does."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = ConvBN(4, name="backbone")(images, train)
+        self.sow("intermediates", "auxiliary_logits", Conv(3, name="auxiliary_head")(x))
+        return Conv(3, name="decoder")(x)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_auxiliary_loss_is_added_with_its_weight(count):
+    """Its gradient is the difference of two trainings; with weight 0, its head stays as it is."""
+    changes = {"model.auxiliary_head": True, "weight_decay": 0.0, "accumulate_steps": count}
+    batch, model = make_batch(size=(4, 8, 8)), TwoHeads()
+    config = make_config(changes)
+    (before, after), (scalars,) = take_steps(config, batch, model=model)
+    np.testing.assert_allclose(scalars["loss"], scalars["cross_entropy"] + 0.4 * scalars["auxiliary"], rtol=1e-6)
+    off = make_config(changes | {"loss.auxiliary": 0.0})
+    (_, without), (plain,) = take_steps(off, batch, model=model)
+    assert "auxiliary" not in plain
+    assert_equal(without.params["auxiliary_head"], before.params["auxiliary_head"])
+    assert_close(without.params["decoder"], after.params["decoder"])  # which the second loss does not reach
+    if count > 1:
+        return
+
+    def auxiliary(params):
+        variables = {"params": params, "batch_stats": before.batch_stats}
+        _, updates = model.apply(variables, batch["image"], train=True, mutable=["batch_stats", "intermediates"])
+        logits, label = updates["intermediates"]["auxiliary_logits"][0], batch["label"].astype(int)
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), np.where(label == 255, 0, label)[..., None], -1)
+        return -jnp.sum(jnp.where(label == 255, 0, picked[..., 0])) / np.sum(label != 255)
+
+    np.testing.assert_allclose(scalars["auxiliary"], auxiliary(before.params), rtol=1e-5)
+    gradient = jax.grad(auxiliary)(before.params)
+    for name in ("auxiliary_head", "backbone"):
+        step = jax.tree.map(lambda new, old: (old - new) / 0.01, after.params[name], without.params[name])
+        expected = jax.tree.map(lambda leaf: 0.4 * leaf, gradient[name])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), step, expected)

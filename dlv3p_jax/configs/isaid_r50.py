@@ -1,0 +1,10 @@
+"""iSAID (16 classes, tiles of 896x896) as MMSegmentation trains on it, on ResNet-50.
+
+python -m dlv3p_jax.main --config=configs/isaid_r50.py
+"""
+
+from dlv3p_jax.configs import mmseg
+
+
+def get_config():
+    return mmseg.get_config("isaid")
