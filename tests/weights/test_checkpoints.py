@@ -443,3 +443,22 @@ def test_every_difference_is_listed_up_to_five():
         checkpoint_reading.fit_variables(many, {"params": {}}, allow_new_head=True)
     lines = str(caught.value).splitlines()
     assert len(lines) == 7 and lines[-1].strip() == "…"
+
+
+def test_an_auxiliary_head_may_be_in_one_of_both_alone():
+    network = {"backbone": {"kernel": np.ones(2)}, "decoder": {"kernel": np.ones(3)}}
+    without, with_ = (
+        {"params": network | more}
+        for more in ({}, {"auxiliary_head": {"classifier": {"bias": np.zeros(4)}, "conv": {"kernel": np.zeros(5)}}})
+    )
+    fit = checkpoint_reading.fit_variables
+    names = ["params/auxiliary_head/classifier/bias", "params/auxiliary_head/conv/kernel"]
+    assert fit(with_, without, allow_new_head=False) == (without, [])
+    assert fit(without, with_, allow_new_head=False) == (without, [])  # only training would miss it
+    variables, fresh = fit(without, with_, allow_new_head=True)
+    assert (variables["params"].keys(), fresh) == (with_["params"].keys(), names)
+    other = {
+        "params": network | {"auxiliary_head": {"classifier": {"bias": np.zeros(9)}, "conv": {"kernel": np.ones(5)}}}
+    }
+    variables, fresh = fit(other, with_, allow_new_head=True)
+    assert fresh == names[:1] and variables["params"]["auxiliary_head"]["conv"]["kernel"][0] == 1
