@@ -19,16 +19,16 @@ from dlv3p_jax.runtime import cli, files
 _DATASET = flags.DEFINE_string(
     "dataset",
     None,
-    "toy_streets (drawn by this program), image_folder (your own data), ade20k, cityscapes, loveda, mapillary, "
-    "voc2012, or tfds:NAME of TensorFlow Datasets' catalogue.",
+    "toy_streets (drawn by this program), image_folder (your own data), ade20k, cityscapes, isaid, loveda, mapillary, "
+    "pascal_context, pascal_context_59, potsdam, vaihingen, voc2012, or tfds:NAME of TensorFlow Datasets' catalogue.",
 )
 _SOURCE = flags.DEFINE_string(
     "source",
     None,
     'image_folder: a folder with train.txt and val.txt, "image label" on every line, or with images/{train,val} and '
     "labels/{train,val}, or with JPEGImages, SegmentationClass and ImageSets/Segmentation/{train,val}.txt. "
-    "cityscapes: the folder that holds leftImg8bit and gtFine. voc2012: VOC2012, or what holds it. ade20k, loveda, "
-    "mapillary: the folder that its archives were extracted to. tfds:NAME: TFDS's own data_dir, if not its default.",
+    "cityscapes: the folder that holds leftImg8bit and gtFine. voc2012: VOC2012, or what holds it. The other "
+    "public data sets: the folder that the archives were extracted to. tfds:NAME: TFDS's own data_dir, if not its default.",
 )
 _IMAGE_KEY = flags.DEFINE_string(
     "image_key", "image", "tfds:NAME: the feature that holds the picture. (image_folder's flags for labels work, too.)"
@@ -133,11 +133,9 @@ def _voc2012(data_dir, skip_bad):
     return Voc2012(data_dir, cli.required(_SOURCE), sbd_folder=_SBD.value, workers=_WORKERS.value, skip_bad=skip_bad)
 
 
-def _scene_folders(name):
+def _public(module, name):
     def make(data_dir, skip_bad):
-        from dlv3p_jax.datasets import scene_folders
-
-        builder = scene_folders.BUILDERS[name]
+        builder = importlib.import_module(f"dlv3p_jax.datasets.{module}").BUILDERS[name]
         return builder(data_dir, cli.required(_SOURCE), workers=_WORKERS.value, skip_bad=skip_bad)
 
     return make
@@ -155,8 +153,12 @@ BUILDERS = {
     "cityscapes": (_cityscapes, ("source", "skip_bad"), "configs/cityscapes_r50.py"),
     "voc2012": (_voc2012, ("source", "sbd", "skip_bad"), "configs/voc_r50.py"),
     **{
-        name: (_scene_folders(name), ("source", "skip_bad"), f"configs/{name}_r50.py")
-        for name in ("ade20k", "loveda", "mapillary")
+        name: (_public(module, name), ("source", "skip_bad"), f"configs/{name}_{backbone}.py")
+        for module, name, backbone in (
+            *(("scene_folders", name, "r50") for name in ("ade20k", "loveda", "mapillary")),
+            *(("scene_folders", name, "r101") for name in ("pascal_context", "pascal_context_59")),
+            *(("aerial", name, "r50") for name in ("potsdam", "vaihingen", "isaid")),
+        )
     },
     "tfds:NAME": (_tfds, (*_OF_LABELS, "image_key", "label_key", "splits"), "configs/image_folder.py"),
 }

@@ -36,8 +36,40 @@ then holds
   {training,validation}/images/*.jpg
   {training,validation}/v1.2/labels/*.png"""
 
+PASCAL_CONTEXT = """\
+Download VOCtrainval_03-May-2010.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2010/ and trainval_merged.json from
+https://cs.stanford.edu/~roozbeh/pascal-context/, and make labels and lists as MMSegmentation's pascal_context.py does:
+the folder VOC2010 then holds
+  JPEGImages/*.jpg
+  SegmentationClassContext/*.png, of 0 (background) to 59
+  ImageSets/SegmentationContext/{train,val}.txt"""
+
+POTSDAM = """\
+Download Potsdam of https://www.isprs.org/education/benchmarks/UrbanSemLab/ (after registering) and extract its archives
+2_Ortho_RGB.zip and 5_Labels_all_noBoundary.zip into one folder, which then holds, in any sub-folders,
+  top_potsdam_*_RGB.tif
+  top_potsdam_*_label_noBoundary.tif"""
+
+VAIHINGEN = """\
+Download Vaihingen of https://www.isprs.org/education/benchmarks/UrbanSemLab/ (after registering) and extract its
+archives ISPRS_semantic_labeling_Vaihingen.zip and …_ground_truth_eroded_COMPLETE.zip into one folder, which then holds,
+in any sub-folders,
+  top_mosaic_09cm_area*.tif
+  top_mosaic_09cm_area*_noBoundary.tif"""
+
+ISAID = """\
+Download the pictures of DOTA v1.0 and the semantic masks of https://captain-whu.github.io/iSAID/dataset.html into one
+folder, which then holds
+  {train,val}/images/images/P*.png
+  {train,val}/Semantic_masks/images/P*_instance_color_RGB.png"""
+
 HOW_TO = {
     "ade20k": ADE20K,
+    "isaid": ISAID,
+    "pascal_context": PASCAL_CONTEXT,
+    "pascal_context_59": PASCAL_CONTEXT,
+    "potsdam": POTSDAM,
+    "vaihingen": VAIHINGEN,
     "cityscapes": CITYSCAPES,
     "loveda": LOVEDA,
     "mapillary": MAPILLARY,

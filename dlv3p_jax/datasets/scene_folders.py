@@ -14,7 +14,7 @@ from dlv3p_jax.data.label_map import count_values, list_counts
 from dlv3p_jax.data.labels import read_label
 from dlv3p_jax.data.pictures import Pair, Problem, read_pair
 from dlv3p_jax.datasets.builder import PictureBuilder
-from dlv3p_jax.datasets.pairs import first_five, pictures_below
+from dlv3p_jax.datasets.pairs import first_five, pictures_below, read_lines
 
 
 class Layout(NamedTuple):
@@ -26,6 +26,7 @@ class Layout(NamedTuple):
         reduce_zero_label: 0 counts nowhere, and class i is stored as i + 1.
         unlabelled: a value, beside 255, that counts nowhere.
         num_pictures: of each split as published.
+        lists: by split, a file of names below the source; without, all pictures of the folders are taken.
     """
 
     title: str
@@ -33,8 +34,17 @@ class Layout(NamedTuple):
     reduce_zero_label: bool
     unlabelled: int | None
     num_pictures: dict[str, int]
+    lists: dict[str, str] = {}
 
 
+_PASCAL_CONTEXT = Layout(
+    "Pascal Context (60 classes)",
+    dict.fromkeys(("train", "val"), (("JPEGImages", "SegmentationClassContext"),)),
+    reduce_zero_label=False,
+    unlabelled=None,
+    num_pictures={"train": 4_998, "val": 5_105},
+    lists={split: f"ImageSets/SegmentationContext/{split}.txt" for split in ("train", "val")},
+)
 LAYOUTS = {
     "ade20k": Layout(
         "ADE20K (SceneParsing, 150 classes)",
@@ -66,6 +76,8 @@ LAYOUTS = {
         unlabelled=65,
         num_pictures={"train": 18_000, "val": 2_000},
     ),
+    "pascal_context": _PASCAL_CONTEXT,
+    "pascal_context_59": _PASCAL_CONTEXT._replace(title="Pascal Context (59 classes)", reduce_zero_label=True),
 }
 
 
@@ -122,7 +134,18 @@ class Mapillary(_SceneFolders):
     """Mapillary Vistas with the labels of version 1.2."""
 
 
+class PascalContext(_SceneFolders):
+    """Pascal Context with 59 classes and background."""
+
+
+class PascalContext59(_SceneFolders):
+    """Pascal Context without its background, which counts nowhere."""
+
+    name = "pascal_context_59"
+
+
 BUILDERS = {"ade20k": Ade20k, "loveda": Loveda, "mapillary": Mapillary}
+BUILDERS |= {"pascal_context": PascalContext, "pascal_context_59": PascalContext59}
 
 
 def read_classes(path: str, layout: Layout, num_classes: int) -> np.ndarray:
@@ -166,8 +189,13 @@ def find_pictures(source: str | os.PathLike, name: str) -> tuple[dict[str, list[
             (pictures, others), (found, _) = pictures_below(root / images), pictures_below(root / labels)
             if others:
                 remarks.append(f"{root / images}: {len(others)} files are no pictures, left out ({first_five(others)})")
-            for stem in sorted(pictures.keys() | found.keys()):
-                if stem not in found:
+            listed = _listed(root, layout, split, name) or sorted(pictures.keys() | found.keys())
+            for stem in listed:
+                if stem not in found and stem not in pictures:
+                    problems.append(
+                        Problem(stem, f"{root / images} and {root / labels} have no {stem}, which is listed")
+                    )
+                elif stem not in found:
                     problems.append(Problem(stem, f"{pictures[stem]} has no label in {root / labels}"))
                 elif stem not in pictures:
                     problems.append(Problem(stem, f"{found[stem]} has no picture in {root / images}"))
@@ -182,6 +210,16 @@ def find_pictures(source: str | os.PathLike, name: str) -> tuple[dict[str, list[
         if len(pairs[split]) != layout.num_pictures[split]:
             remarks.append(f"{split}: {len(pairs[split])} pictures, where there are {layout.num_pictures[split]:,}")
     return pairs, problems, remarks
+
+
+def _listed(root: pathlib.Path, layout: Layout, split: str, name: str) -> list[str]:
+    """The names that a split's list has; none where there is no list."""
+    if split not in layout.lists:
+        return []
+    path = root / layout.lists[split]
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file.\n{downloads.HOW_TO[name]}")
+    return list(dict.fromkeys(filter(None, map(str.strip, read_lines(path)))))
 
 
 def _find_root(source: pathlib.Path, name: str) -> pathlib.Path:

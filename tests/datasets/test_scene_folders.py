@@ -39,6 +39,20 @@ LAYOUTS = {
         [[0, 64, 65], [2, 2, 2]],
         [[0, 64, 255], [2, 2, 2]],
     ),
+    "pascal_context": (
+        "JPEGImages",
+        "SegmentationClassContext",
+        "jpg",
+        [[0, 59, 255], [1, 1, 1]],
+        [[0, 59, 255], [1, 1, 1]],
+    ),
+    "pascal_context_59": (
+        "JPEGImages",
+        "SegmentationClassContext",
+        "jpg",
+        [[0, 59, 255], [1, 1, 1]],
+        [[255, 58, 255], [0, 0, 0]],
+    ),
 }
 MMSEG = {
     "ade20k": "ADE20KDataset",
@@ -65,6 +79,10 @@ def make_source(folder: pathlib.Path, name: str) -> pathlib.Path:
         for images, labels in pairs:
             write(folder / images / f"one.{suffix}", rng.integers(0, 256, (2, 3, 3)))
             write(folder / labels / "one.png", stored)
+    for path in scene_folders.LAYOUTS[name].lists.values():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text("one\n")
+        write(folder / "JPEGImages" / f"unlisted.{suffix}", np.zeros((2, 3, 3)))
     return folder
 
 
@@ -113,6 +131,16 @@ def test_what_is_missing_or_wrong_is_named(tmp_path):
         (source / "images/training/two.jpg").unlink()
         (source / "annotations/training/three.png").unlink()
         prepare(source, tmp_path / "data", "ade20k")
+
+
+def test_a_listed_name_without_files_is_named(tmp_path):
+    source = make_source(tmp_path / "source", "pascal_context")
+    (source / "ImageSets/SegmentationContext/val.txt").write_text("one\ntwo\n")
+    with pytest.raises(DatasetError, match="have no two, which is listed"):
+        prepare(source, tmp_path / "data", "pascal_context")
+    (source / "ImageSets/SegmentationContext/val.txt").unlink()
+    with pytest.raises(DatasetError, match="(?s)SegmentationContext/val.txt: no such file.*trainval_merged.json"):
+        prepare(source, tmp_path / "data", "pascal_context")
 
 
 def test_the_command_prepares_checks_and_previews(tmp_path):

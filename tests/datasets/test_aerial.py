@@ -1,0 +1,110 @@
+"""Potsdam, Vaihingen and iSAID, from tiny files in the distributed layout; tiles are slices of whole pictures."""
+
+import functools
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlv3p_jax.data.classes import CLASSES
+from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.datasets import aerial
+from dlv3p_jax.datasets.preparing import prepare_dataset
+
+# A picture of train, its label, a picture of val, its label: as the archives hold them.
+FILES = {
+    "potsdam": (
+        "2_Ortho_RGB/top_potsdam_2_10_RGB.tif",
+        "5_Labels_all_noBoundary/top_potsdam_2_10_label_noBoundary.tif",
+        "2_Ortho_RGB/top_potsdam_5_15_RGB.tif",
+        "5_Labels_all_noBoundary/top_potsdam_5_15_label_noBoundary.tif",
+    ),
+    "vaihingen": (
+        "top/top_mosaic_09cm_area1.tif",
+        "ground_truth_eroded_COMPLETE/top_mosaic_09cm_area1_noBoundary.tif",
+        "top/top_mosaic_09cm_area38.tif",
+        "ground_truth_eroded_COMPLETE/top_mosaic_09cm_area38_noBoundary.tif",
+    ),
+    "isaid": (
+        "train/images/images/P0003.png",
+        "train/Semantic_masks/images/P0003_instance_color_RGB.png",
+        "val/images/images/P0003.png",
+        "val/Semantic_masks/images/P0003_instance_color_RGB.png",
+    ),
+}
+SIZE = (20, 30)
+
+
+def make_source(folder, name):
+    """Pictures of random pixels; labels of all classes, and of void but for iSAID. Returns both by path."""
+    rng, arrays = np.random.default_rng(0), {}
+    palette = np.array([*CLASSES[name].palette, (0, 0, 0), (1, 2, 3)][: None if name != "isaid" else -2], np.uint8)
+    for index, path in enumerate(FILES[name]):
+        is_label = index % 2
+        values = rng.integers(0, len(palette) if is_label else 256, SIZE if is_label else (*SIZE, 3))
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(palette[values] if is_label else values.astype(np.uint8)).save(folder / path)
+        arrays[path] = np.where(values >= len(CLASSES[name].names), 255, values) if is_label else values
+    return arrays
+
+
+def prepare(source, data_dir, name, **options):
+    make = functools.partial(aerial.BUILDERS[name], source=source, **options)
+    return prepare_dataset(name, make, data_dir, False)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Tiles of 16x16, so that small pictures have several."""
+    for name, survey in aerial.SURVEYS.items():
+        monkeypatch.setitem(aerial.SURVEYS, name, survey._replace(side=16, step=10))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_tiles_cover_the_pictures_and_labels_are_classes(tmp_path, small, name):
+    arrays = make_source(tmp_path / "source", name)
+    dataset, made_by = prepare(tmp_path / "source", tmp_path / "data", name)
+    assert tuple(dataset.class_names) == CLASSES[name].names
+    for split, (image, label) in {"train": FILES[name][:2], "val": FILES[name][2:]}.items():
+        corners = [(top, left) for top in (0, 4) for left in (0, 10, 14)]
+        source = dataset.source(split)
+        assert len(source) == len(corners)
+        for record, (top, left) in zip(source, corners, strict=True):
+            assert record["id"].decode().endswith(f"_{top}_{left}")
+            part = slice(top, top + 16), slice(left, left + 16)
+            for key, values in (("image", arrays[image]), ("label", arrays[label])):
+                np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(record[key]))), values[part])
+    assert any(remark.startswith("train: 6 tiles, where there are") for remark in made_by.remarks)
+
+
+def test_the_numbers_of_tiles_are_those_that_are_published():
+    """6000x6000 and 24 + 14 pictures of Potsdam make 3,456 and 2,016; a picture that is smaller is one tile."""
+    survey = aerial.SURVEYS["potsdam"]
+    a_side = list(aerial.starts(6000, survey.side, survey.step))
+    assert (len(survey.val), 24 * len(a_side) ** 2) == (14, survey.num_tiles["train"])
+    assert len(survey.val) * len(a_side) ** 2 == survey.num_tiles["val"]
+    assert (a_side[:2], a_side[-1]) == ([0, 512], 6000 - 512)
+    assert list(aerial.starts(300, 512, 512)) == list(aerial.starts(512, 512, 512)) == [0]
+    assert list(aerial.starts(1500, 896, 512)) == [0, 512, 604]  # patches of 896 that overlap by 384
+    assert len(aerial.SURVEYS["vaihingen"].val) == 17
+
+
+def test_what_is_missing_or_wrong_is_named(tmp_path, small):
+    with pytest.raises(DatasetError, match="no such folder.\nDownload"):
+        prepare(tmp_path / "none", tmp_path / "data", "potsdam")
+    source = tmp_path / "source"
+    make_source(source, "potsdam")
+    (source / FILES["potsdam"][2]).unlink()
+    with pytest.raises(DatasetError, match="5_15_label_noBoundary.tif has no picture"):
+        prepare(source, tmp_path / "data", "potsdam")
+    (source / FILES["potsdam"][3]).unlink()
+    with pytest.raises(DatasetError, match="the val split is empty.\nDownload"):
+        prepare(source, tmp_path / "data", "potsdam")
+    make_source(source, "isaid")
+    Image.fromarray(np.full((*SIZE, 3), 9, np.uint8)).save(source / FILES["isaid"][1])
+    with pytest.raises(DatasetError, match="6 problems.*\n.*P0003_instance_color_RGB.png: value.* 9-9-9"):
+        prepare(source, tmp_path / "data", "isaid")
+    Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(source / FILES["isaid"][1])
+    with pytest.raises(DatasetError, match="is 30x20 but its label .* is 5x5"):
+        prepare(source, tmp_path / "data", "isaid")
