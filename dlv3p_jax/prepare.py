@@ -28,7 +28,7 @@ _SOURCE = flags.DEFINE_string(
     'image_folder: a folder with train.txt and val.txt, "image label" on every line, or with images/{train,val} and '
     "labels/{train,val}, or with JPEGImages, SegmentationClass and ImageSets/Segmentation/{train,val}.txt. "
     "cityscapes: the folder that holds leftImg8bit and gtFine. voc2012: VOC2012, or what holds it. The other "
-    "public data sets: the folder that the archives were extracted to. tfds:NAME: TFDS's own data_dir, if not its default.",
+    "public data sets: the folder that the archives were extracted to. tfds:NAME: TFDS's data_dir, if not its default.",
 )
 _IMAGE_KEY = flags.DEFINE_string(
     "image_key", "image", "tfds:NAME: the feature that holds the picture. (image_folder's flags for labels work, too.)"

@@ -27,7 +27,7 @@ class Survey(NamedTuple):
     Attributes:
         title: for people.
         picture, label: what their paths below the source match, without extension; group 1 is the picture's name.
-        val: the names of the pictures to validate on; None: those that lie below a folder `val`.
+        val: what the names of the pictures to validate on match.
         label_map: of the colours of labels.
         side, step: of the tiles, and from one to the next, in pixels.
         num_tiles: of each split as published.
@@ -36,7 +36,7 @@ class Survey(NamedTuple):
     title: str
     picture: str
     label: str
-    val: frozenset[str] | None
+    val: str
     label_map: LabelMap
     side: int
     step: int
@@ -54,24 +54,7 @@ SURVEYS = {
         "ISPRS Potsdam (6 classes)",
         r"(?:.*/)?top_potsdam_(\d+_\d+)_RGB",
         r"(?:.*/)?top_potsdam_(\d+_\d+)_label_noBoundary",
-        frozenset(
-            [
-                "2_13",
-                "2_14",
-                "3_13",
-                "3_14",
-                "4_13",
-                "4_14",
-                "4_15",
-                "5_13",
-                "5_14",
-                "5_15",
-                "6_13",
-                "6_14",
-                "6_15",
-                "7_13",
-            ]
-        ),
+        r"[23]_1[34]|[4-6]_1[3-5]|7_13",
         _ISPRS,
         side=512,
         step=512,
@@ -81,7 +64,7 @@ SURVEYS = {
         "ISPRS Vaihingen (6 classes)",
         r"(?:.*/)?top_mosaic_09cm_area(\d+)",
         r"(?:.*/)?top_mosaic_09cm_area(\d+)_noBoundary",
-        frozenset(["2", "4", "6", "8", "10", "12", "14", "16", "20", "22", "24", "27", "29", "31", "33", "35", "38"]),
+        "2|4|6|8|10|12|14|16|20|22|24|27|29|31|33|35|38",
         _ISPRS,
         side=512,
         step=512,
@@ -91,7 +74,7 @@ SURVEYS = {
         "iSAID (16 classes)",
         r"((?:.*/)?(?:train|val)/(?:.*/)?P\d+)",
         r"((?:.*/)?(?:train|val)/(?:.*/)?P\d+)_instance_color_RGB",
-        None,
+        "val/.*",
         LabelMap(colors=_colors_of("isaid")),
         side=896,
         step=512,
@@ -177,12 +160,12 @@ def find_tiles(source: str | os.PathLike, name: str) -> tuple[dict[str, list[Til
     problems = [Problem(key, f"{images[key]} has no label") for key in sorted(images.keys() - labels.keys())]
     problems += [Problem(key, f"{labels[key]} has no picture") for key in sorted(labels.keys() - images.keys())]
     for key in sorted(images.keys() & labels.keys()):
-        is_val = key in survey.val if survey.val is not None else key.startswith("val/")
+        split = "val" if re.fullmatch(survey.val, key) else "train"
         height, width = read_size(images[key])
         for top in starts(height, survey.side, survey.step):
             for left in starts(width, survey.side, survey.step):
                 where = (str(images[key]), str(labels[key]), top, left, survey.side)
-                tiles["val" if is_val else "train"].append(Tile(f"{key}_{top}_{left}", *where))
+                tiles[split].append(Tile(f"{key}_{top}_{left}", *where))
     if empty := [split for split, found in tiles.items() if not found and not problems]:
         raise DatasetError(f"--source={source}: the {empty[0]} split is empty.\n{downloads.HOW_TO[name]}")
     remarks = [
