@@ -3,7 +3,7 @@
     model = straightforward.build(config)    # takes the variables of `build_model(config)` and gives its logits
 
 It is what the fast network is held against: the compiler counts its operations for `benchmark`, compilers estimate its
-time, and tests compare its logits. Nothing trains or predicts with it.
+time, and tests compare its logits. Nothing trains or predicts with it, and it has no auxiliary head.
 """
 
 import functools
@@ -37,7 +37,7 @@ class _Network(nn.Module):
             fine, coarse = jax.lax.stop_gradient((fine, coarse))
         coarse = _ASPP(model, dtype, name="aspp")(coarse, train)
         logits = _Decoder(self.config.num_classes, model, dtype, name="decoder")(coarse, fine, train)
-        return _resize(logits.astype(jnp.float32), images.shape[1:3], model.align_corners)
+        return _resize(logits.astype(jnp.promote_types(dtype, jnp.float32)), images.shape[1:3], model.align_corners)
 
 
 class _ConvBN(nn.Module):
@@ -174,7 +174,7 @@ class _ASPP(nn.Module):
                 head = (self.model.head_bias, self.model.head_depthwise_relu)
                 branch = _SeparableConvBN(channels, self.dtype, *head, rate, name=f"branch{index}")
             branches.append(branch(x, train))
-        pooled = x.mean((1, 2), keepdims=True, dtype=jnp.float32)
+        pooled = x.mean((1, 2), keepdims=True, dtype=jnp.promote_types(self.dtype, jnp.float32))
         pooled = _ConvBN(channels, self.dtype, name="image_pooling")(pooled, train)
         place = 0 if self.model.aspp_pooling_first else len(branches)
         branches.insert(place, jnp.broadcast_to(pooled, branches[0].shape))

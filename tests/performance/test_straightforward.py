@@ -7,8 +7,8 @@ import pytest
 import quick
 from flax import traverse_util
 
-from dlv3p_jax.configs import common
-from dlv3p_jax.models import build_model
+from dlv3p_jax.configs import common, mmseg
+from dlv3p_jax.models import build_model, variable_shapes
 from dlv3p_jax.performance import straightforward, timing, workloads
 
 
@@ -31,6 +31,40 @@ def test_logits_are_those_of_the_fast_network(settings, size):
     expected = quick.jit(lambda v, x: plain.apply(v, x, train=False))(variables, images)
     actual = quick.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * float(expected.std()))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "settings"),
+    [
+        ("r18", (41, 58), {"align_corners": True}),
+        ("r18b", (64, 96), {}),
+        ("r50", (64, 64), {}),  # whose sides divide, so that dilated stages run on sub-images
+        ("r50", (50, 67), {"output_stride": 16, "multi_grid": (1, 2, 4), "multi_grid_kind": "dilations"}),
+    ],
+)
+def test_in_float64_mmsegmentations_networks_differ_by_rounding_alone(backbone, size, settings):
+    with jax.enable_x64(True):
+        config = make_config(**(mmseg.network(backbone) | settings | {"aspp_channels": 16, "decoder_channels": 16}))
+        parts = build_model(config)
+        model = parts.clone(
+            **{part: getattr(parts, part).clone(dtype=jnp.float64) for part in ("backbone", "aspp", "decoder")}
+        )
+        config.model.dtype = "float64"
+        plain = straightforward.build(config)
+        rng = np.random.default_rng(0)
+        variables = jax.tree.map(
+            lambda leaf: rng.uniform(0.5, 1.5, leaf.shape) if leaf.ndim == 1 else he_normal(rng, leaf.shape),
+            variable_shapes(parts),
+        )
+        images = rng.uniform(-1, 1, (2, *size, 3))
+        expected = quick.jit(lambda v, x: plain.apply(v, x, train=False))(variables, images)
+        actual = quick.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    assert actual.dtype == expected.dtype == np.float64
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-9 * float(expected.std()))
+
+
+def he_normal(rng, shape):
+    return rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[:3]))
 
 
 def taps_inside(side: int, stride: int, dilation: int) -> int:
