@@ -97,7 +97,6 @@ class _Hidden(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
         if name != "tensorflow":
             return None
-        sys.meta_path.remove(self)
         self._spec = self._modules[name].__spec__
         return importlib.machinery.ModuleSpec(name, self)
 
@@ -105,6 +104,7 @@ class _Hidden(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return self._modules[spec.name]
 
     def exec_module(self, module):
+        sys.meta_path.remove(self)  # not before: some ask whether it could be imported, and do not
         sys.modules |= self._modules
         module.__spec__ = self._spec
 
