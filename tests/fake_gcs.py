@@ -11,6 +11,7 @@ import multiprocessing
 import multiprocessing.managers
 import pathlib
 import re
+import secrets
 import ssl
 import threading
 import time
@@ -263,7 +264,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             else:
                 self._json(self.gcs.put(query["name"], body, bucket))
         elif method == "POST":
-            key = f"upload-{len(self.gcs.uploads)}"
+            key = f"upload-{secrets.token_hex(8)}"
             self.gcs.uploads[key] = (query["name"], bytearray())
             location = f"https://www.googleapis.com/upload/storage/v1/b/{bucket}/o?upload_id={key}"
             self._answer(200, b"", {"Location": location})
@@ -279,6 +280,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 received[int(begin) : int(end) + 1] = body
             if total != "*" and len(received) == int(total):
                 self._json(self.gcs.put(name, bytes(received), bucket))
+                received.clear()  # a run uploads its events again and again
             else:
                 self._answer(308, b"", {"Range": f"bytes=0-{len(received) - 1}"} if received else {})
 

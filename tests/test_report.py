@@ -9,10 +9,10 @@ import re
 import shutil
 import struct
 import subprocess
-import sys
 
 import numpy as np
 import pytest
+import warm
 from clu import metric_writers
 from etils import epath
 from PIL import Image
@@ -542,7 +542,7 @@ def test_the_command(arguments, code, message, run, tmp_path):
     names = {"run": run, "out": tmp_path / "page.html"}
     arguments = [argument.format(**names) for argument in arguments]
     process = subprocess.run(
-        [sys.executable, "-c", COMMAND, *arguments], capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""}
+        [*warm.ANEW, "-c", COMMAND, *arguments], capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""}
     )
     assert process.returncode == code, process.stderr
     assert message.format(**names) in process.stdout + process.stderr and "Traceback" not in process.stderr

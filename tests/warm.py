@@ -23,6 +23,7 @@ import types
 
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 _EARLY = ("PYTHON", "LC_", "LANG", "LD_", "GLIBC_", "MALLOC_", "TF_")  # read when a process, or TensorFlow, begins
+ANEW = (sys.executable, "-u")  # begins a command that is a new process, for what looks at all that it imports
 _PYTHON = sys.executable  # which tests may replace
 _lock = threading.Lock()
 _servers: dict[int, socket.socket] = {}  # of the process with this id

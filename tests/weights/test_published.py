@@ -5,10 +5,10 @@ import http.server
 import importlib
 import re
 import subprocess
-import sys
 import threading
 
 import pytest
+import warm
 
 from dlv3p_jax.weights import mmseg_models, published
 from dlv3p_jax.weights.download import DownloadError
@@ -146,7 +146,7 @@ import sys
 from dlv3p_jax.weights import download, published
 print(*({"tensorflow", "clu", "jax", "flax", "numpy"} & {name.partition(".")[0] for name in sys.modules}))
 """
-    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    process = subprocess.run([*warm.ANEW, "-c", script], capture_output=True, text=True)
     assert (process.returncode, process.stdout.strip()) == (0, ""), process.stderr
 
 
