@@ -29,7 +29,9 @@ from dlv3p_jax.runtime import (
 )
 from dlv3p_jax.weights import checkpoints, download, published
 
-_CONFIG = arguments.DEFINE_config("config", "A file of configs/; --config.KEY=VALUE changes one key.")
+_CONFIG = arguments.DEFINE_config(
+    "config", "A file of configs/, or by default that of the run in --workdir; --config.KEY=VALUE changes one key."
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
@@ -72,7 +74,7 @@ def main(argv: list[str]) -> None:
 def _run(argv: list[str], told: preemption.Preemption) -> None:
     cli.refuse_words(argv)
     if _CONFIG.value is None:
-        raise app.UsageError("give --config=FILE, such as --config=configs/quickstart.py")
+        raise app.UsageError("give --config=FILE, such as --config=configs/quickstart.py, or the --workdir of a run")
     if _CHECKPOINT.value is not None and _MODE.value != "eval":
         raise app.UsageError("--checkpoint goes with --mode=eval; to start from weights, --config.pretrained=PATH")
     if _ABSENT_CLASS.value != "nan" and _MODE.value != "eval":

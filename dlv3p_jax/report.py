@@ -13,7 +13,7 @@ def define_flags() -> None:
     """Defines the command's flags; not at import, since tests import this module beside others."""
     flags.DEFINE_string("workdir", None, "Of the run; the report is WORKDIR/report.html.")
     flags.DEFINE_bool(
-        "compare", False, "Compare the two runs whose workdirs follow, on the same pictures, in comparison.html."
+        "compare", False, "Compare the two runs whose workdirs follow, on the same pictures, in FIRST/comparison.html."
     )
     flags.DEFINE_integer(
         "step", None, "Report the evaluations of this step; by default those of the best checkpoint.", lower_bound=0
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     )
 
     if values.compare:
-        verdict, path = comparison_page.write_comparison(workdirs[0], workdirs[1], values.output or "comparison.html")
+        verdict, path = comparison_page.write_comparison(workdirs[0], workdirs[1], values.output)
         print(verdict)
     else:
         path = run_page.write_report(values.workdir, values.output, values.step)

@@ -179,7 +179,7 @@ class Chain:
             found = self._differences(name)
             if not found:
                 return f"0: {answer}", result, wrong
-            if not re.search(r"^W\d{4} ", log, re.MULTILINE):
+            if not re.search(r"^[\d-]+ [\d:]+ warning: ", log, re.MULTILINE):
                 wrong += [f"without a word: {text}" for text in found]
         again = self.run(name)
         text = self.log.read_text(errors="replace").strip()

@@ -47,7 +47,7 @@ SETTINGS = {
     "seed": 3,
 }
 STEPS_A_KILL = 20  # more than a run takes before it is killed
-OF_TIME = ("pictures_per_second", "seconds_waiting_for_input", "steps_per_sec", "uptime")
+OF_TIME = ("pictures_per_second", "waiting_for_input", "memory_gb")
 
 
 def make_data(folder: pathlib.Path) -> pathlib.Path:
@@ -137,7 +137,7 @@ def start_and_kill(run, workdir: pathlib.Path, number: int, rng: random.Random, 
         return "in a save"
     if "Compiled in" not in log:
         return "in the start"
-    return "in an evaluation" if log.rfind("Evaluating") > log.rfind("] train/") else "between steps"
+    return "in an evaluation" if log.rfind("Evaluating") > log.rfind("  loss ") else "between steps"
 
 
 def outcome(workdir: pathlib.Path, same: Callable[..., bool] = np.array_equal) -> dict[str, np.ndarray]:
@@ -147,7 +147,7 @@ def outcome(workdir: pathlib.Path, same: Callable[..., bool] = np.array_equal) -
     values = {}
     for name, items in (("latest", ("variables", "ema", "optimizer")), ("best", ("variables", "ema"))):
         path = checkpoint_files.steps_in(workdir / "checkpoints" / name)[-1]
-        for item in items:
+        for item in filter(lambda item: (path / item).exists(), items):  # of the best, the better of the two models
             tree = checkpoint_files.read_arrays(path, item)
             for key, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
                 values[f"checkpoint {name} {path.name} {item}{jax.tree_util.keystr(key)}"] = leaf

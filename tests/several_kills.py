@@ -107,7 +107,7 @@ def kill(
         elif when == "in the start":
             time.sleep(rng.uniform(2, 8))
         elif when == "at the end":
-            wait(lambda: f"[{steps}] train/" in now() or "steps were done before" in now())
+            wait(lambda: f"step {steps}/{steps}" in now() or "steps were done before" in now())
             time.sleep(rng.uniform(0, 1.5))
         else:
             wait(lambda: "Compiled in" in now())

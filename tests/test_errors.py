@@ -31,7 +31,7 @@ TRAINING |= {"--config.dataset": "image_folder", "--config.mesh.data": "1"}
 
 # What it is about, the command, and what its answer has to say. No two rows come to the same check.
 ROWS = [
-    ("flags", "main", "give --config=FILE, such as --config=configs/quickstart.py"),
+    ("flags", "main", "such as --config=configs/quickstart.py, or the --workdir of a run"),
     ("flags", "main --config=configs/cityscape_r50.py", "no such file; --config=configs/cityscapes_r50.py is one"),
     ("flags", "main --config={tmp}/slip.py", "slip.py cannot be loaded: line 2: NameError: name 'common' is not"),
     ("flags", "main --mode=trian", "--mode=trian: value should be one of <train|eval>"),
@@ -51,12 +51,21 @@ ROWS = [
     ("flags", "convert_timm --weights={junk} --backbone=resnet18_vd", "<resnet50_vd|resnet101_vd|resnet152_vd>"),
     ("flags", "reproduce voc_r50 --scales=a", "--scales=a: give numbers"),
     ("flags", "reproduce cityscapes_r5", "give one of cityscapes_r50, "),
-    ("config", "main --config.learning_rat=1", "no key learning_rat. Did you mean learning_rate"),
+    (
+        "config",
+        "main --config.learning_rat=1",
+        "config.learning_rat: no such key: did you mean --config.learn",
+    ),
     (
         "config",
         "main --config={tmp}/key.py",
-        "config.learning_rat is no key that is known here: did you mean learn",
+        "config.learning_rat is no key that is known here: did you mean --config.learn",
     ),
+    ("flags", "main --batch_size=4", "--batch_size: no such flag: did you mean --config.batch_size or --config.eval.b"),
+    ("flags", "main --epochs=4", "--epochs: no such flag: did you mean --config.num_train_steps, in steps; the log"),
+    ("config", "main --config.lr=0.1", "--config.lr: no such key: did you mean --config.learning_rate?"),
+    ("config", "main --config.optimizer=adamw", "no such key: it is SGD with momentum: --config.learning_rate, --con"),
+    ("config", "main --config.loss.focal=1", "no such key: config.loss has class_weights, cross_entropy, dice"),
     ("config", "main --config.batch_size=eight", "flag --config.batch_size=eight: give a whole number"),
     ("config", "main --config.crop_size=512", "config.crop_size=(512,): give (height, width) in pixels"),
     ("config", "main --config.batch_size=1", "config.batch_size=1: BatchNorm needs a global batch of at least 2"),
@@ -274,7 +283,7 @@ def test_a_wrong_command_ends_in_a_line_or_two_that_say_what_to_do(run, places, 
     said = [line for line in answer.splitlines() if not line.startswith("  ")]  # others: wrong files, a command to copy
     assert len(said) <= 2 and len(answer.splitlines()) <= 12, answer
     assert "Traceback" not in output
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name not in ("run", "data")) == ["key.py", "slip.py"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "run") == ["key.py", "slip.py"]
 
 
 def test_there_are_at_least_three_of_each_kind():

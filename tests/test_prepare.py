@@ -13,6 +13,7 @@ from PIL import Image
 
 from dlv3p_jax.data import records
 from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.datasets import preparing
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -43,6 +44,17 @@ def make_source(folder: pathlib.Path, pictures: int, size: tuple[int, int]) -> p
 @pytest.fixture
 def source(tmp_path):
     return make_source(tmp_path / "source", pictures=3, size=(8, 6))
+
+
+def test_a_preparation_that_fails_leaves_no_folder(tmp_path):
+    def fail(folder):
+        raise DatasetError("nothing is right")
+
+    (tmp_path / "mine").mkdir()
+    for data_dir in (tmp_path / "new" / "deep", tmp_path / "mine"):
+        with pytest.raises(DatasetError, match="nothing is right"):
+            preparing.prepare_dataset("image_folder", fail, data_dir, overwrite=False)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]  # which was there
 
 
 def test_a_folder_becomes_a_data_set_with_a_summary(source, tmp_path):

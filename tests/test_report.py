@@ -478,7 +478,9 @@ def test_two_runs_side_by_side(run, page_of, tmp_path):
     assert rows[0][1:4] == [f"{100 * report['mIoU']:.2f}" for report in reports] + [f"{points:+.2f}"]
     assert "The two are the same." in page.inner_text("main")
 
-    same, _ = comparison_page.write_comparison(run, run, tmp_path / "page.html")
+    same, path = comparison_page.write_comparison(run, run)  # beside the first run
+    assert path == epath.Path(run) / "comparison.html" and path.exists()
+    path.unlink()
     assert same.startswith("No real difference is seen: A and B differ by 0.00 points of mIoU")
     assert same.endswith("So few pictures can hardly tell.")
 

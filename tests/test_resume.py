@@ -21,6 +21,7 @@ from etils import epath
 
 from dlv3p_jax import models
 from dlv3p_jax.data import records
+from dlv3p_jax.evaluation import files
 from dlv3p_jax.runtime import events, preemption
 from dlv3p_jax.runtime.configuration import ConfigError
 from dlv3p_jax.training import loop
@@ -36,7 +37,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def scores(monkeypatch):
-    """The mIoU of each evaluated step, to be filled in; None kills the run while it evaluates this step."""
+    """The mIoU of each evaluated step, or of each (step, model), to be filled in; None kills the run in that."""
     return patch_scores(monkeypatch, {})
 
 
@@ -47,10 +48,11 @@ def patch_scores(monkeypatch, table):
         run = make(*arguments, **options)
 
         def scored(variables, step, suffix):
-            if table[step] is None:
+            score = table.get((step, suffix), table.get(step))
+            if score is None:
                 raise Killed
             result = run(variables, step, suffix)
-            return dataclasses.replace(result, summary=result.summary | {"mIoU": table[step]})
+            return dataclasses.replace(result, summary=result.summary | {"mIoU": score})
 
         return scored
 
@@ -286,6 +288,25 @@ def test_the_averaged_weights_are_started_from_and_a_wrong_source_is_named(data_
     fresh["params"]["norm"]["scale"] = np.zeros(5, np.float32)
     with pytest.raises(CheckpointError, match=f"^{path} is of another model"):
         trained.fit_pretrained(trained.read_pretrained(str(tmp_path), model), fresh)
+
+
+def test_the_better_of_the_averaged_and_the_plain_weights_is_the_best(data_dir, tmp_path, scores, caplog):
+    scores |= {(2, ""): 0.3, (2, "ema"): 0.2, (4, ""): 0.1, (4, "ema"): 0.25, (6, ""): 0.4, (6, "ema"): 0.5}
+    config = tiny.make_config(data_dir, ema_decay=0.5, num_train_steps=4)
+    loop.train_and_evaluate(config, tmp_path / "plain")
+    path = checkpoint_reading.find(tmp_path / "plain")
+    assert path.name == "2" and "Best so far: step 2, mIoU 0.3000\n" in f"{caplog.text}\n"
+    variables, averaged = checkpoint_reading.read_model(path)
+    assert not averaged
+    latest = checkpoint_reading.read_variables(tmp_path / "plain" / "checkpoints" / "latest" / "2")
+    jax.tree.map(np.testing.assert_array_equal, variables, latest)
+    assert [found.title for found in files.read(epath.Path(tmp_path / "plain"))] == ["plain", "plain (EMA)"]
+
+    loop.train_and_evaluate(tiny.make_config(data_dir, ema_decay=0.5, num_train_steps=6), tmp_path / "averaged")
+    path = checkpoint_reading.find(tmp_path / "averaged")
+    assert path.name == "6" and "Best so far: step 6, mIoU 0.5000, of the averaged weights" in caplog.text
+    assert checkpoint_reading.read_model(path)[1]
+    assert [found.title for found in files.read(epath.Path(tmp_path / "averaged"))] == ["plain (EMA)", "plain"]
 
 
 def test_a_run_goes_on_on_other_devices_with_the_same_pictures(data_dir, tmp_path, monkeypatch, caplog):

@@ -85,6 +85,8 @@ def test_a_run_in_a_bucket_is_killed_in_a_save_goes_on_and_is_evaluated(gcs, sta
     assert {"config.json", "checkpoints/latest/6/commit_success.txt", "report.html"} <= names
     assert {f"eval/6.plain.{suffix}" for suffix in ("json", "npz", "png")} <= names
     assert any(name.startswith("events.out.tfevents.") for name in names)
+    assert [line.split(b",")[0] for line in gcs.get("run/metrics.csv").splitlines()] == [b"step", b"2", b"4", b"6"]
+    assert gcs.get("run/train.log").count(b"step 2/6") == 1 and b"Resumed from" in gcs.get("run/train.log")
     assert not [name for name in names if "unfinished" in name]
 
     for name, value in gcs.environment.items():

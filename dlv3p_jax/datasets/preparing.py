@@ -72,7 +72,8 @@ def prepare_dataset(
 
 @contextlib.contextmanager
 def _locked(root: pathlib.Path) -> Iterator[None]:
-    """Holds the folder's lock, which ends with the process; removes the folder if it ends up empty."""
+    """Holds the folder's lock, which ends with the process; of what it makes, it removes what ends up empty."""
+    made = [root, *(parent for parent in root.parents if not parent.exists())]
     with contextlib.ExitStack() as stack:
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,8 @@ def _locked(root: pathlib.Path) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(OSError):
-                root.rmdir()
+                for folder in made:
+                    folder.rmdir()
 
 
 def already_there(where: str | os.PathLike, description: str | None = None) -> DatasetError:

@@ -13,6 +13,7 @@ import PIL.Image
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from dlv3p_jax import models
 from dlv3p_jax.data import pipeline, records, viz
@@ -219,10 +220,19 @@ def _count(eval_step, variables: Variables, batches, collector: picture_scores.C
       EvaluationError: a picture was not among them.
     """
     ids: dict[int, bytes] = {}
-    for batch, matrices, predictions in run_step(eval_step, variables, batches):
-        ids |= batch["ids"]
-        collector.add(batch["indices"], matrices, functools.partial(sharding.gather, predictions))
-        between_batches()
+    bar = tqdm(
+        desc="Evaluating",
+        total=len(collector.counts),
+        unit=" pictures",
+        leave=False,
+        disable=None if jax.process_index() == 0 else True,  # None: where stderr is no terminal
+    )
+    with bar:
+        for batch, matrices, predictions in run_step(eval_step, variables, batches):
+            ids |= batch["ids"]
+            collector.add(batch["indices"], matrices, functools.partial(sharding.gather, predictions))
+            bar.update(len(batch["indices"]))
+            between_batches()
     names = picture_scores.gather_ids(ids, len(collector.counts))
     if not all(names):
         raise EvaluationError(f"{len(names) - names.count('')} pictures were evaluated instead of {len(names)}")

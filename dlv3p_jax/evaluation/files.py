@@ -177,7 +177,9 @@ def _paths_before(folder: epath.Path) -> set[str]:
 
 
 def read(workdir: epath.Path, step: int | None = None) -> list[Evaluation]:
-    """The evaluations of one step, the simplest first and the averaged model's before the plain one's.
+    """The evaluations of one step, the simplest first.
+
+    The averaged model's are before the plain one's, unless this is the best checkpoint and the plain model was better.
 
     Those of another run, model (its configuration), data set, split, classes or `absent_class` than the first's cannot
     stand beside it: they are left out, with a warning.
@@ -200,8 +202,8 @@ def read(workdir: epath.Path, step: int | None = None) -> list[Evaluation]:
     steps = sorted({number for number, _ in names})
     if not steps:
         raise ReportError(f"{folder} holds no evaluations: {_HOW} --workdir={shlex.quote(str(workdir))}")
+    best = workdir / "checkpoints" / "best"
     if step is None:
-        best = workdir / "checkpoints" / "best"
         kept = [int(path.name) for path in best.iterdir() if path.name.isdigit()] if best.is_dir() else []
         step = max(set(kept) & set(steps) or steps)
     elif step not in steps:
@@ -213,7 +215,8 @@ def read(workdir: epath.Path, step: int | None = None) -> list[Evaluation]:
     if any(evaluation.run not in (_OWN, None) for evaluation in evaluations):
         was = _paths_before(folder)
         evaluations = [dataclasses.replace(e, run=_run(e.report, workdir, was)) for e in evaluations]
-    evaluations.sort(key=_complexity)
+    plain_is_better = (best / str(step)).is_dir() and not (best / str(step) / "ema").is_dir()
+    evaluations.sort(key=functools.partial(_order, plain_first=plain_is_better))
     older = "; ".join(f"{step}.{e.name}.json (without {', '.join(e.missing)})" for e in evaluations if e.missing)
     if older:
         logging.warning("Of an older version, in %s: %s", folder, older)
@@ -231,11 +234,11 @@ def _differences(a: Evaluation, b: Evaluation) -> list[str]:
     return [key for key, (x, y) in values.items() if x != y and None not in (x, y)]
 
 
-def _complexity(evaluation: Evaluation):
+def _order(evaluation: Evaluation, plain_first: bool):
     report = evaluation.report
     views = Views.of(report)
     how = len(views.scales), views.flip, views.window is not None
-    return report["split"] != "val", not evaluation.is_ema, *how, evaluation.name
+    return report["split"] != "val", evaluation.is_ema == plain_first, *how, evaluation.name
 
 
 def _read(path: epath.Path, step: int, name: str) -> Evaluation:

@@ -15,14 +15,20 @@ _SIGNIFICANT = 0.05
 
 
 def write_comparison(
-    a: epath.PathLike, b: epath.PathLike, output: epath.PathLike = "comparison.html"
+    a: epath.PathLike, b: epath.PathLike, output: epath.PathLike | None = None
 ) -> tuple[str, epath.Path]:
     """Writes the page of two workdirs; returns what it says of the first evaluation that both have, and where it is.
+
+    Args:
+      a: the workdir of the first run.
+      b: that of the second.
+      output: the file to write; None: A/comparison.html.
 
     Raises:
       ReportError: a workdir cannot be reported, or the two were not evaluated alike on the same pictures.
     """
-    workdirs, output = (epath.Path(a), epath.Path(b)), epath.Path(output)
+    workdirs = epath.Path(a), epath.Path(b)
+    output = workdirs[0] / "comparison.html" if output is None else epath.Path(output)
     pairs = _pairs(*workdirs)
     compared = [_compare(*pair, *workdirs) for pair in pairs]
     first, report = pairs[0], pairs[0][0].report

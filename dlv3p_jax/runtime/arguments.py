@@ -13,9 +13,11 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from dlv3p_jax.configs import common
+from dlv3p_jax.runtime import hints
 
 # ml_collections looks here for keys of --config: sys.argv, where it would, names flagfiles, and is read at import.
 _ARGUMENTS: list[str] = []
@@ -43,14 +45,28 @@ def parse(argv: list[str], values: flags.FlagValues, defaults: dict[str, object]
     """
     with contextlib.suppress(FileNotFoundError):
         _require_utf8("the current folder", os.getcwd())
-    plain = [argv[0], *_plain(list(_expand(argv[1:])), values, defaults)]
+    plain = _plain(list(_expand(argv[1:])), values, defaults)
+    plain = [argv[0], *_config_of_workdir(plain, values), *plain]
+    keys = [argument for argument in plain if argument.startswith(("--config.", "--noconfig."))]
+    if keys and "config" in values and not plain[1].startswith("--config="):
+        raise flags.Error(f"{keys[0]} changes a key of --config=FILE: give that too, such as --config=quickstart")
     of_config = [match[1] for arg in plain if (match := re.match(r"--(?:no)?(config(?:\.[\w.]+)?)(?:=|$)", arg))]
     if twice := [key for key, count in collections.Counter(of_config).items() if count > 1]:
         raise flags.Error(f"--{twice[0]} is given twice: leave one")  # two tuples would be joined
     # ml_collections would take None for a word or a wrong number.
     none = [key for key, default in defaults.items() if default is None and f"--config.{key}=None" in plain]
     _ARGUMENTS[:] = [arg for arg in plain if arg not in {f"--config.{key}=None" for key in none}]
-    positional = values(_ARGUMENTS)
+    try:
+        positional = values(_ARGUMENTS)
+    except flags.UnrecognizedFlagError as error:
+        if "Did you mean" in str(error) or "config" not in values:
+            raise
+        raise flags.Error(f"--{error.flagname}: no such flag: {hints.meant(error.flagname, defaults)}") from error
+    except (AttributeError, KeyError) as error:  # ml_collections', of a key that the configuration lacks
+        unknown = [key for key in (name.removeprefix("config.") for name in of_config[1:]) if key not in defaults]
+        if not unknown:
+            raise
+        raise flags.Error(f"--config.{unknown[0]}: no such key: {hints.meant(unknown[0], defaults)}") from error
     config = values.config if "config" in values else None
     if config is not None:  # a file that could not be loaded raises when the first key is asked for
         config["dataset"]
@@ -148,6 +164,16 @@ def _require_utf8(what: str, value: str) -> None:
             else f"here names are taken for {encoding}: set LC_ALL=C.UTF-8, or PYTHONUTF8=1"
         )
         raise flags.Error(f"{what}: its name is no UTF-8; {mend}") from None
+
+
+def _config_of_workdir(plain: list[str], values: flags.FlagValues) -> list[str]:
+    """The flag that takes the configuration of the run in --workdir, where there is one and --config is not given."""
+    given = dict(argument.removeprefix("--").split("=", 1) for argument in plain if re.match(r"--[\w.]+=", argument))
+    if "config" not in values or "config" in given or "workdir" not in given:
+        return []
+    path = os.path.join(given["workdir"], "config.json")
+    there = epath.Path(path).exists() if "://" in path else os.path.exists(path)
+    return [f"--config={pathlib.Path(__file__).with_name('workdir_config.py')}:{path}"] if there else []
 
 
 def _config_file(value: str) -> str:

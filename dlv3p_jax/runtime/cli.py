@@ -19,6 +19,7 @@ from etils import epath
 
 from dlv3p_jax.configs import common
 from dlv3p_jax.runtime import arguments, disk_errors, terminal
+from dlv3p_jax.runtime.errors import UserError
 
 Value = TypeVar("Value")
 
@@ -40,7 +41,11 @@ _OF_TRAINING = ("array_record", "clu", "tensorflow", "tensorflow_datasets")
 def configure_logging() -> None:
     """Shows the run's own log, and keeps out of it what libraries say about every save and data set."""
     logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
-    logging.get_absl_handler().addFilter(_is_ours)
+    handler = logging.get_absl_handler()
+    handler.addFilter(_is_ours)
+    handler.setFormatter(terminal.LineFormatter())
+    if sys.stderr.isatty():
+        handler.python_handler.setStream(terminal.AboveBars(sys.stderr))
     sys.unraisablehook = _say_unraisable
 
 
@@ -131,7 +136,7 @@ def _is_ours(record) -> bool:
     if record.exc_info and any(name in record.pathname for name in ("orbax", "asynclib", "asyncio")):
         return False  # the traceback of an error in a background thread, which comes to us as well
     return record.levelno > stdlib_logging.INFO or not any(
-        name in record.pathname for name in ("orbax", "tensorflow_", "tensorflow/python", "xla_bridge")
+        name in record.pathname for name in ("orbax", "tensorflow_", "tensorflow/python", "xla_bridge", "/clu/")
     )
 
 
@@ -207,6 +212,9 @@ def make_flags_parser(command: str) -> Callable[[list[str]], list[str]]:
 
 def _in_words(error: Exception) -> str:
     """One line of what absl, ml_collections and files of configurations say about a wrong flag."""
+    ours = [link for link in disk_errors.chain(error) if isinstance(link, UserError)]
+    if ours:  # of the config.json in --workdir, which ml_collections has wrapped
+        return str(ours[-1])
     text = " ".join(str(error).split())
     if missing := re.search(r"earlier failure to load: .*No such file or directory: '(.*?)'", text):
         names = {path.stem: f"configs/{path.name}" for path in _CONFIGS.glob("[a-z]*.py")}
@@ -218,9 +226,6 @@ def _in_words(error: Exception) -> str:
         return f"--config={file} cannot be loaded: line {line}: {type(error).__name__}: {error}"
     if "has no attribute 'get_config'" in text:
         return "the file of --config has no function get_config(), as those in configs/ have"
-    if isinstance(error, AttributeError | KeyError):  # ml_collections', of an unknown key and with its suggestion
-        key = re.sub(r"[\\'\"]", "", str(error.args[0]).replace("\\n", ". "))
-        return f"the config has no key {key} (configs/common.py has them all)"
     text = re.sub("Configuration is not available .* failure to load", "--config cannot be loaded", text)
     for pattern, expected in (
         (r": invalid literal for int\(\) with base 10: .*", "a whole number"),

@@ -1,6 +1,5 @@
 """A run's configuration: checked before anything is built, written as JSON, compared when a run goes on."""
 
-import difflib
 import json
 import math
 from typing import Any
@@ -11,7 +10,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dlv3p_jax.configs import common
-from dlv3p_jax.runtime import files, sealing
+from dlv3p_jax.runtime import files, hints, sealing
 from dlv3p_jax.runtime.errors import UserError
 
 # These may change when a run is resumed, and all below them: they decide where and on what, how often and how it is
@@ -71,9 +70,7 @@ def check(config) -> None:
     values = flatten_dict(config.to_dict(), sep=".")
     known = flatten_dict(common.get_config().to_dict(), sep=".")
     for key in values.keys() - known.keys():  # a slip in a config file, which would count for nothing
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "configs/common.py has them all"
-        raise ConfigError(f"config.{key} is no key that is known here: {hint}")
+        raise ConfigError(f"config.{key} is no key that is known here: {hints.meant(key, known)}")
 
     def require(condition: bool, key: str, expected: str) -> None:
         if not condition:

@@ -1,8 +1,9 @@
-"""Whether training fits into the devices' memory: said before the first step, in place of an abort within it."""
+"""Whether training fits into the devices' memory, said before the first step; and how much of it is in use."""
 
 import contextlib
 import os
 import pathlib
+import resource
 
 import jax
 from jax.sharding import Mesh
@@ -26,6 +27,14 @@ def limit(mesh: Mesh) -> int | None:
     if device.platform == "cpu":
         return host_limit() // len(mesh.local_devices)
     return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def used(mesh: Mesh) -> int:
+    """The most bytes that a device of this process has had in use so far; where they do not tell, that this process."""
+    stats = [device.memory_stats() or {} for device in mesh.local_devices]
+    if all("peak_bytes_in_use" in stat for stat in stats):
+        return max(stat["peak_bytes_in_use"] for stat in stats)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def host_limit(

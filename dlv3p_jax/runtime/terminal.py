@@ -1,11 +1,39 @@
-"""What commands write to: terminals and files of any encoding, and pipes that somebody closes."""
+"""What commands write to: terminals and files of any encoding, pipes that somebody closes, and how the log looks."""
 
 import io
 import logging
 import os
 import sys
+from typing import TextIO
 
 from absl import logging as absl_logging
+
+
+class LineFormatter(logging.Formatter):
+    """Lines of the log: when, and what; a warning or an error says that it is one."""
+
+    def __init__(self):
+        super().__init__("%(asctime)s %(message)s", "%m-%d %H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        level = record.levelname.lower() if record.levelno > logging.INFO else ""
+        return f"{record.asctime} {level}{': ' if level else ''}{record.message}"
+
+
+class AboveBars:
+    """A stream to a terminal on which bars of tqdm may be; what is written comes to stand above them."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=self._stream):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 class _Patient(io.FileIO):

@@ -17,7 +17,7 @@ from dlv3p_jax.runtime import events
 
 
 class EventWriter:
-    """Logs values, and writes them to a new event file of a folder in process 0; to be used with `with`.
+    """Writes values to a new event file of a folder, in process 0 alone; to be used with `with`.
 
     In a bucket, TensorFlow writes an object when it is closed, and nothing is compared there.
     """
@@ -25,7 +25,9 @@ class EventWriter:
     def __init__(self, workdir: epath.Path):
         writes = jax.process_index() == 0
         before = _event_files(workdir) if writes else set()
-        self._writer = metric_writers.create_default_writer(str(workdir), just_logging=not writes)
+        self._writer = metric_writers.MultiWriter([])
+        if writes:
+            self._writer = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(workdir))])
         self._path: epath.Path | None = None
         self._position, self._pending = 0, 1  # what has been found in the file; the first event is the format's version
         if writes and "://" not in str(workdir):

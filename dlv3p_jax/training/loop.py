@@ -21,7 +21,7 @@ from dlv3p_jax.evaluation.files import evaluation_name
 from dlv3p_jax.runtime import board, configuration, ending, memory, preemption, sharding, starts, workdir_lock
 from dlv3p_jax.runtime.preemption import Preempted
 from dlv3p_jax.runtime.watchdog import Watchdog
-from dlv3p_jax.training import event_writer, steps
+from dlv3p_jax.training import event_writer, log_files, progress, steps
 from dlv3p_jax.training.run import Run, check_run, configure_run, first_state
 from dlv3p_jax.weights import checkpoint_reading, checkpoints
 
@@ -38,6 +38,7 @@ class _Session:
       run: what is trained.
       saved: its checkpoints.
       writer: of its curves.
+      logs: its train.log and metrics.csv.
       told: says whether to leave.
       watchdog: is fed.
       evaluator: evaluates variables as `measured` says.
@@ -47,6 +48,7 @@ class _Session:
     run: Run
     saved: checkpoints.Checkpoints
     writer: event_writer.EventWriter
+    logs: log_files.LogFiles
     told: preemption.Preemption
     watchdog: Watchdog
     evaluator: Evaluator
@@ -63,7 +65,7 @@ def train_and_evaluate(
 
     Args:
       config: a configuration (`configs/common.py`).
-      workdir: gets config.json, checkpoints/, TensorBoard events and eval/.
+      workdir: gets config.json, checkpoints/, TensorBoard events, train.log, metrics.csv and eval/.
       told: is asked before each step and after each batch of an evaluation whether to save and leave now.
       hang_timeout: seconds without a step that end the process (`watchdog.Watchdog`); 0: none do.
 
@@ -83,7 +85,6 @@ def train_and_evaluate(
     config, dataset, mesh = prepare_run(config)
     check_run(config, dataset, mesh)
     run = Run(config, dataset, mesh, models.build_model(config), epath.Path(workdir))
-    _log_data(run)
     told = preemption.Preemption() if told is None else told
 
     def before_batch(compiles: bool) -> None:
@@ -103,13 +104,15 @@ def train_and_evaluate(
     with contextlib.ExitStack() as stack:
         # ---------------------------------------------------------------------------------------- the workdir is ours
         stack.enter_context(workdir_lock.hold(run.workdir))
+        logs = stack.enter_context(log_files.LogFiles(run.workdir))
+        _log_data(run)
         start = stack.enter_context(starts.Start(run.workdir))
         ending.count(start)
         watchdog = stack.enter_context(Watchdog(hang_timeout, told, start.code))
         saved = stack.enter_context(checkpoints.Checkpoints(run.workdir, config.keep_checkpoints, meta))
         writer = stack.enter_context(event_writer.EventWriter(run.workdir))
         session = _Session(
-            run, saved, writer, told, watchdog, evaluator, (evaluation_name(config), meta["data"]["val"])
+            run, saved, writer, logs, told, watchdog, evaluator, (evaluation_name(config), meta["data"]["val"])
         )
 
         # ----------------------------------------------------------------------------------------- what is gone on from
@@ -142,63 +145,83 @@ def _train(session: _Session, state: steps.TrainState) -> dict[str, Result]:
     board.barrier("compiled")  # gloo, for one, gives the slowest 30 s at their first exchange
     session.watchdog.feed()
 
-    progress = periodic_actions.ReportProgress(
-        num_train_steps=last_step, every_steps=config.log_every_steps, every_secs=None
-    )
-    hooks = [progress]
+    profile = None
     if config.profile_steps and jax.process_index() == 0:
-        hooks.append(
-            periodic_actions.Profile(
-                logdir=session.run.workdir,
-                num_profile_steps=config.profile_steps,
-                profile_duration_ms=None,
-                first_profile=first_step + 10,
-                every_secs=None,
-            )
+        profile = periodic_actions.Profile(
+            logdir=session.run.workdir,
+            num_profile_steps=config.profile_steps,
+            profile_duration_ms=None,
+            first_profile=first_step + 10,
+            every_secs=None,
         )
     if first_step > 0 and first_step % config.eval_every_steps == 0:
         _evaluate(session, state)  # once more: it may have been killed while it evaluated this step or saved the best
-    previous, meter = None, _Meter(config.batch_size)
-    for step in range(first_step + 1, last_step + 1):
-        # ---------------------------------------------------------------------------------------------- go on or leave?
-        saved.check()
-        session.watchdog.feed()
-        if session.told.reached():
-            if previous is not None:
-                _check_finite(*previous, saved)
-            _save_and_leave(session, state)
+    meter = progress.Meter(config, session.run.dataset.num_pictures(config.train_split), mesh, **_unlogged(session))
+    with progress.Line(first_step, last_step) as line:
 
-        # ------------------------------------------------------------------------------------------------------ a step
-        with meter.waiting_for_input(), progress.timed("input", wait_jax_async_dispatch=False):
-            batch, picture_ids = next(batches)
-        logging.debug("Step %d, read here: %s", step, b" ".join(picture_ids).decode())
-        state, scalars = train_step(state, batch, rng)
-        if previous is not None:  # one step behind, so that the devices never wait for the host
-            _check_finite(*previous, saved)
-        previous = (step, scalars, picture_ids)
-        meter.count_step()
+        def finish(step: int, scalars, picture_ids) -> None:
+            """Takes what a step says from the devices; one step late, so that they never wait for the host."""
+            values = _finite_values(step, scalars, picture_ids, saved)
+            meter.add(values)
+            line.move(step)
+            if step % config.log_every_steps == 0 or step == last_step:
+                _log(session, line, step, first_step, *meter.read(step))
+            saved.meta["since_last_line"] = {"sums": meter.sums, "steps": meter.steps}
 
-        # -------------------------------------------------------------------------------------- log, save and evaluate
-        saving = step % config.checkpoint_every_steps == 0 or step == last_step
-        evaluating = step % config.eval_every_steps == 0 or step == last_step
-        if saving or evaluating:
-            _check_finite(*previous, saved)  # nothing that is not finite is ever saved
-        if step % config.log_every_steps == 0 or step == last_step:
-            values = {name: float(value) for name, value in jax.device_get(scalars).items()} | meter.read()
-            session.writer.write_scalars(step, {f"train/{name}": value for name, value in values.items()})
-        for hook in hooks:
-            hook(step)
-        if saving:
+        running: tuple[int, dict[str, jax.Array], np.ndarray] | None = None
+        for step in range(first_step + 1, last_step + 1):
+            # ------------------------------------------------------------------------------------------ go on or leave?
+            saved.check()
             session.watchdog.feed()
-            _save(session, state)
-        if evaluating:
-            with meter.paused(), progress.timed("evaluation", wait_jax_async_dispatch=False):
-                results = _evaluate(session, state)
+            if session.told.reached():
+                if running is not None:
+                    finish(*running)
+                _save_and_leave(session, state)
+
+            # -------------------------------------------------------------------------------------------------- a step
+            with meter.waiting_for_input():
+                batch, picture_ids = next(batches)
+            logging.debug("Step %d, read here: %s", step, b" ".join(picture_ids).decode())
+            state, scalars = train_step(state, batch, rng)
+            if running is not None:
+                finish(*running)
+            running = (step, scalars, picture_ids)
+
+            # ------------------------------------------------------------------------------------------ save, evaluate
+            saving = step % config.checkpoint_every_steps == 0 or step == last_step
+            evaluating = step % config.eval_every_steps == 0 or step == last_step
+            if saving or evaluating:
+                finish(*running)  # nothing that is not finite is ever saved
+                running = None
+            if profile is not None:
+                profile(step)
+            if saving:
+                session.watchdog.feed()
+                _save(session, state)
+            if evaluating:
+                with meter.evaluating():
+                    results = _evaluate(session, state)
     return results
 
 
+def _unlogged(session: _Session) -> dict[str, Any]:
+    """What the steps between the last log line and the checkpoint that the run goes on from said, for `Meter`."""
+    path = session.saved.latest_path
+    return {} if path is None else checkpoint_reading.read_meta(path).get("since_last_line", {})
+
+
+def _log(
+    session: _Session, line: progress.Line, step: int, first_step: int, values: dict[str, float], seconds_left: float
+) -> None:
+    text = line.write(step, values, seconds_left)
+    if not line.in_log:
+        session.logs.say(text)
+    session.logs.write_metrics(step, values, first_step)
+    session.writer.write_scalars(step, {f"train/{name}": value for name, value in values.items()})
+
+
 def _evaluate(session: _Session, state: steps.TrainState, finished: bool = False) -> dict[str, Result]:
-    """Evaluates the model and, where there is one, the averaged one ('ema'); saves what is the best so far.
+    """Evaluates the model and, where there is one, the averaged one ('ema'); saves the better if it is the best so far.
 
     A best that was measured otherwise is first measured once more as it is now, unless the run is `finished`.
     """
@@ -219,9 +242,12 @@ def _evaluate(session: _Session, state: steps.TrainState, finished: bool = False
     for suffix, result in results.items():
         prefix = f"eval_{suffix}" if suffix else "eval"
         _write_evaluation(session.writer, step, prefix, result, session.run.dataset)
-    mean_iou = results[max(results)].summary["mIoU"]  # the averaged model's, where there is one
-    if saved.best_is_of(*session.measured) and saved.save_best(state, mean_iou, *session.measured):
-        logging.info("Best so far: step %d, mIoU %.4f", step, mean_iou)
+    mean_iou, better = max((result.summary["mIoU"], suffix) for suffix, result in results.items())
+    # Who reads a checkpoint takes the averaged weights where there are any.
+    model = state if better else dataclasses.replace(state, ema=None)
+    if saved.best_is_of(*session.measured) and saved.save_best(model, mean_iou, *session.measured):
+        which = ", of the averaged weights" if better else ""
+        logging.info("Best so far: step %d, mIoU %.4f%s", step, mean_iou, which)
     return results
 
 
@@ -277,6 +303,7 @@ def _log_best(session: _Session, finished: bool) -> None:
 
 def _save(session: _Session, state: steps.TrainState) -> None:
     session.writer.flush()  # what a run that goes on from here will not log again
+    session.logs.flush()
     session.saved.save(state)
 
 
@@ -291,38 +318,6 @@ def _save_and_leave(session: _Session, state: steps.TrainState) -> NoReturn:
 
 def _saved(step: int, saved: checkpoints.Checkpoints) -> str:
     return f"step {step} is saved in {saved.latest_path}, and the same command goes on from it"
-
-
-class _Meter:
-    """Pictures a second and seconds spent waiting for input since it was last read, evaluations left out."""
-
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self._reset()
-
-    def _reset(self) -> None:
-        self._start, self._waited, self._steps = time.monotonic(), 0.0, 0
-
-    def count_step(self) -> None:
-        self._steps += 1
-
-    @contextlib.contextmanager
-    def waiting_for_input(self):
-        start = time.monotonic()
-        yield
-        self._waited += time.monotonic() - start
-
-    @contextlib.contextmanager
-    def paused(self):
-        start = time.monotonic()
-        yield
-        self._start += time.monotonic() - start
-
-    def read(self) -> dict[str, float]:
-        rate = self._steps * self._batch_size / (time.monotonic() - self._start)
-        values = {"pictures_per_second": rate, "seconds_waiting_for_input": self._waited}
-        self._reset()
-        return values
 
 
 def _train_batches(run: Run, first_step: int):
@@ -371,10 +366,10 @@ def _compile_step(run: Run, state: steps.TrainState, rng: jax.Array):
     return compiled
 
 
-def _check_finite(step: int, scalars, picture_ids, saved: checkpoints.Checkpoints) -> None:
+def _finite_values(step: int, scalars, picture_ids, saved: checkpoints.Checkpoints) -> dict[str, float]:
     values = {name: float(value) for name, value in jax.device_get(scalars).items()}
     if all(math.isfinite(value) for value in values.values()):
-        return
+        return values
     shown = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
     names = ", ".join(picture_id.decode() for picture_id in picture_ids[:8])
     path = saved.latest_path

@@ -1,6 +1,7 @@
 """A run: what it trains on, checked before anything is compiled, and the state that it goes on from."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -136,11 +137,14 @@ def first_state(run: Run, saved: checkpoints.Checkpoints) -> steps.TrainState:
         found = trained.read_pretrained(config.pretrained, run.model)
     digest = None if found is None else agreement.digest(found.variables)
     agreement.require("weights", {"sha256 of config.pretrained": digest})
+    if saved.latest_step is not None:
+        shapes = jax.eval_shape(lambda: steps.create_train_state(config, init_variables(config, run.model)))
+        placed = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.replicated(run.mesh))
+        state = saved.restore(jax.tree.map(lambda x: placed(x.shape, x.dtype), shapes), config.allow_changed_data)
+        logging.info("Resumed from %s", saved.latest_path)
+        return state
+    logging.info("Initialising %s", config.model.backbone)
     variables = jax.jit(lambda: init_variables(config, run.model))()
     if found is not None:
         variables = trained.fit_pretrained(found, variables)
-    state = sharding.replicate(run.mesh, steps.create_train_state(config, variables))
-    if saved.latest_step is not None:
-        state = saved.restore(state, config.allow_changed_data)
-        logging.info("Resumed from %s", saved.latest_path)
-    return state
+    return sharding.replicate(run.mesh, steps.create_train_state(config, variables))

@@ -65,7 +65,8 @@ def make_train_step(config, model) -> Callable[[TrainState, Batch, jax.Array], t
     images are distorted in colour and normalised here, on the device; float32 images are taken as normalised already.
     `rng` is the run's key: the step folds its own number into it, so that a resumed run draws what it would have drawn.
     The loss is the mean over all valid pixels of the global batch, and BatchNorm's statistics are over the global
-    batch. `scalars` holds float32 'loss', its parts by name, 'learning_rate' and 'grad_norm'.
+    batch. The moving average of step t, from 0, has the decay min(`ema_decay`, (1 + t) / (10 + t)).
+    `scalars` holds float32 'loss', its parts by name, 'learning_rate' and 'grad_norm'.
 
     With `config.accumulate_steps` = k above 1, the batch is cut into k micro-batches of B / k pictures, of which the
     activations of one at a time are in memory. The step is taken once, with their mean gradient:
@@ -149,7 +150,9 @@ def make_train_step(config, model) -> Callable[[TrainState, Batch, jax.Array], t
         ema = state.ema
         if ema_decay is not None:
             variables = {"params": params, "batch_stats": batch_stats}
-            ema = jax.tree.map(lambda average, new: ema_decay * average + (1 - ema_decay) * new, ema, variables)
+            # It ramps up: the average of a short run, or of the first steps, is not that of the initial weights.
+            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            ema = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema, variables)
         scalars = {
             "loss": loss,
             **parts,

@@ -6,9 +6,10 @@ import pwd
 
 import pytest
 from absl import flags
+from etils import epath
 
-from dlv3p_jax.configs import common
-from dlv3p_jax.runtime import arguments, cli
+from dlv3p_jax.configs import common, quickstart
+from dlv3p_jax.runtime import arguments, cli, configuration
 
 COMMON = pathlib.Path(common.__file__)
 
@@ -85,7 +86,15 @@ def test_order_and_words_beside_flags_are_kept(parse):
     ("words", "message"),
     [
         (["--config.batch_size=None"], "flag --config.batch_size=None"),
-        (["--config.batchsize=4"], "the config has no key"),
+        (["--config.batchsize=4"], "--config.batchsize: no such key: did you mean --config.batch_size?"),
+        (["--config.model.bakbone=x"], "did you mean --config.model.backbone?"),
+        (
+            ["--config.seed=1", "--config.backbone=x"],
+            "--config.backbone: no such key: did you mean --config.model.",
+        ),
+        (["--flip=x"], "--flip: no such flag: did you mean --config.augment.flip or --config.eval.flip?"),
+        (["--config.nothing=x"], "--config.nothing: no such key: README.md has a table of all keys"),
+        (["--workdirr=x"], "Unknown command line flag 'workdirr'. Did you mean: workdir"),
         (["--config.eval.scales=(1.0,)", "--config.eval.scales=(0.5,)"], "--config.eval.scales is given twice"),
         (["--config.eval.scales", "(1.0,)", "--config.eval.scales=(0.5,)"], "--config.eval.scales is given twice"),
         (["--flagfile=flags", "--config.eval.scales=(0.5,)"], "--config.eval.scales is given twice"),
@@ -136,6 +145,43 @@ def test_a_config_is_found_by_its_name_alone(parse, tmp_path, value):
     (tmp_path / "voc_r50").mkdir()  # as a workdir may be called
     cli.make_flags_parser("command")(["command", f"--config={value}"])
     assert flags.FLAGS.config.dataset == "voc2012"
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A workdir whose config.json is that of the quickstart, with a number of classes."""
+    config = quickstart.get_config()
+    config.num_classes = 7
+    (tmp_path / "run").mkdir()
+    configuration.write(config, epath.Path(tmp_path / "run" / "config.json"))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("workdir", [["--workdir=run"], ["--workdir", "run"], ["--workdir='run'"]])
+def test_the_config_is_by_default_that_of_the_workdir(parse, run_folder, workdir):
+    parser = cli.make_flags_parser("command")
+    parser(["command", *workdir, "--config.eval.scales=(0.5, 1.0)", "--config.clip_grad_norm=None"])
+    expected = quickstart.get_config()
+    expected.update_from_flattened_dict({"num_classes": 7, "eval.scales": (0.5, 1.0), "clip_grad_norm": None})
+    assert flags.FLAGS.config.to_dict() == expected.to_dict()
+    parser(["command", *workdir, "--config.pretrained=voc_r50", "--config.eval.window=(64, 96)"])  # None before
+    assert flags.FLAGS.config.pretrained == "voc_r50" and flags.FLAGS.config.eval.window == (64, 96)
+    parser(["command", *workdir, "--config=voc_r50"])  # what is given comes first
+    assert flags.FLAGS.config.dataset == "voc2012" and flags.FLAGS.config.num_classes is None
+
+
+def test_a_workdir_without_a_config_or_with_a_damaged_one(parse, run_folder):
+    parser = cli.make_flags_parser("command")
+    parser(["command", "--workdir=other"])
+    assert flags.FLAGS.config is None
+    with pytest.raises(SystemExit, match="--config.seed=3 changes a key of --config=FILE: give that too"):
+        parser(["command", "--workdir=other", "--config.seed=3"])
+    path = run_folder / "config.json"
+    path.write_text(path.read_text().replace('"num_classes": 7', '"num_classes": 8'))
+    with pytest.raises(SystemExit) as stopped:
+        parser(["command", "--workdir=run"])
+    assert str(stopped.value).startswith("command: run/config.json is no configuration that this program wrote (it is")
+    assert "\n" not in str(stopped.value)
 
 
 def test_a_current_folder_that_is_no_utf_8_is_told(parse, monkeypatch, tmp_path):

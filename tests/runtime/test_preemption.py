@@ -76,7 +76,7 @@ def test_a_run_that_is_told_to_leave_saves_its_step_and_exits_with_75(data_dir, 
     )
     try:
         lines = []
-        while "[3] train/" not in "".join(lines):
+        while " 3/1000000 " not in "".join(lines):
             lines.append(process.stdout.readline())
             assert lines[-1], "".join(lines)
         for _ in range(20):  # more than one is as one
@@ -164,7 +164,7 @@ def test_two_processes_leave_at_one_step_whichever_is_told(data_dir, tmp_path):
         data_dir, tmp_path, num_train_steps=10**6, eval_every_steps=10**6, log_every_steps=1, learning_rate=1e-6
     )
     processes = several.start(tiny.MAIN, arguments)
-    before = read_until(processes[0], "[5] train/")
+    before = read_until(processes[0], " 5/1000000 ")
     processes[1].send_signal(signal.SIGTERM)
     found = several.end(processes)
     assert [code for code, _ in found] == [75, 75], found

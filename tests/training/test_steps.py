@@ -1,5 +1,6 @@
 """The training step against PaddleSeg's recorded steps, NumPy, and itself on other meshes."""
 
+import functools
 import re
 
 import drawn
@@ -123,12 +124,13 @@ def test_draws_follow_from_the_key_and_the_number_of_the_step(dropout, dtype, ac
     assert draw(5, 0)[1]["loss"] != scalars["loss"] != draw(4, 1)[1]["loss"]
 
 
-def test_the_average_follows_its_recurrence():
-    states, _ = take_steps(make_config({"ema_decay": 0.8, "learning_rate": 1.0}), make_batch(), num_steps=3)
+def test_the_average_follows_its_recurrence_whose_decay_ramps_up():
+    states, _ = take_steps(make_config({"ema_decay": 0.2, "learning_rate": 1.0}), make_batch(), num_steps=4)
     expected = states[0].variables
     assert_equal(states[0].ema, expected)
-    for state in states[1:]:
-        expected = jax.tree.map(lambda old, new: 0.8 * np.array(old) + 0.2 * np.array(new), expected, state.variables)
+    for decay, state in zip([1 / 10, 2 / 11, 0.2, 0.2], states[1:], strict=True):  # 3 / 12 would be more than 0.2
+        average = functools.partial(lambda old, new, d: d * np.array(old) + (1 - d) * np.array(new), d=decay)
+        expected = jax.tree.map(average, expected, state.variables)
         assert_close(state.ema, expected)
     assert not np.allclose(states[-1].ema["params"]["decoder"]["kernel"], states[-1].params["decoder"]["kernel"])
     assert take_steps(make_config(), make_batch())[0][-1].ema is None

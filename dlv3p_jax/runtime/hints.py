@@ -1,0 +1,42 @@
+"""What was meant by a key of a configuration that is not there."""
+
+import difflib
+from collections.abc import Collection
+
+# What other programs call ours.
+_ELSEWHERE = {
+    "amp": "model.dtype",
+    "base_lr": "learning_rate",
+    "batch": "batch_size",
+    "ema": "ema_decay",
+    "epochs": "num_train_steps",
+    "image_size": "crop_size",
+    "imgsz": "crop_size",
+    "iters": "num_train_steps",
+    "load_from": "pretrained",
+    "lr": "learning_rate",
+    "max_iters": "num_train_steps",
+    "max_steps": "num_train_steps",
+    "num_epochs": "num_train_steps",
+    "num_steps": "num_train_steps",
+    "precision": "model.dtype",
+    "steps": "num_train_steps",
+}
+
+
+def meant(name: str, keys: Collection[str]) -> str:
+    """What to say of a name, dotted or not, that is none of `keys`: the full flag that comes near, or what there is."""
+    group, _, last = name.rpartition(".")
+    if last in ("optim", "optimizer"):
+        return "it is SGD with momentum: --config.learning_rate, --config.momentum, --config.weight_decay"
+    ends = {key.rpartition(".")[2]: key for key in reversed(list(keys))}
+    near = [key for key in keys if key.rpartition(".")[2] == last]
+    if not near:
+        similar = [*difflib.get_close_matches(name, keys, 1, 0.75)]
+        similar += [ends[end] for end in difflib.get_close_matches(last, ends, 1, 0.75)]
+        near = ([_ELSEWHERE[last]] if last in _ELSEWHERE else similar)[:1]
+    if near:
+        unit = ", in steps; the log says how many an epoch has" if "epochs" in last else ""
+        return f"did you mean {' or '.join(f'--config.{key}' for key in near)}{unit}?"
+    there = [key.removeprefix(f"{group}.") for key in keys if key.startswith(f"{group}.")]
+    return f"config.{group} has {', '.join(there)}" if there else "README.md has a table of all keys"
