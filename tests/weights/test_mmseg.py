@@ -13,8 +13,8 @@ import pytest
 
 from dlv3p_jax.configs import common
 from dlv3p_jax.configs import mmseg as recipes
-from dlv3p_jax.models import build_model
-from dlv3p_jax.weights import mmseg, mmseg_config, mmseg_models, pth, published, trained
+from dlv3p_jax.models import build_model, variable_shapes
+from dlv3p_jax.weights import foreign, mmseg, mmseg_config, mmseg_models, paddle, pth, published, trained
 
 
 @pytest.fixture(scope="module")
@@ -259,3 +259,17 @@ def test_the_page_has_all_models_with_their_published_figures():
         figures = [f"{model.plain:.2f}", "" if best is None else f"{best:.2f}"]
         assert [cell.strip() for cell in rows.pop(name)] == figures
     assert len(rows) == 2  # the head and the line below it
+
+
+def test_paddlesegs_files_have_no_auxiliary_head_either_way():
+    config = common.get_config()
+    config.num_classes = 3
+    config.model.update(backbone="resnet18_vd", multi_grid=(1, 1))
+    plain = build_model(config)
+    config.model.auxiliary_head = True
+    model = build_model(config)
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), variable_shapes(model))
+    state = paddle.revert(variables, model)
+    assert list(state) == list(paddle.revert(variables, plain))
+    found = foreign.convert(foreign.Foreign("a.pdparams", paddle, state, {}), model, allow_new_head=True)
+    assert found["params"].keys() == variables["params"].keys() - {"auxiliary_head"}
