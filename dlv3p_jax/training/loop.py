@@ -118,6 +118,8 @@ def train_and_evaluate(
         # ----------------------------------------------------------------------------------------- what is gone on from
         written = configure_run(run, saved)
         state = first_state(run, saved)
+        if saved.latest_path is not None:  # a run begun before averages ramped up ends as it would have then
+            saved.meta["ema_ramps"] = checkpoint_reading.read_meta(saved.latest_path).get("ema_ramps", False)
         saved.meta["config"] = configuration.to_dict(written)
         if jax.process_index() == 0:
             configuration.write(written, run.workdir / "config.json")
@@ -141,7 +143,7 @@ def _train(session: _Session, state: steps.TrainState) -> dict[str, Result]:
     first_step, last_step = int(state.step), config.num_train_steps
     batches = _prefetch(mesh, _train_batches(session.run, first_step))
     rng = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
-    train_step = _compile_step(session.run, state, rng)
+    train_step = _compile_step(session.run, state, rng, saved.meta["ema_ramps"])
     board.barrier("compiled")  # gloo, for one, gives the slowest 30 s at their first exchange
     session.watchdog.feed()
 
@@ -242,7 +244,10 @@ def _evaluate(session: _Session, state: steps.TrainState, finished: bool = False
     for suffix, result in results.items():
         prefix = f"eval_{suffix}" if suffix else "eval"
         _write_evaluation(session.writer, step, prefix, result, session.run.dataset)
-    mean_iou, better = max((result.summary["mIoU"], suffix) for suffix, result in results.items())
+    scores = {suffix: result.summary["mIoU"] for suffix, result in results.items()}
+    # Of a run begun before averages ramped up, the averaged weights count wherever there are any.
+    better = max(scores, key=lambda suffix: (scores[suffix], suffix)) if saved.meta["ema_ramps"] else max(scores)
+    mean_iou = scores[better]
     # Who reads a checkpoint takes the averaged weights where there are any.
     model = state if better else dataclasses.replace(state, ema=None)
     if saved.best_is_of(*session.measured) and saved.save_best(model, mean_iou, *session.measured):
@@ -346,7 +351,7 @@ def _prefetch(mesh, batches, ahead: int = 2):
     yield from queue
 
 
-def _compile_step(run: Run, state: steps.TrainState, rng: jax.Array):
+def _compile_step(run: Run, state: steps.TrainState, rng: jax.Array, ema_ramps: bool):
     """Compiles the step for the mesh; says beforehand what and for which devices, and afterwards how long it took."""
     config, mesh = run.config, run.mesh
     batched, (height, width) = sharding.batched(mesh), config.crop_size
@@ -360,7 +365,7 @@ def _compile_step(run: Run, state: steps.TrainState, rng: jax.Array):
         sharding.describe(mesh),
     )
     start = time.monotonic()
-    compiled = steps.jit_train_step(config, run.model, mesh).lower(state, batch, rng).compile()
+    compiled = steps.jit_train_step(config, run.model, mesh, ema_ramps).lower(state, batch, rng).compile()
     memory.check_program(config, mesh, compiled)
     logging.info("Compiled in %.0f s", time.monotonic() - start)
     return compiled

@@ -37,11 +37,12 @@ class Run:
     workdir: epath.Path
 
     def describe(self) -> dict[str, Any]:
-        """What every checkpoint of the run holds in its `meta`: classes, and the digests of the two splits."""
+        """What every checkpoint of the run holds in its `meta`: classes, the digests of the two splits, its average."""
         data, config = self.dataset, self.config
         meta = checkpoint_reading.describe_classes(
             data.class_names, data.palette, data.ignore_label, data.picture_range
         )
+        meta["ema_ramps"] = True
         meta["data"] = {"train": data.digest(config.train_split), "val": data.digest(config.eval_split)}
         return meta
 

@@ -58,14 +58,17 @@ def create_train_state(config, variables: Variables) -> TrainState:
     )
 
 
-def make_train_step(config, model) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+def make_train_step(
+    config, model, ema_ramps: bool = True
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """A pure function of one optimisation step; `jit_train_step` compiles it for a mesh.
 
     `train_step(state, batch, rng) -> (state, scalars)`: `batch` is {'image': [B, H, W, 3], 'label': [B, H, W]}. uint8
     images are distorted in colour and normalised here, on the device; float32 images are taken as normalised already.
     `rng` is the run's key: the step folds its own number into it, so that a resumed run draws what it would have drawn.
     The loss is the mean over all valid pixels of the global batch, and BatchNorm's statistics are over the global
-    batch. The moving average of step t, from 0, has the decay min(`ema_decay`, (1 + t) / (10 + t)).
+    batch. The moving average of step t, from 0, has the decay min(`ema_decay`, (1 + t) / (10 + t)), or
+    `ema_decay` where it does not ramp.
     `scalars` holds float32 'loss', its parts by name, 'learning_rate' and 'grad_norm'.
 
     With `config.accumulate_steps` = k above 1, the batch is cut into k micro-batches of B / k pictures, of which the
@@ -151,7 +154,7 @@ def make_train_step(config, model) -> Callable[[TrainState, Batch, jax.Array], t
         if ema_decay is not None:
             variables = {"params": params, "batch_stats": batch_stats}
             # It ramps up: the average of a short run, or of the first steps, is not that of the initial weights.
-            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step)) if ema_ramps else ema_decay
             ema = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema, variables)
         scalars = {
             "loss": loss,
@@ -164,12 +167,12 @@ def make_train_step(config, model) -> Callable[[TrainState, Batch, jax.Array], t
     return train_step
 
 
-def jit_train_step(config, model, mesh: Mesh) -> jax.stages.Wrapped:
+def jit_train_step(config, model, mesh: Mesh, ema_ramps: bool = True) -> jax.stages.Wrapped:
     """`make_train_step`, to be compiled for a mesh: the batch lies over it, the rest is on all devices."""
     replicated = sharding.replicated(mesh)
     return sharding.jit(
         mesh,
-        make_train_step(config, model),
+        make_train_step(config, model, ema_ramps),
         in_shardings=(replicated, sharding.batched(mesh), replicated),
         out_shardings=(replicated, replicated),
         donate_argnums=0,
