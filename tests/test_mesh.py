@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 
 from dlv3p_jax.configs import common
 from dlv3p_jax.evaluation import metrics
@@ -24,8 +25,6 @@ from dlv3p_jax.training import steps
 # Features of 8 x 4: sub-images, but on 1x8. Of 9 x 3: dilations up to 36, on rows that do not divide; there, whole
 # pictures on each device are nothing new.
 MESHES = {(64, 32): [(8, 1), (2, 4), (1, 8)], (72, 24): [(2, 4)]}
-
-NOT_RUN = {"xla_backend_optimization_level": 0}  # a program that is only looked at is compiled in half the time
 
 
 def make_config(**changes):
@@ -48,8 +47,7 @@ def in_float64():
 
 @pytest.fixture(scope="module")
 def variables(in_float64):
-    variables = jax.jit(lambda: make_model().init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))()
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), drawn.draw_variables_of(make_model()))
 
 
 def make_batch(size, batch_size=8):
@@ -124,7 +122,9 @@ def compile_evaluation(shape, size, **changes):
     replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
     step = make_eval_step(config, model)
     return (
-        sharding.jit(mesh, step, (replicated, batched), (replicated, batched)).lower(abstract, batch).compile(NOT_RUN)
+        sharding.jit(mesh, step, (replicated, batched), (replicated, batched))
+        .lower(abstract, batch)
+        .compile(quick.COMPILER_OPTIONS)
     )
 
 
@@ -154,6 +154,6 @@ def test_a_training_step_gathers_no_activations(shape):
     step = sharding.jit(
         mesh, steps.make_train_step(config, model), (replicated, batched, replicated), (replicated, replicated)
     )
-    compiled = step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0))).compile(NOT_RUN)
+    compiled = step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0))).compile(quick.COMPILER_OPTIONS)
     # Of depthwise kernels, whose channels lie on different devices on purpose, the new values are gathered.
     assert not [shape for shape in gathers(compiled) if len(shape) == 4 and shape[:2] != (3, 3)]

@@ -90,8 +90,7 @@ def in_float64():
 def test_logits_gradients_and_statistics_are_those_of_whole_pictures(monkeypatch, in_float64):
     model = drawn.make_network(output_stride=16, dtype=jnp.float64)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 32, 3)))
-    variables = quick.jit(lambda: model.init(jax.random.key(0), images, train=False))()
-    variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
+    variables = jax.tree.map(jnp.float64, drawn.draw_variables_of(model))
 
     def run(images):
         def loss(params):

@@ -59,8 +59,7 @@ ODD = [(1, 1), (8, 8), (17, 31), (33, 64), (40, 48), (63, 65), (64, 33), (72, 56
 
 @pytest.fixture(scope="module")
 def variables():
-    model = make_model(dtype=jnp.float32)
-    return quick.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))()
+    return drawn.draw_variables_of(make_model(dtype=jnp.float32))
 
 
 @pytest.fixture
@@ -99,8 +98,7 @@ def test_gradients_and_statistics_are_the_plain_ones_and_odd_rates_see_whole_pic
 ):
     model = make_model(output_stride, rates)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)))
-    variables = quick.jit(lambda: model.init(jax.random.key(0), images, train=False))()
-    variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
+    variables = jax.tree.map(jnp.float64, drawn.draw_variables_of(model))
 
     def gradient(images):
         def loss(params):
