@@ -65,7 +65,11 @@ ROWS = [
     ("flags", "main --epochs=4", "--epochs: no such flag: did you mean --config.num_train_steps, in steps; the log"),
     ("config", "main --config.lr=0.1", "--config.lr: no such key: did you mean --config.learning_rate?"),
     ("config", "main --config.optimizer=adamw", "no such key: it is SGD with momentum: --config.learning_rate, --con"),
-    ("config", "main --config.loss.focal=1", "no such key: config.loss has class_weights, cross_entropy, dice"),
+    (
+        "config",
+        "main --config.loss.focal=1",
+        "no such key: config.loss has auxiliary, average_over, class_weights, cross_entropy",
+    ),
     ("config", "main --config.batch_size=eight", "flag --config.batch_size=eight: give a whole number"),
     ("config", "main --config.crop_size=512", "config.crop_size=(512,): give (height, width) in pixels"),
     ("config", "main --config.batch_size=1", "config.batch_size=1: BatchNorm needs a global batch of at least 2"),

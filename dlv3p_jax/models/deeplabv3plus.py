@@ -51,14 +51,14 @@ class DeepLabV3Plus(nn.Module):
         if {*self.mean, *self.std} != {127.5}:
             mean, std = (jnp.asarray(values, images.dtype) for values in (self.mean, self.std))
             images = (images * 127.5 + (127.5 - mean)) / std
-        fine, *_, third, coarse = self.backbone(Tiled(images), train and not self.freeze_backbone)
+        features = self.backbone(Tiled(images), train and not self.freeze_backbone)
         if self.freeze_backbone:
-            fine, third, coarse = jax.lax.stop_gradient((fine, third, coarse))
+            features = jax.lax.stop_gradient(features)
 
         def resized(logits: jax.Array) -> jax.Array:
             logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
             return ops.resize(logits, images.shape[1:3], self.align_corners, output_size)
 
         if self.auxiliary_head is not None and (train or self.is_initializing()):
-            self.sow("intermediates", "auxiliary_logits", resized(self.auxiliary_head(third, train)))
-        return resized(self.decoder(self.aspp(coarse, train), fine, train))
+            self.sow("intermediates", "auxiliary_logits", resized(self.auxiliary_head(features[2], train)))
+        return resized(self.decoder(self.aspp(features[-1], train), features[0], train))

@@ -61,12 +61,15 @@ def parse(argv: list[str], values: flags.FlagValues, defaults: dict[str, object]
     except flags.UnrecognizedFlagError as error:
         if "Did you mean" in str(error) or "config" not in values:
             raise
-        raise flags.Error(f"--{error.flagname}: no such flag: {hints.meant(error.flagname, defaults)}") from error
+        if (hint := hints.meant(error.flagname, defaults)) is None:
+            raise
+        raise flags.Error(f"--{error.flagname}: no such flag: {hint}") from error
     except (AttributeError, KeyError) as error:  # ml_collections', of a key that the configuration lacks
         unknown = [key for key in (name.removeprefix("config.") for name in of_config[1:]) if key not in defaults]
         if not unknown:
             raise
-        raise flags.Error(f"--config.{unknown[0]}: no such key: {hints.meant(unknown[0], defaults)}") from error
+        hint = hints.meant(unknown[0], defaults) or hints.OTHERWISE
+        raise flags.Error(f"--config.{unknown[0]}: no such key: {hint}") from error
     config = values.config if "config" in values else None
     if config is not None:  # a file that could not be loaded raises when the first key is asked for
         config["dataset"]

@@ -70,7 +70,7 @@ def check(config) -> None:
     values = flatten_dict(config.to_dict(), sep=".")
     known = flatten_dict(common.get_config().to_dict(), sep=".")
     for key in values.keys() - known.keys():  # a slip in a config file, which would count for nothing
-        raise ConfigError(f"config.{key} is no key that is known here: {hints.meant(key, known)}")
+        raise ConfigError(f"config.{key} is no key that is known here: {hints.meant(key, known) or hints.OTHERWISE}")
 
     def require(condition: bool, key: str, expected: str) -> None:
         if not condition:

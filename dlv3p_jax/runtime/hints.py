@@ -23,9 +23,14 @@ _ELSEWHERE = {
     "steps": "num_train_steps",
 }
 
+OTHERWISE = "README.md has a table of all keys"  # where nothing comes near
 
-def meant(name: str, keys: Collection[str]) -> str:
-    """What to say of a name, dotted or not, that is none of `keys`: the full flag that comes near, or what there is."""
+
+def meant(name: str, keys: Collection[str]) -> str | None:
+    """What to say of a name, dotted or not, that is none of `keys`: the full flag that comes near, or what there is.
+
+    None where nothing comes near.
+    """
     group, _, last = name.rpartition(".")
     if last in ("optim", "optimizer"):
         return "it is SGD with momentum: --config.learning_rate, --config.momentum, --config.weight_decay"
@@ -39,4 +44,4 @@ def meant(name: str, keys: Collection[str]) -> str:
         unit = ", in steps; the log says how many an epoch has" if "epochs" in last else ""
         return f"did you mean {' or '.join(f'--config.{key}' for key in near)}{unit}?"
     there = [key.removeprefix(f"{group}.") for key in keys if key.startswith(f"{group}.")]
-    return f"config.{group} has {', '.join(there)}" if there else "README.md has a table of all keys"
+    return f"config.{group} has {', '.join(there)}" if there else None

@@ -116,7 +116,7 @@ class _Growing:
     def flush(self) -> None:
         if not self._is_written and self._text is not None:
             with files.replacing(self._path) as unfinished:
-                unfinished.write_text(self._text)
+                unfinished.write_text(self._text, encoding="utf-8")
             self._is_written = True
 
 
