@@ -85,24 +85,27 @@ def _toy_streets(data_dir, skip_bad):
     return ToyStreets(data_dir, workers=_WORKERS.value)
 
 
-def _image_folder(data_dir, skip_bad):
+def _label_options(skip_bad):
+    """How labels of no published layout are read."""
     from dlv3p_jax.data import ranges
+
+    return {
+        "class_names": _CLASS_NAMES.value,
+        "label_map": _LABEL_MAP.value,
+        "ignore_label": _IGNORE_LABEL.value,
+        "picture_range": ranges.parse(_PICTURE_RANGE.value),
+        "workers": _WORKERS.value,
+        "skip_bad": skip_bad,
+    }
+
+
+def _image_folder(data_dir, skip_bad):
     from dlv3p_jax.datasets.image_folder import ImageFolder
 
-    return ImageFolder(
-        data_dir,
-        cli.required(_SOURCE),
-        class_names=_CLASS_NAMES.value,
-        label_map=_LABEL_MAP.value,
-        ignore_label=_IGNORE_LABEL.value,
-        picture_range=ranges.parse(_PICTURE_RANGE.value),
-        workers=_WORKERS.value,
-        skip_bad=skip_bad,
-    )
+    return ImageFolder(data_dir, cli.required(_SOURCE), **_label_options(skip_bad))
 
 
 def _tfds(data_dir, skip_bad):
-    from dlv3p_jax.data import ranges
     from dlv3p_jax.datasets import tfds_catalogue
 
     return tfds_catalogue.make_builder(
@@ -112,12 +115,7 @@ def _tfds(data_dir, skip_bad):
         image_key=_IMAGE_KEY.value,
         source=_SOURCE.value,
         splits=_SPLITS.value,
-        class_names=_CLASS_NAMES.value,
-        label_map=_LABEL_MAP.value,
-        ignore_label=_IGNORE_LABEL.value,
-        picture_range=ranges.parse(_PICTURE_RANGE.value),
-        workers=_WORKERS.value,
-        skip_bad=skip_bad,
+        **_label_options(skip_bad),
     )
 
 
