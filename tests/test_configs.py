@@ -175,9 +175,11 @@ def test_mmsegmentations_recipes_are_those_of_the_zoo(shared, name):
     assert (list(config.crop_size), config.num_train_steps) == (theirs["crop_size_hw"], theirs["max_iters"])
     assert config.batch_size == 4 * theirs["batch_size_per_gpu"]
     assert [config.poly_power] == theirs["lr_power"]
-    if name != "mapillary_r50":  # AdamW
-        rates = [config.learning_rate, config.momentum, config.weight_decay]
-        assert rates == [theirs["optimizer"][key] for key in ("lr", "momentum", "weight_decay")]
+    optimizer = theirs["optimizer"]
+    momentum, *second_beta = optimizer["betas"] if name == "mapillary_r50" else [optimizer["momentum"]]
+    rates = [config.optimizer.upper(), config.learning_rate, config.momentum, config.weight_decay]
+    assert rates == [optimizer["type"].upper(), optimizer["lr"], momentum, optimizer["weight_decay"]]
+    assert second_beta in ([], [0.999])
     assert config.loss.ohem_min_kept == (theirs["sampler"] or {}).get("min_kept")
     assert (config.loss.ohem_threshold, config.loss.average_over) == (None, "all")
     assert (config.model.auxiliary_head, config.loss.auxiliary) == (True, 0.4)

@@ -64,7 +64,7 @@ ROWS = [
     ("flags", "main --batch_size=4", "--batch_size: no such flag: did you mean --config.batch_size or --config.eval.b"),
     ("flags", "main --epochs=4", "--epochs: no such flag: did you mean --config.num_train_steps, in steps; the log"),
     ("config", "main --config.lr=0.1", "--config.lr: no such key: did you mean --config.learning_rate?"),
-    ("config", "main --config.optimizer=adamw", "no such key: it is SGD with momentum: --config.learning_rate, --con"),
+    ("config", "main --config.optimizer=adam", "config.optimizer='adam': choose from sgd, adamw"),
     (
         "config",
         "main --config.loss.focal=1",

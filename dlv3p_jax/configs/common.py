@@ -31,11 +31,14 @@ def get_config() -> ConfigDict:
 
     # Training.
     config.num_train_steps = 80_000
+    config.optimizer = "sgd"  # or "adamw"
+    config.schedule = "poly"  # or "cosine"
     config.learning_rate = 0.01
     config.end_learning_rate = 0.0
     config.poly_power = 0.9
-    config.momentum = 0.9
+    config.momentum = 0.9  # AdamW's first beta
     config.weight_decay = 4e-5
+    config.decay_norm_and_bias = config_dict.placeholder(bool)  # None: with SGD yes, with AdamW no
     config.seed = 0
     config.pretrained = config_dict.placeholder(str)  # a published model or backbone, a .pdparams, a checkpoint
     config.log_every_steps = 50

@@ -1,4 +1,4 @@
-"""Mapillary Vistas 1.2 (65 classes) as long as MMSegmentation trains on it, which does so with AdamW, on ResNet-50.
+"""Mapillary Vistas 1.2 (65 classes) as MMSegmentation trains on it, with AdamW, on ResNet-50.
 
 python -m dlv3p_jax.main --config=configs/mapillary_r50.py
 """

@@ -86,6 +86,9 @@ def get_config(
         config.train_split = "trainaug"
     if dataset.startswith("pascal_context"):
         config.update(learning_rate=0.004, weight_decay=1e-4)
+    if dataset == "mapillary":
+        config.update(optimizer="adamw", learning_rate=1e-4, end_learning_rate=0.0, weight_decay=1e-4)
+        config.update(decay_norm_and_bias=True, clip_grad_norm=0.01, backbone_lr_factor=0.1)
     config.augment.scale_step = 0.0
     config.loss.average_over = "all"
     config.model.update(network(backbone), align_corners=aligned)

@@ -103,6 +103,8 @@ def check(config) -> None:
     require(not padded_too, "eval.resize", "pictures are resized or padded (config.eval_size), not both")
     for key in ("num_train_steps", "log_every_steps", "eval_every_steps", "checkpoint_every_steps", "keep_checkpoints"):
         require(config[key] >= 1, key, "must be at least 1")
+    for key, choices in (("optimizer", ("sgd", "adamw")), ("schedule", ("poly", "cosine"))):
+        require(config[key] in choices, key, f"choose from {', '.join(choices)}")
     require(config.learning_rate > 0, "learning_rate", "must be positive")
     require(0 <= config.momentum < 1, "momentum", "must be at least 0 and below 1")
     rates = ("end_learning_rate", "poly_power", "weight_decay", "backbone_lr_factor")

@@ -15,11 +15,15 @@ _ELSEWHERE = {
     "iters": "num_train_steps",
     "load_from": "pretrained",
     "lr": "learning_rate",
+    "lr_schedule": "schedule",
+    "lr_scheduler": "schedule",
     "max_iters": "num_train_steps",
     "max_steps": "num_train_steps",
     "num_epochs": "num_train_steps",
     "num_steps": "num_train_steps",
+    "optim": "optimizer",
     "precision": "model.dtype",
+    "scheduler": "schedule",
     "steps": "num_train_steps",
 }
 
@@ -32,8 +36,6 @@ def meant(name: str, keys: Collection[str]) -> str | None:
     None where nothing comes near.
     """
     group, _, last = name.rpartition(".")
-    if last in ("optim", "optimizer"):
-        return "it is SGD with momentum: --config.learning_rate, --config.momentum, --config.weight_decay"
     ends = {key.rpartition(".")[2]: key for key in reversed(list(keys))}
     near = [key for key in keys if key.rpartition(".")[2] == last]
     if not near:

@@ -68,13 +68,13 @@ def test_learning_rates_recorded_from_paddleseg(shared):
 
 
 def test_schedule_ends_at_the_end_learning_rate_and_stays():
-    schedule = optim.poly_schedule(0.01, 10, end_learning_rate=0.002, power=2.0)
+    schedule = optim.make_schedule(make_config(num_train_steps=10, end_learning_rate=0.002, poly_power=2.0))
     np.testing.assert_allclose(schedule(5), 0.002 + 0.008 * 0.25, rtol=1e-6)
     np.testing.assert_allclose([schedule(10), schedule(99)], 0.002, rtol=1e-6)
 
 
 def test_warmup_rises_linearly_then_the_polynomial_spans_the_rest():
-    schedule = optim.poly_schedule(0.01, 10, power=0.9, warmup_steps=4)
+    schedule = optim.make_schedule(make_config(num_train_steps=10, warmup_steps=4))
     expected = [0.01 * (s + 1) / 5 for s in range(4)] + [0.01 * (1 - s / 6) ** 0.9 for s in range(7)]
     np.testing.assert_allclose([schedule(step) for step in range(11)], expected, rtol=1e-5, atol=1e-9)
 
@@ -82,7 +82,14 @@ def test_warmup_rises_linearly_then_the_polynomial_spans_the_rest():
 @pytest.mark.parametrize("warmup_steps", [-1, 10, 11])
 def test_a_warmup_that_leaves_no_step_is_refused(warmup_steps):
     with pytest.raises(ValueError, match=f"warmup_steps = {warmup_steps}.*num_train_steps = 10"):
-        optim.poly_schedule(0.01, 10, warmup_steps=warmup_steps)
+        optim.make_schedule(make_config(num_train_steps=10, warmup_steps=warmup_steps))
+
+
+def test_a_cosine_falls_from_the_start_to_the_end():
+    settings = {"schedule": "cosine", "num_train_steps": 10, "end_learning_rate": 0.002, "warmup_steps": 4}
+    schedule = optim.make_schedule(make_config(**settings))
+    falling = [0.002 + 0.008 * (1 + np.cos(np.pi * step / 6)) / 2 for step in range(7)]
+    np.testing.assert_allclose([schedule(step) for step in range(12)][4:], [*falling, 0.002], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +107,37 @@ def test_steps_against_numpy(params, settings, numpy_settings):
     rates = [0.01 * (1 - step / 20) ** 0.9 for step in range(3)]
     actual, _ = run(make_config(**settings), params, gradients)
     assert_trees_close(actual, numpy_run(params, gradients, rates, **numpy_settings))
+
+
+def numpy_adamw(params, gradients, rates, decay, betas=(0.9, 0.999)):
+    """One parameter by `torch.optim.AdamW`'s documentation, in float64."""
+    m = v = np.zeros_like(params)
+    for step, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+        m, v = betas[0] * m + (1 - betas[0]) * gradient, betas[1] * v + (1 - betas[1]) * gradient**2
+        params = params - rate * decay * params
+        change = (m / (1 - betas[0] ** step)) / (np.sqrt(v / (1 - betas[1] ** step)) + 1e-8)
+        params = params - rate * change
+    return params
+
+
+@pytest.mark.parametrize(("decay_norm_and_bias", "decay_of_biases"), [(None, 0.0), (True, 0.1)])
+def test_adamw_against_numpy(params, decay_norm_and_bias, decay_of_biases):
+    settings = {"optimizer": "adamw", "weight_decay": 0.1, "momentum": 0.8, "backbone_lr_factor": 0.5}
+    params["backbone"]["bn"]["bias"] += 1
+    gradients, rates = gradients_of(params, 3), np.array([0.01 * (1 - step / 20) ** 0.9 for step in range(3)])
+    actual, _ = run(make_config(decay_norm_and_bias=decay_norm_and_bias, **settings), params, gradients)
+
+    def expected(path, leaf, *gradients):
+        factor = 0.5 if path[0].key == "backbone" else 1.0
+        return numpy_adamw(leaf, gradients, factor * rates, 0.1 if leaf.ndim > 1 else decay_of_biases, (0.8, 0.999))
+
+    assert_trees_close(actual, jax.tree_util.tree_map_with_path(expected, params, *gradients))
+
+
+def test_sgd_may_leave_biases_and_batch_norm_without_decay(params):
+    zeros = jax.tree.map(np.zeros_like, params)
+    actual, _ = run(make_config(weight_decay=0.1, decay_norm_and_bias=False), params, [zeros])
+    assert_trees_close(actual, jax.tree.map(lambda p: p * (1 - 0.01 * 0.1) if p.ndim > 1 else p, params))
 
 
 def test_decay_reaches_biases_and_batch_norm(params):
