@@ -6,6 +6,7 @@
 import importlib
 import os
 import pathlib
+import re
 import shlex
 import sys
 import time
@@ -29,6 +30,12 @@ _SOURCE = flags.DEFINE_string(
     "labels/{train,val}, or with JPEGImages, SegmentationClass and ImageSets/Segmentation/{train,val}.txt. "
     "cityscapes: the folder that holds leftImg8bit and gtFine. voc2012: VOC2012, or what holds it. The other "
     "public data sets: the folder that the archives were extracted to. tfds:NAME: TFDS's data_dir, if not its default.",
+)
+_NAME = flags.DEFINE_string(
+    "name",
+    None,
+    "image_folder, tfds:NAME: what the data set is called, for --config.dataset and all pages; several may lie in one "
+    "data_dir.",
 )
 _IMAGE_KEY = flags.DEFINE_string(
     "image_key", "image", "tfds:NAME: the feature that holds the picture. (image_folder's flags for labels work, too.)"
@@ -78,8 +85,8 @@ _PREVIEW = flags.DEFINE_string(
 _CROP_SIZE = flags.DEFINE_list("crop_size", None, "HEIGHT,WIDTH of crops in --preview; that of the config by default.")
 
 
-def _toy_streets(data_dir, skip_bad):
-    del skip_bad  # nothing that is drawn is bad
+def _toy_streets(name, data_dir, skip_bad):
+    del name, skip_bad  # nothing that is drawn is bad
     from dlv3p_jax.datasets.toy_streets.builder import ToyStreets
 
     return ToyStreets(data_dir, workers=_WORKERS.value)
@@ -99,18 +106,19 @@ def _label_options(skip_bad):
     }
 
 
-def _image_folder(data_dir, skip_bad):
+def _image_folder(name, data_dir, skip_bad):
     from dlv3p_jax.datasets.image_folder import ImageFolder
 
-    return ImageFolder(data_dir, cli.required(_SOURCE), **_label_options(skip_bad))
+    return ImageFolder(data_dir, cli.required(_SOURCE), name=name, **_label_options(skip_bad))
 
 
-def _tfds(data_dir, skip_bad):
+def _tfds(name, data_dir, skip_bad):
     from dlv3p_jax.datasets import tfds_catalogue
 
     return tfds_catalogue.make_builder(
         cli.required(_DATASET),
         data_dir,
+        name=name,
         label_key=_LABEL_KEY.value,
         image_key=_IMAGE_KEY.value,
         source=_SOURCE.value,
@@ -119,20 +127,22 @@ def _tfds(data_dir, skip_bad):
     )
 
 
-def _cityscapes(data_dir, skip_bad):
+def _cityscapes(name, data_dir, skip_bad):
+    del name
     from dlv3p_jax.datasets.cityscapes import Cityscapes
 
     return Cityscapes(data_dir, cli.required(_SOURCE), workers=_WORKERS.value, skip_bad=skip_bad)
 
 
-def _voc2012(data_dir, skip_bad):
+def _voc2012(name, data_dir, skip_bad):
+    del name
     from dlv3p_jax.datasets.voc2012 import Voc2012
 
     return Voc2012(data_dir, cli.required(_SOURCE), sbd_folder=_SBD.value, workers=_WORKERS.value, skip_bad=skip_bad)
 
 
-def _public(module, name):
-    def make(data_dir, skip_bad):
+def _public(module):
+    def make(name, data_dir, skip_bad):
         builder = importlib.import_module(f"dlv3p_jax.datasets.{module}").BUILDERS[name]
         return builder(data_dir, cli.required(_SOURCE), workers=_WORKERS.value, skip_bad=skip_bad)
 
@@ -141,24 +151,25 @@ def _public(module, name):
 
 _OF_A_SOURCE = (
     *(_SOURCE, _CLASS_NAMES, _LABEL_MAP, _IGNORE_LABEL, _PICTURE_RANGE, _SBD, _SKIP_BAD),
-    *(_IMAGE_KEY, _LABEL_KEY, _SPLITS),
+    *(_NAME, _IMAGE_KEY, _LABEL_KEY, _SPLITS),
 )
-_OF_LABELS = ("source", "class_names", "label_map", "ignore_label", "picture_range", "skip_bad")
+_OWN = "configs/image_folder.py"
+_OF_OWN = ("name", "source", "class_names", "label_map", "ignore_label", "picture_range", "skip_bad")
 # name: (the builder, the names of those of these flags that it knows, the configuration to train it with)
 BUILDERS = {
     "toy_streets": (_toy_streets, (), "configs/quickstart.py"),
-    "image_folder": (_image_folder, _OF_LABELS, "configs/image_folder.py"),
+    "image_folder": (_image_folder, _OF_OWN, _OWN),
     "cityscapes": (_cityscapes, ("source", "skip_bad"), "configs/cityscapes_r50.py"),
     "voc2012": (_voc2012, ("source", "sbd", "skip_bad"), "configs/voc_r50.py"),
     **{
-        name: (_public(module, name), ("source", "skip_bad"), f"configs/{name}_{backbone}.py")
+        name: (_public(module), ("source", "skip_bad"), f"configs/{name}_{backbone}.py")
         for module, name, backbone in (
             *(("scene_folders", name, "r50") for name in ("ade20k", "loveda", "mapillary")),
             *(("scene_folders", name, "r101") for name in ("pascal_context", "pascal_context_59")),
             *(("aerial", name, "r50") for name in ("potsdam", "vaihingen", "isaid")),
         )
     },
-    "tfds:NAME": (_tfds, (*_OF_LABELS, "image_key", "label_key", "splits"), "configs/image_folder.py"),
+    "tfds:NAME": (_tfds, (*_OF_OWN, "image_key", "label_key", "splits"), _OWN),
 }
 
 
@@ -173,27 +184,36 @@ def main(argv: list[str]) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    name = _DATASET.value or ""
+    dataset = _DATASET.value or ""
     if arguments:
         raise DatasetError(f'"{arguments[0]}" is no flag; flags look like --data_dir=data')
-    if _key(name) not in BUILDERS:
-        raise DatasetError(f"--dataset={name}: choose one of {', '.join(BUILDERS)}")
-    _, known, config = BUILDERS[_key(name)]
+    if _key(dataset) not in BUILDERS:
+        raise DatasetError(f"--dataset={dataset}: choose one of {', '.join(BUILDERS)}")
+    _, known, config = BUILDERS[_key(dataset)]
     for flag in _OF_A_SOURCE:
         if flag.present and flag.name not in known:
-            raise DatasetError(f"--{flag.name} has no meaning for --dataset={name}")
+            raise DatasetError(f"--{flag.name} has no meaning for --dataset={dataset}")
+    name = _NAME.value
+    if name is not None and (not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in BUILDERS.keys() - {dataset}):
+        raise DatasetError(
+            f"--name={name}: letters, digits and _, a letter first, and not the name of another --dataset"
+        )
     if _PREVIEW.value is not None and _SOURCE.value:
         raise DatasetError("--preview draws a data set that is prepared: leave --source out")
     if _CROP_SIZE.present and _PREVIEW.value is None:
         raise DatasetError("--crop_size is for --preview; training takes --config.crop_size")
-    if _CHECK.value and _SOURCE.value:
-        _check_source(name)
-    elif _CHECK.value or _PREVIEW.value is not None:
+    looks = _PREVIEW.value is not None or (_CHECK.value and not _SOURCE.value)
+    if not looks and "source" in known and "label_key" not in known and not _SOURCE.value:
+        raise DatasetError(f"--source is missing: {flags.FLAGS['source'].help}")
+    from dlv3p_jax.data import records
+
+    name = name or records.local_name(dataset)
+    if looks:
         _look_at_prepared(name, config)
+    elif _CHECK.value:
+        _check_source(dataset, name)
     else:
-        if "source" in known and "label_key" not in known and not _SOURCE.value:
-            raise DatasetError(f"--source is missing: {flags.FLAGS['source'].help}")
-        _prepare(name, config)
+        _prepare(dataset, name, config)
 
 
 def _key(name: str) -> str:
@@ -204,14 +224,13 @@ def _key(name: str) -> str:
 # Libraries are imported after the flags have been read, so that a slip is told at once.
 
 
-def _prepare(name: str, config: str) -> None:
+def _prepare(dataset: str, name: str, config: str) -> None:
     from dlv3p_jax.data import bucket, records
     from dlv3p_jax.datasets import builder, preparing, summary
 
     def make_builder(data_dir):
-        return make(data_dir, _SKIP_BAD.value)
+        return BUILDERS[_key(dataset)][0](name, data_dir, _SKIP_BAD.value)
 
-    make, name = BUILDERS[_key(name)][0], records.local_name(name)
     start = time.perf_counter()
     data_dir, overwrite, remote = _DATA_DIR.value, _OVERWRITE.value, bucket.is_remote(_DATA_DIR.value)
     here: str | os.PathLike = data_dir
@@ -221,18 +240,20 @@ def _prepare(name: str, config: str) -> None:
         if bucket.is_there(name, version, data_dir) and not overwrite:
             raise preparing.already_there(f"{data_dir.rstrip('/')}/{name}")
         here, overwrite = bucket.local_data_dir(data_dir), True  # what is here is a copy of what is there, or was
-    dataset, made_by = preparing.prepare_dataset(name, make_builder, here, overwrite)
+    made, made_by = preparing.prepare_dataset(name, make_builder, here, overwrite)
     if remote:
         bucket.upload(name, version, data_dir)
     seconds = time.perf_counter() - start
-    _warn(*made_by.remarks, *summary.warnings(dataset))
+    _warn(*made_by.remarks, *summary.warnings(made))
     if made_by.problems:
         print(f"Skipped (all are in skipped.txt): {builder.describe_problems(made_by.problems)}")
-    print(summary.table(dataset))
-    count = sum(map(dataset.num_pictures, dataset.splits))
-    where = f"{data_dir.rstrip('/')}/{name} and {dataset.folder}" if remote else dataset.folder
+    print(summary.table(made))
+    count = sum(map(made.num_pictures, made.splits))
+    where = f"{data_dir.rstrip('/')}/{name} and {made.folder}" if remote else made.folder
     print(f"Wrote {where} in {seconds:.1f} s ({count / seconds:.0f} pictures/s). Train on it with")
-    settings = {"data_dir": data_dir} | ({} if name in BUILDERS else {"dataset": name, **_other_splits(dataset)})
+    settings = {"data_dir": data_dir} | (
+        {"dataset": name, **_other_splits(made)} if config == _OWN and name != "image_folder" else {}
+    )
     flags_ = " ".join(f"--config.{key}={shlex.quote(value)}" for key, value in settings.items())
     print(f"  python -m dlv3p_jax.main --config={config} {flags_}")
 
@@ -244,13 +265,13 @@ def _other_splits(dataset) -> dict[str, str]:
     return {key: split for key, split in found.items() if split not in ("train", "val")}
 
 
-def _check_source(name: str) -> None:
+def _check_source(dataset: str, name: str) -> None:
     from dlv3p_jax.datasets import summary
 
-    made_by = BUILDERS[_key(name)][0](pathlib.Path(_DATA_DIR.value), skip_bad=True)
-    dataset = made_by.survey(_SOURCE.value)
-    _warn(*made_by.remarks, *summary.warnings(dataset))
-    print(summary.table(dataset))
+    made_by = BUILDERS[_key(dataset)][0](name, pathlib.Path(_DATA_DIR.value), skip_bad=True)
+    surveyed = made_by.survey(_SOURCE.value)
+    _warn(*made_by.remarks, *summary.warnings(surveyed))
+    print(summary.table(surveyed))
     made_by.refuse_contradictions()
     if made_by.problems:
         raise DatasetError(made_by.describe_problems(most=len(made_by.problems), with_remarks=False))
@@ -264,7 +285,6 @@ def _look_at_prepared(name: str, config: str) -> None:
 
     if bucket.is_remote(_DATA_DIR.value):
         cli.configure_logging()  # shows how far the copy is
-    name = records.local_name(name)
     dataset = records.open_dataset(name, _DATA_DIR.value)
     if _CHECK.value:
         problems = check.check_records(dataset, _WORKERS.value)

@@ -77,6 +77,22 @@ def test_a_folder_becomes_a_data_set_with_a_summary(source, tmp_path):
     assert "add --overwrite" in again.stderr
 
 
+def test_sets_of_other_names_lie_side_by_side(source, tmp_path):
+    data_dir = tmp_path / "data"
+    for name in ("camvid", "weeds_2"):
+        common = ("--dataset=image_folder", f"--name={name}", f"--data_dir={data_dir}", "--workers=1")
+        done = run(*common, f"--source={source}")
+        assert done.returncode == 0, done.stderr
+        assert f"--config=configs/image_folder.py --config.data_dir={data_dir} --config.dataset={name}\n" in done.stdout
+    assert sorted(path.name for path in data_dir.iterdir()) == ["camvid", "weeds_2"]
+    dataset = records.open_dataset("camvid", data_dir)
+    assert dataset.title == dataset.builder.name == "camvid" and dataset.num_pictures("train") == 3
+    done = run(*common, "--check")
+    assert done.returncode == 0 and "weeds_2/1.0.0 is whole" in done.stdout
+    with pytest.raises(DatasetError, match=r"(?s)other.*\(camvid, weeds_2 is\).*--dataset=image_folder --name=other "):
+        records.open_dataset("other", data_dir)
+
+
 def test_bad_data_is_one_message_and_leaves_nothing(source, tmp_path):
     (source / "one.png").unlink()
     Image.fromarray(np.full((8, 6), 9, np.uint8)).save(source / "one.png")
@@ -110,6 +126,9 @@ def test_bad_data_is_one_message_and_leaves_nothing(source, tmp_path):
         (["--dataset=image_folder", "--source=x", "--preview=y.png"], "leave --source out"),
         (["--dataset=toy_streets", "--crop_size=3,4"], "--crop_size is for --preview"),
         (["--dataset", "toy_streets", "extra"], '"extra" is no flag'),
+        (["--dataset=image_folder", "--source=x", "--name=my set"], "--name=my set: letters, digits and _"),
+        (["--dataset=image_folder", "--source=x", "--name=voc2012"], "--name=voc2012: "),
+        (["--dataset=voc2012", "--source=x", "--name=mine"], "--name has no meaning for --dataset=voc2012"),
         (["--datset=toy_streets"], "Unknown command line flag 'datset'"),
         (["--dataset=toy_streets", "--workers=0"], "--workers=0"),
         (

@@ -47,6 +47,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         splits: Mapping[str, Collection[Any]],
         read: Callable[[Any], Example | Problem],
         *,
+        name: str | None = None,
         class_names: Sequence[str],
         palette: Sequence[Sequence[int]],
         ignore_label: int,
@@ -67,6 +68,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             data_dir: where TFDS makes NAME/VERSION.
             splits: what `read` takes, by split.
             read: makes a record's contents of one item; it is pickled, and run in worker processes.
+            name: what the data set is called; None: as its class is.
             class_names, palette, ignore_label, description, synthetic: see `records.METADATA`.
             problems: what is known to be wrong already.
             remarks: what the user should hear about the items.
@@ -81,6 +83,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         Raises:
             DatasetError: there are problems, and they are not to be skipped.
         """
+        self.name = name or self.name
         self._items, self._read = {}, functools.partial(_read_and_digest, read)
         self._problems, self._remarks = dict.fromkeys(problems), tuple(remarks)
         for split, items in splits.items():

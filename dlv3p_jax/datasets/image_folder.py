@@ -25,6 +25,7 @@ class ImageFolder(PictureBuilder):
         data_dir: str | os.PathLike,
         source: str | os.PathLike,
         *,
+        name: str = "image_folder",
         class_names: str | os.PathLike | None = None,
         label_map: str | None = None,
         ignore_label: int = 255,
@@ -35,8 +36,9 @@ class ImageFolder(PictureBuilder):
         """Finds pictures and labels.
 
         Args:
-            data_dir: where TFDS makes image_folder/VERSION.
+            data_dir: where TFDS makes NAME/VERSION.
             source: the folder.
+            name: what the data set is called.
             class_names: a file that `class_files.read` reads; None: the first of `class_files.FILES` in the source.
             label_map: a file or text that `label_map.parse` reads; None: what the file of classes says of values and
                 colours.
@@ -67,6 +69,7 @@ class ImageFolder(PictureBuilder):
                 label_map=table,
                 picture_range=picture_range,
             ),
+            name=name,
             class_names=names,
             palette=palette_of(classes, table),
             ignore_label=ignore_label,

@@ -33,9 +33,10 @@ class Item:
 
 
 def make_builder(
-    name: str,
+    dataset: str,
     data_dir: str | os.PathLike,
     *,
+    name: str,
     label_key: str | None,
     image_key: str = "image",
     source: str | os.PathLike | None = None,
@@ -52,8 +53,9 @@ def make_builder(
     Without a label map, all labels are read to find their values. Where 0 is not among them, classes begin with 1.
 
     Args:
-        name: `tfds:NAME`, `tfds:NAME/CONFIG`, with `:VERSION` for another than the newest.
-        data_dir: where tfds_NAME/VERSION is made.
+        dataset: `tfds:NAME`, `tfds:NAME/CONFIG`, with `:VERSION` for another than the newest.
+        data_dir: where TFDS makes NAME/VERSION.
+        name: what the data set is called here.
         label_key, image_key: of the features with the label and the picture.
         source: TFDS's own data_dir; None: TFDS's default.
         splits: as NAME=SPLIT, where SPLIT may be a part such as `train[:80%]`; none: all, with `validation` as `val`.
@@ -64,7 +66,7 @@ def make_builder(
     Raises:
         DatasetError: TFDS has no such data set or cannot fetch it; or it has no such features, splits or classes.
     """
-    catalogue = _open(name.removeprefix(records.TFDS), source)
+    catalogue = _open(dataset.removeprefix(records.TFDS), source)
     features = catalogue.info.features
     keys = {"--image_key": image_key, "--label_key": label_key}
     for flag, key in keys.items():
@@ -85,8 +87,7 @@ def make_builder(
             remarks = (*remarks, "labels begin with 1: value 1 is class 0, 2 is 1, and so on")
     names = names or _names(table, ignore_label)
     image_folder.check_indices(names, ignore_label, table)
-    builder = type("Catalogue", (PictureBuilder,), {"name": records.local_name(name)})
-    return builder(
+    return PictureBuilder(
         data_dir,
         items,
         functools.partial(
@@ -96,6 +97,7 @@ def make_builder(
             label_map=table,
             picture_range=picture_range,
         ),
+        name=name,
         class_names=names,
         palette=image_folder.palette_of(class_files.Classes(names, colors), table),
         ignore_label=ignore_label,

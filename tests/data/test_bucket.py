@@ -189,7 +189,7 @@ def test_a_data_set_is_prepared_into_a_bucket(gcs, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_DATA_DIR", types.SimpleNamespace(value="gs://bucket/other/"))
     monkeypatch.setattr(prepare, "_OVERWRITE", types.SimpleNamespace(value=False))
     with pytest.raises(DatasetError, match="gs://bucket/other/image_folder is prepared already; .*add --overwr"):
-        prepare._prepare("image_folder", "")
+        prepare._prepare("image_folder", "image_folder", "")
 
 
 def test_an_upload_that_breaks_looks_unfinished_and_the_next_takes_its_place(gcs, data_dir, target):

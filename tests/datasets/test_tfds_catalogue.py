@@ -69,8 +69,9 @@ def catalogue(tmp_path_factory):
 
 
 def prepare(data_dir, name="tfds:tiny_pet", **options):
-    make = functools.partial(tfds_catalogue.make_builder, name, **options)
-    return prepare_dataset(records.local_name(name), make, data_dir, False)
+    local = records.local_name(name)
+    make = functools.partial(tfds_catalogue.make_builder, name, name=local, **options)
+    return prepare_dataset(local, make, data_dir, False)
 
 
 def contents(dataset, split):
