@@ -80,7 +80,7 @@ class Bands:
     def __init__(self, calls, **views):
         self.calls, self.views = calls, views
         self.alive.add(self)
-        self.config = types.SimpleNamespace(eval=types.SimpleNamespace(**views))
+        self.config = types.SimpleNamespace(dataset="stripes", eval=types.SimpleNamespace(**views))
 
     def with_views(self, **views):
         return Bands(self.calls, **views)
@@ -208,6 +208,7 @@ def test_the_command_serves_a_checkpoint_until_ctrl_c(workdir, visit):
 
 
 def test_a_picture_is_seen_under_its_classes(page, served):
+    page.get_by_text("Trained on stripes").wait_for()
     assert legend(page) == list(NAMES)
     image = gradient()
     upload(page, encode(image))

@@ -1,7 +1,7 @@
 """Label maps as people can read them: colours, overlays, palette PNGs, contact sheets. On the host, in NumPy."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -26,6 +26,38 @@ def palette(num_classes: int) -> np.ndarray:
     index = np.arange(num_classes)[:, None]
     channel = np.arange(3)
     return np.add.reduce([(index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)]).astype(np.uint8)
+
+
+def class_colors(num_classes: int, known: Mapping[int, Sequence[int]] | None = None) -> list[list[int]]:
+    """The `known` colours of classes, by index, black for class 0 if it has none, and others that are told apart.
+
+    Each further one is, of colours neither pale nor dark nor glaring, that which lies farthest in CIELAB from white,
+    black, the known and those before it: 45 for 12 classes and 36 for 24, where `palette` has 12 and 9.
+    """
+    colors = {index: list(map(int, color)) for index, color in (known or {}).items()}
+    if 0 not in colors and [0, 0, 0] not in colors.values():
+        colors[0] = [0, 0, 0]
+    candidates = np.stack(np.meshgrid(*[np.arange(0, 256, 17)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    lightness, *hue = _lab(candidates).T
+    candidates = candidates[(lightness >= 35) & (lightness <= 90) & (np.hypot(*hue) <= 90)]
+    places, taken = _lab(candidates), _lab([IGNORED, (0, 0, 0), *colors.values()])
+    distances = np.linalg.norm(places[:, None] - taken, axis=-1).min(axis=1)
+    for index in range(num_classes):
+        if index not in colors:
+            farthest = int(distances.argmax())
+            colors[index] = candidates[farthest].tolist()
+            distances = np.minimum(distances, np.linalg.norm(places - places[farthest], axis=-1))
+    return [colors[index] for index in range(num_classes)]
+
+
+def _lab(colors) -> np.ndarray:
+    """sRGB colours of 0..255, `[..., 3]`, in CIELAB (white point D65)."""
+    linear = np.asarray(colors) / 255
+    linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    xyz = linear @ np.transpose(to_xyz) / (0.95047, 1.0, 1.08883)
+    x, y, z = np.moveaxis(np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116), -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
 def colorize(label: np.ndarray, palette: Palette) -> np.ndarray:

@@ -18,7 +18,7 @@ from dlv3p_jax.data.label_map import LabelMap, suggest
 from dlv3p_jax.data.pictures import Example, Pair, Problem
 from dlv3p_jax.datasets.digests import Digest, digest_contents
 from dlv3p_jax.datasets.file_names import leave_out_no_text, printable
-from dlv3p_jax.datasets.palettes import Palettes
+from dlv3p_jax.datasets.palettes import Color, Palettes
 from dlv3p_jax.datasets.repeats import Repeats, every_pair
 from dlv3p_jax.datasets.workers import ordered_map
 from dlv3p_jax.runtime import disk_errors
@@ -50,6 +50,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         name: str | None = None,
         class_names: Sequence[str],
         palette: Sequence[Sequence[int]],
+        colors: Mapping[int, Color] | None = None,
         ignore_label: int,
         description: str,
         synthetic: bool,
@@ -70,6 +71,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             read: makes a record's contents of one item; it is pickled, and run in worker processes.
             name: what the data set is called; None: as its class is.
             class_names, palette, ignore_label, description, synthetic: see `records.METADATA`.
+            colors: those of classes, by index, that count over the ones that palette labels have.
             problems: what is known to be wrong already.
             remarks: what the user should hear about the items.
             apart: pairs of splits that should have no picture in common; None: all pairs.
@@ -83,7 +85,8 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         Raises:
             DatasetError: there are problems, and they are not to be skipped.
         """
-        self.name = name or self.name
+        if name is not None:
+            self.name = name
         self._items, self._read = {}, functools.partial(_read_and_digest, read)
         self._problems, self._remarks = dict.fromkeys(problems), tuple(remarks)
         for split, items in splits.items():
@@ -105,7 +108,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         )
         if picture_range is not None:
             self._metadata["picture_range"] = list(picture_range)
-        self._palettes = Palettes()
+        self._palettes, self._colors = Palettes(), dict(colors or {})
         self._ranges = ranges.Seen()
         self._repeats = Repeats(every_pair(splits) if apart is None else apart, as_published)
         self._digests = {split: Digest() for split in splits}
@@ -202,7 +205,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             yield
             next(self._results, None)  # nothing is left; this completes the progress bar
         self._metadata["palette"] = self._palettes.palette(
-            len(self._metadata["class_names"]), self._metadata["palette"]
+            len(self._metadata["class_names"]), self._metadata["palette"], self._colors
         )
         self._metadata["digests"].update({split: digest.hexdigest() for split, digest in self._digests.items()})
 

@@ -35,6 +35,7 @@ _ROWS = (  # of tables without a head
     re.compile(r"(?P<name>.*\D)[\s,;:]+(?P<rgb>\d+[\s,]+\d+[\s,]+\d+)"),
     re.compile(r"(?P<value>\d+)\s*[,;:\t]\s*(?P<name>\D.*)"),
 )
+_COLORED = re.compile(r"(?P<name>.*[^\s,;])[\s,;]+#(?P<color>[0-9a-fA-F]{6})")  # a name and its colour
 _NUMBERED = re.compile(r"(?P<value>\d+) +(?P<name>\D.*)")
 
 
@@ -56,6 +57,7 @@ class Classes:
         by_value: what turns the values of labels into indices; None: they are indices.
         by_color: what turns the colours of labels into indices; None: the file does not have all.
         remarks: how the file was read, where it is no plain list.
+        is_plain: whether the file is a list whose line i is class i, so that palette labels count by their values.
     """
 
     names: list[str]
@@ -63,10 +65,13 @@ class Classes:
     by_value: LabelMap | None = None
     by_color: LabelMap | None = None
     remarks: tuple[str, ...] = ()
+    is_plain: bool = False
 
 
 def read(path: str | os.PathLike | None, source: str | os.PathLike, ignore_label: int = 255) -> Classes:
     """Reads a file of class names: one a line, the first for index 0, or a table that says more.
+
+    A name may be followed by its colour: `traffic light #faaa1e`.
 
     Tables are CVAT's labelmap.txt, a CSV file whose head names its columns (value, name, red, green, blue), or lines of
     a value or a colour and a name. Rows of the name void or ignore are no classes there.
@@ -100,11 +105,25 @@ def read(path: str | os.PathLike | None, source: str | os.PathLike, ignore_label
 
 
 def _plain(path: pathlib.Path, lines: list[tuple[int, str]]) -> Classes:
-    _refuse_unknown_tables(path, [line for _, line in lines])
+    _refuse_unknown_tables(path, [_COLORED.sub(r"\g<name>", line) for _, line in lines])
     if lines and lines[0][1] == "__ignore__":  # LabelMe's labels.txt, whose classes begin at the second line
-        names = _names(path, [_Row(number, name) for number, name in lines[1:]])
-        return Classes(names, remarks=(f'{path}: "__ignore__" is no class; index 0 is "{names[0]}"',))
-    return Classes(_names(path, [_Row(number, name) for number, name in lines]))
+        classes = _listed(path, lines[1:])
+        remark = f'{path}: "__ignore__" is no class; index 0 is "{classes.names[0]}"'
+        return dataclasses.replace(classes, remarks=(remark,))
+    return _listed(path, lines)
+
+
+def _listed(path: pathlib.Path, lines: list[tuple[int, str]]) -> Classes:
+    """Names, one a line, each with its colour or without."""
+    rows = [_row(path, number, {"name": line}) for number, line in lines]
+    if any(row.color for row in rows):
+        for row in rows:
+            if row.color is None and (last := row.name.split()[-1:]) and last[0].startswith("#"):
+                raise DatasetError(f"{path}, line {row.line}: {last[0]} is no colour: # and six digits, as in #00008e")
+    names = _names(path, rows)
+    colors = _by("colour", path, [(row, row.color, index) for index, row in enumerate(rows) if row.color])
+    by_color = LabelMap(colors=tuple(colors.items())) if len(colors) == len(names) else None
+    return Classes(names, {index: color for color, index in colors.items()}, by_color=by_color, is_plain=True)
 
 
 def _read_table(path: pathlib.Path, lines: list[tuple[int, str]]) -> list[_Row] | None:
@@ -148,7 +167,10 @@ def _row(path: pathlib.Path, number: int, cells: dict[str, str | None]) -> _Row:
         raise DatasetError(f"{path}, line {number}: values and colours are whole numbers ({error})") from error
     if (color is not None and max(color) > 255) or not 0 <= (value or 0) <= 65535:
         raise DatasetError(f"{path}, line {number}: colours have channels of 0..255, and values are 0..65535")
-    return _Row(number, (cells["name"] or "").strip(), value, None if color is None else (color[0], color[1], color[2]))
+    name = (cells["name"] or "").strip()
+    if color is None and (match := _COLORED.fullmatch(name)):
+        name, color = match["name"], tuple(bytes.fromhex(match["color"]))
+    return _Row(number, name, value, None if color is None else (color[0], color[1], color[2]))
 
 
 def _table(path: pathlib.Path, rows: list[_Row], ignore_label: int) -> Classes:

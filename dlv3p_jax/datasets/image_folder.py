@@ -8,13 +8,15 @@ import pathlib
 
 from PIL import Image
 
-from dlv3p_jax.data import opening, ranges
+from dlv3p_jax.data import opening, ranges, viz
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.label_map import LabelMap, parse
 from dlv3p_jax.data.pictures import Pair, read_pair
-from dlv3p_jax.datasets import class_files, pairs, palettes, voc_layout
+from dlv3p_jax.datasets import class_files, pairs, voc_layout
 from dlv3p_jax.datasets.builder import PictureBuilder
 from dlv3p_jax.datasets.class_files import Classes
+
+_COLORED = ("RGB", "RGBA", "P")  # Pillow's modes of labels that may be read by their colours
 
 
 class ImageFolder(PictureBuilder):
@@ -57,7 +59,8 @@ class ImageFolder(PictureBuilder):
         classes = class_files.read(class_names, source, ignore_label)
         names = classes.names
         if table is None:
-            table = classes.by_color if _are_colored(found) and classes.by_color else classes.by_value
+            is_colored = classes.by_color and _mode(found) in (("RGB", "RGBA") if classes.is_plain else _COLORED)
+            table = classes.by_color if is_colored else classes.by_value
         check_indices(names, ignore_label, table)
         super().__init__(
             data_dir,
@@ -71,7 +74,8 @@ class ImageFolder(PictureBuilder):
             ),
             name=name,
             class_names=names,
-            palette=palette_of(classes, table),
+            palette=viz.class_colors(len(names), colors := colors_of(classes, table)),
+            colors=colors,
             ignore_label=ignore_label,
             description=f"Pictures and labels of {pathlib.Path(source).expanduser().resolve()}",
             synthetic=False,
@@ -97,15 +101,15 @@ def check_indices(names: list[str], ignore_label: int, table: LabelMap | None) -
         raise DatasetError(f"--label_map: index {wrong[0]} is outside the {len(names)} classes (0..{last})")
 
 
-def _are_colored(found: dict[str, list[Pair]]) -> bool:
-    """Whether labels are colours, by the first that can be opened."""
+def _mode(found: dict[str, list[Pair]]) -> str | None:
+    """Pillow's mode of the first label that can be opened."""
     for pair in itertools.chain.from_iterable(found.values()):
         with contextlib.suppress(Exception), opening.of_any_size(), Image.open(str(pair.label)) as label:
-            return label.mode in ("RGB", "RGBA", "P")
-    return False
+            return label.mode
+    return None
 
 
-def palette_of(classes: Classes, table: LabelMap | None) -> list[list[int]]:
-    """The colours that the label map gives, or the file of classes, and Pascal VOC's for the rest."""
+def colors_of(classes: Classes, table: LabelMap | None) -> dict[int, class_files.Color]:
+    """The colours of classes, by index, that the label map gives, or the file of classes."""
     given = {index: color for color, index in reversed(table.colors) if index < len(classes.names)} if table else {}
-    return palettes.complete(classes.colors | given, len(classes.names))
+    return classes.colors | given

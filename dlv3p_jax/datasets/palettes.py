@@ -46,20 +46,14 @@ class Palettes:
                 "are right and the colours are not, save the labels as grey PNG.)"
             )
 
-    def palette(self, num_classes: int, fallback: Sequence[Sequence[int]]) -> list[list[int]]:
-        """A colour for each class: that of the files where they agree and tell classes apart, else the fallback's."""
+    def palette(
+        self, num_classes: int, fallback: Sequence[Sequence[int]], given: Mapping[int, Color]
+    ) -> list[list[int]]:
+        """A colour for each class: the one that is given, that of the files where they agree and tell classes apart.
+
+        Others have the fallback's.
+        """
         known = {index: color for index, color in self._classes.items() if index < num_classes}
         if self._contradiction is not None or not known or len(set(known.values())) < len(known):
             return [list(color) for color in fallback]
-        return complete(known, num_classes)
-
-
-def complete(known: Mapping[int, Color], num_classes: int) -> list[list[int]]:
-    """The known colours, and for other classes those of Pascal VOC, or what VOC has beyond where that one is taken."""
-    taken = set(known.values())
-    colors = [tuple(color) for color in viz.palette(256).tolist()]
-    spare = (color for color in colors[num_classes:] + colors[:num_classes] if color not in taken)
-    return [
-        list(known[index] if index in known else next(spare) if colors[index] in taken else colors[index])
-        for index in range(num_classes)
-    ]
+        return viz.class_colors(num_classes, known | dict(given))

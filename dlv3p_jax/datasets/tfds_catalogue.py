@@ -14,7 +14,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dlv3p_jax.data import labels, ranges, records
+from dlv3p_jax.data import labels, ranges, records, viz
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.label_map import LabelMap, count_values, parse
 from dlv3p_jax.data.pictures import Example, Pair, Problem, read_pair
@@ -74,11 +74,11 @@ def make_builder(
     assert label_key is not None
     items = {split: _Split(catalogue, spec, image_key, label_key) for split, spec in _splits(catalogue, splits).items()}
     names = list(getattr(features[label_key], "names", None) or ())
-    colors: dict[int, class_files.Color] = {}
-    remarks: tuple[str, ...] = ()
+    classes = class_files.Classes(names)
     if class_names is not None:
         classes = class_files.read(class_names, ".", ignore_label)
-        names, colors, remarks = classes.names, classes.colors, classes.remarks
+        names = classes.names
+    remarks = classes.remarks
     if label_map is not None:
         table = parse(label_map, ignore_label)
     else:
@@ -87,6 +87,7 @@ def make_builder(
             remarks = (*remarks, "labels begin with 1: value 1 is class 0, 2 is 1, and so on")
     names = names or _names(table, ignore_label)
     image_folder.check_indices(names, ignore_label, table)
+    colors = image_folder.colors_of(dataclasses.replace(classes, names=names), table)
     return PictureBuilder(
         data_dir,
         items,
@@ -99,7 +100,8 @@ def make_builder(
         ),
         name=name,
         class_names=names,
-        palette=image_folder.palette_of(class_files.Classes(names, colors), table),
+        palette=viz.class_colors(len(names), colors),
+        colors=colors,
         ignore_label=ignore_label,
         description=f"{catalogue.info.full_name} of TensorFlow Datasets, {image_key} and {label_key}",
         synthetic=False,

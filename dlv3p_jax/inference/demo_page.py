@@ -156,6 +156,8 @@ class _Visit:
         megabytes = f"{max_bytes / 1e6:g} MB"
         with ui.column().classes("w-full max-w-6xl mx-auto p-2 gap-4"):
             ui.label(segmenter.source).classes("text-xl font-bold words")
+            if segmenter.config.dataset:
+                ui.label(f"Trained on {segmenter.config.dataset}").classes("words")
             upload = ui.upload(
                 label=f"A picture of at most {max_pixels:,} pixels and {megabytes}",
                 auto_upload=True,

@@ -153,7 +153,7 @@ def _classes_of(config, meta: Mapping[str, Any]) -> tuple[list[str], np.ndarray]
     They are those that the checkpoint was trained on, if its `meta` has them; otherwise those of the configuration's
     data set, if that is known or prepared.
     """
-    numbers = [f"class {index}" for index in range(config.num_classes)], viz.palette(config.num_classes)
+    numbers = [f"class {index}" for index in range(config.num_classes)], viz.class_colors(config.num_classes)
     if "class_names" in meta:
         names, palette = meta["class_names"], meta["palette"]
     else:

@@ -21,6 +21,24 @@ def test_palette_is_pascal_voc_s():
         viz.palette(257)
 
 
+def apart(colors) -> float:
+    """The smallest distance of two colours in CIELAB, as OpenCV computes it."""
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
+    lab = cv2.cvtColor(np.float32(colors)[None] / 255, cv2.COLOR_RGB2LAB)[0]
+    distances = np.linalg.norm(lab[:, None] - lab, axis=-1)
+    return distances[np.triu_indices(len(lab), 1)].min()
+
+
+def test_colours_of_classes_without_any_are_told_apart():
+    for num_classes, least in ((12, 45), (24, 34), (255, 11)):
+        assert apart([*viz.class_colors(num_classes), viz.IGNORED]) > least
+    assert apart(viz.palette(12)) < 13  # three dark reds among them
+    assert viz.class_colors(24)[:5] == viz.class_colors(5) and viz.class_colors(2)[0] == [0, 0, 0]
+    known = {0: (250, 0, 0), 2: (0, 0, 0), 3: (0, 160, 0)}
+    colors = viz.class_colors(8, known)
+    assert {index: tuple(colors[index]) for index in known} == known and apart(colors) > 45
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
 def test_colorize_shows_everything_outside_the_palette_as_ignored(dtype):
     label = np.array([[0, 1], [2, 255]], dtype)

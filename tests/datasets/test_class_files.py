@@ -34,6 +34,8 @@ def test_class_names(tmp_path):
         ("Pixel Value, Class\n0, road\n0, car\n", "line 3: the value of car is there already"),
         ("Pixel Value, Class\n0, road\n1\n", "line 3: give 2 columns"),
         ("road:1,2,3::\ncar:1,2,3::\n", "line 2: the colour of car is there already"),
+        ("road #804080\ncar #0000\n", "line 2: #0000 is no colour: # and six digits"),
+        ("road #804080\ncar #804080\n", "line 2: the colour of car is there already"),
         ("road:1,2,3::\ncar:1,2,300::\n", "line 2: colours have channels of 0..255"),
     ],
 )
@@ -58,6 +60,7 @@ NAMES, COLORS = ["road", "car"], {0: (128, 64, 128), 1: (0, 0, 142)}
         ("# label:color_rgb:parts:actions\nroad:128,64,128::\ncar:0,0,142::\n", NAMES, COLORS),  # CVAT's labelmap.txt
         ("road:::\ncar:::\n", NAMES, {}),
         ("name,r,g,b\nroad,128,64,128\ncar,0,0,142\n", NAMES, COLORS),  # Kaggle's class_dict.csv
+        ("road #804080\ncar #00008e\n", NAMES, COLORS),
         ("128 64 128\troad\n0 0 142\tcar\n", NAMES, COLORS),  # CamVid's label_colors.txt
     ],
 )
@@ -66,8 +69,15 @@ def test_tables_of_labelling_tools(tmp_path, text, names, colors):
     classes = read(tmp_path / "names", tmp_path)
     assert (classes.names, classes.colors, classes.by_value) == (names, colors, None)
     assert dict(classes.by_color.colors if classes.by_color else ()) == {color: i for i, color in colors.items()}
-    is_plain = text.splitlines()[0] in names
+    is_plain = text.splitlines()[0].removesuffix(" #804080") in names
     assert bool(classes.remarks) != is_plain
+
+
+def test_some_names_have_colours(tmp_path):
+    (tmp_path / "classes.txt").write_text("traffic light, #FAaa1e\nroad\ncar\t#00008e\n")
+    classes = read(None, tmp_path)
+    assert (classes.names, classes.colors) == (["traffic light", "road", "car"], {0: (250, 170, 30), 2: (0, 0, 142)})
+    assert classes.by_color is None and not classes.remarks
 
 
 def test_values_and_void_of_tables(tmp_path):

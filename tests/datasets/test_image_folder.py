@@ -242,8 +242,22 @@ def test_mapped_colours_become_the_palette(mask, tmp_path):
     assert dataset.metadata["class_pixels"]["train"] == [1, 1]
 
 
-def test_palette_is_pascal_vocs_otherwise(source, tmp_path):
-    assert prepare(source, tmp_path / "data")[0].palette == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
+def test_colours_of_the_file_of_classes(source, tmp_path):
+    plain = ImageFolder(tmp_path, source).survey(source).metadata["palette"]
+    assert plain[0] == [0, 0, 0] and len(set(map(tuple, plain))) == 3
+
+    (source / "classes.txt").write_text("background\ntall weed #00c000\ncrop\n")
+    write_palette(source / "labels/train/a.png", [[0, 1, 2, 2]] * 2, [BLUE, RED, (9, 9, 9)])
+    metadata = ImageFolder(tmp_path, source).survey(source).metadata
+    assert metadata["class_names"] == ["background", "tall weed", "crop"]
+    assert metadata["palette"] == [list(BLUE), [0, 192, 0], [9, 9, 9]]  # which counts over that of the labels
+
+    (source / "classes.txt").write_text("background #0000c8\ntall weed #00c000\ncrop #c80000\n")
+    counts = ImageFolder(tmp_path, source).survey(source).metadata["class_pixels"]  # palette labels go by their values
+    assert counts == {"train": [8, 6, 8], "val": [3, 2, 2]}
+    for name in ("train/a", "train/b", "train/sub/a", "val/v"):  # colour labels go by their colours
+        Image.fromarray(np.uint8([[BLUE, RED, RED, (0, 192, 0)]] * 2)).save(source / f"labels/{name}.png")
+    assert prepare(source, tmp_path / "data")[0].metadata["class_pixels"] == {"train": [6, 6, 12], "val": [2, 2, 4]}
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_classes_are_named_by_the_checkpoint_or_the_data_set_or_numbered(data_di
     config = make_config({"dataset": "voc2012"}, num_classes=21)
     assert classes_of(tmp_path / "d", config)[0][:3] == ("background", "aeroplane", "bicycle")
     names, palette = classes_of(tmp_path / "e", make_config(num_classes=5))
-    assert names[4] == "class 4" and np.array_equal(palette, viz.palette(5))
+    assert names[4] == "class 4" and np.array_equal(palette, viz.class_colors(5))
 
 
 def test_a_checkpoint_copied_without_its_config_says_itself_what_it_is_or_what_is_missing(tmp_path):
