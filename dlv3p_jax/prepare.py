@@ -57,6 +57,11 @@ _CLASS_NAMES = flags.DEFINE_string(
     "image_folder: a file of class names, one a line, or CVAT's labelmap.txt or Roboflow's _classes.csv; by default "
     "SOURCE/classes.txt, or one of these in SOURCE.",
 )
+_LABEL_SUFFIX = flags.DEFINE_string(
+    "label_suffix",
+    "",
+    "image_folder: what the names of labels have after those of their pictures: _mask, where a.jpg has a_mask.png.",
+)
 _LABEL_MAP = flags.DEFINE_string(
     "label_map",
     None,
@@ -109,7 +114,8 @@ def _label_options(skip_bad):
 def _image_folder(name, data_dir, skip_bad):
     from dlv3p_jax.datasets.image_folder import ImageFolder
 
-    return ImageFolder(data_dir, cli.required(_SOURCE), name=name, **_label_options(skip_bad))
+    options = {"label_suffix": _LABEL_SUFFIX.value, **_label_options(skip_bad)}
+    return ImageFolder(data_dir, cli.required(_SOURCE), name=name, **options)
 
 
 def _tfds(name, data_dir, skip_bad):
@@ -151,14 +157,14 @@ def _public(module):
 
 _OF_A_SOURCE = (
     *(_SOURCE, _CLASS_NAMES, _LABEL_MAP, _IGNORE_LABEL, _PICTURE_RANGE, _SBD, _SKIP_BAD),
-    *(_NAME, _IMAGE_KEY, _LABEL_KEY, _SPLITS),
+    *(_NAME, _LABEL_SUFFIX, _IMAGE_KEY, _LABEL_KEY, _SPLITS),
 )
 _OWN = "configs/image_folder.py"
 _OF_OWN = ("name", "source", "class_names", "label_map", "ignore_label", "picture_range", "skip_bad")
 # name: (the builder, the names of those of these flags that it knows, the configuration to train it with)
 BUILDERS = {
     "toy_streets": (_toy_streets, (), "configs/quickstart.py"),
-    "image_folder": (_image_folder, _OF_OWN, _OWN),
+    "image_folder": (_image_folder, (*_OF_OWN, "label_suffix"), _OWN),
     "cityscapes": (_cityscapes, ("source", "skip_bad"), "configs/cityscapes_r50.py"),
     "voc2012": (_voc2012, ("source", "sbd", "skip_bad"), "configs/voc_r50.py"),
     **{

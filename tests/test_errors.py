@@ -103,6 +103,11 @@ ROWS = [
     ("data", "prepare --source={tmp}", "--source={tmp}: no layout of pictures and labels that is known here"),
     ("data", "prepare --source={sources}/cityscapes_ids", "value 26 (140 pixels) outside the 2 classes (0..1)"),
     ("data", "prepare --source={sources}/no_label", "images/train/1.png has no label (looked for labels/train/1.*)"),
+    (
+        "data",
+        "prepare --source={sources}/good --label_suffix=_mask",
+        "0.png has no label (looked for labels/train/0_mask.*)",
+    ),
     ("data", "prepare --source={sources}/truncated", "images/train/0.png: damaged or truncated"),
     ("data", "prepare --source={sources}/colours", 'for the colours of all labels: --label_map "'),
     ("data", "prepare --source={sources}/sizes", "images/train/0.png is 14x10 (width x height) but its label"),

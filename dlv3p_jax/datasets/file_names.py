@@ -78,9 +78,11 @@ def explain(images: Collection[str], labels: Collection[str]) -> str | None:
         )
     if found:
         image, label = found[0]
+        ends = longer == "labels" and label == image + affix
+        mend = f"give --label_suffix={affix}" if ends else "rename them, or write lists"
         return (
             f'{len(found)} {longer} have "{affix}" in their names, and their partners have not ({label} for {image}): '
-            "rename them, or write lists"
+            f"{mend}"
         )
     return _two_endings(sorted(images), sorted(labels))
 

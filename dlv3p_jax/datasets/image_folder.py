@@ -28,6 +28,7 @@ class ImageFolder(PictureBuilder):
         source: str | os.PathLike,
         *,
         name: str = "image_folder",
+        label_suffix: str = "",
         class_names: str | os.PathLike | None = None,
         label_map: str | None = None,
         ignore_label: int = 255,
@@ -41,6 +42,7 @@ class ImageFolder(PictureBuilder):
             data_dir: where TFDS makes NAME/VERSION.
             source: the folder.
             name: what the data set is called.
+            label_suffix: see `pairs.find_pairs`.
             class_names: a file that `class_files.read` reads; None: the first of `class_files.FILES` in the source.
             label_map: a file or text that `label_map.parse` reads; None: what the file of classes says of values and
                 colours.
@@ -54,8 +56,12 @@ class ImageFolder(PictureBuilder):
             raise DatasetError(f"--ignore_label={ignore_label}: labels are stored in 8 bits, so give 0 to 255")
         table = None if label_map is None else parse(label_map, ignore_label)
         has_lists = any((pathlib.Path(source).expanduser() / name).exists() for name in ("train.txt", "images"))
-        layout = voc_layout if voc_layout.is_one(source) and not has_lists else pairs
-        found, problems, remarks = layout.find_pairs(source)
+        if voc_layout.is_one(source) and not has_lists:
+            if label_suffix:
+                raise DatasetError(f"--label_suffix={label_suffix}: lists name the labels of this layout; leave it out")
+            found, problems, remarks = voc_layout.find_pairs(source)
+        else:
+            found, problems, remarks = pairs.find_pairs(source, label_suffix)
         classes = class_files.read(class_names, source, ignore_label)
         names = classes.names
         if table is None:

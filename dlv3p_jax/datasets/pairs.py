@@ -25,8 +25,14 @@ LAYOUTS = """\
   or Pascal VOC's: JPEGImages, SegmentationClass, and the names of train.txt and val.txt in ImageSets/Segmentation."""
 
 
-def find_pairs(source: str | os.PathLike) -> tuple[dict[str, list[Pair]], list[Problem], list[str]]:
+def find_pairs(
+    source: str | os.PathLike, label_suffix: str = ""
+) -> tuple[dict[str, list[Pair]], list[Problem], list[str]]:
     """Lists the pairs of a folder by split.
+
+    Args:
+        source: the folder.
+        label_suffix: what the names of labels in folders have after those of their pictures, before the extension.
 
     Returns:
         Pairs by split, in the order of the lists or of their sorted names; pairs that lack a file; and remarks for the
@@ -42,6 +48,8 @@ def find_pairs(source: str | os.PathLike) -> tuple[dict[str, list[Pair]], list[P
     folders = {split: source / "images" / split for split in SPLITS if (source / "images" / split).is_dir()}
     if not lists and not folders:
         raise DatasetError(f"--source={source}: no layout of pictures and labels that is known here.\n{LAYOUTS}")
+    if lists and label_suffix:
+        raise DatasetError(f"--label_suffix={label_suffix}: {min(lists.values())} names the labels, so leave it out")
     remarks = []
     if lists and folders:
         remarks.append(f"{source} has list files and folders: the lists count")
@@ -55,7 +63,7 @@ def find_pairs(source: str | os.PathLike) -> tuple[dict[str, list[Pair]], list[P
         if lists and split == "test" and _is_unlabelled(path):
             remarks.append(f"{path} has no labels, so it is left out: label pictures with predict")
             continue
-        found = _read_list(path, source) if lists else _match_folders(source, split)
+        found = _read_list(path, source) if lists else _match_folders(source, split, label_suffix)
         pairs[split] = found[0]
         problems += found[1]
         remarks += found[2]
@@ -169,13 +177,14 @@ def _ids_of(images: list[str], source: pathlib.Path) -> dict[str, str]:
     return ids if len(set(ids.values())) == len(ids) else {image: image for image in images}
 
 
-def _match_folders(source: pathlib.Path, split: str) -> tuple[list[Pair], list[Problem], list[str]]:
+def _match_folders(source: pathlib.Path, split: str, suffix: str) -> tuple[list[Pair], list[Problem], list[str]]:
     images, other = pictures_below(source / "images" / split)
-    labels, more = pictures_below(source / "labels" / split)
+    named, more = pictures_below(source / "labels" / split)
+    labels = {stem.removesuffix(suffix): path for stem, path in named.items() if stem.endswith(suffix)}
     other += more
     problems = [
-        Problem(stem, f"{have[stem]} has no {lacks} (looked for {lacks}s/{split}/{stem}.*)")
-        for have, missing, lacks in ((images, labels, "label"), (labels, images, "image"))
+        Problem(stem, f"{have[stem]} has no {lacks} (looked for {lacks}s/{split}/{stem}{after}.*)")
+        for have, missing, lacks, after in ((images, labels, "label", suffix), (labels, images, "image", ""))
         for stem in have
         if stem not in missing
     ]
@@ -185,6 +194,10 @@ def _match_folders(source: pathlib.Path, split: str) -> tuple[list[Pair], list[P
         [stem for stem in images if stem not in labels], [stem for stem in labels if stem not in images]
     ):
         remarks.append(f"{split}: {hint}")
+    if unlike := [path for stem, path in named.items() if not stem.endswith(suffix)]:
+        remarks.append(
+            f"{split}: {len(unlike)} labels without {suffix} in their names are left out ({first_five(unlike)})"
+        )
     if other:
         remarks.append(f"{split}: left out as no pictures: {by_suffix(other)} ({first_five(other)})")
     return pairs, problems, remarks

@@ -155,6 +155,28 @@ def test_folders_are_matched_by_relative_stem(tmp_path):  # L26
     assert (problems, remarks) == ([], [])
 
 
+def test_labels_with_a_suffix(tmp_path):
+    touch(tmp_path, "images/train/a.jpg", "images/train/sub/b_mask.jpg", "images/val/v.jpg", "images/val/w.jpg")
+    touch(tmp_path, "labels/train/a_mask.png", "labels/train/sub/b_mask_mask.png", "labels/val/v_mask.png")
+    touch(tmp_path, "labels/train/a_color.png", "labels/val/x_mask.png")
+    pairs, problems, remarks = find_pairs(tmp_path, "_mask")
+    assert relative(tmp_path, pairs["train"]) == [
+        ("a", "images/train/a.jpg", "labels/train/a_mask.png"),
+        ("sub/b_mask", "images/train/sub/b_mask.jpg", "labels/train/sub/b_mask_mask.png"),
+    ]
+    assert [pair.id for pair in pairs["val"]] == ["v"]
+    assert [problem.message for problem in problems] == [
+        f"{tmp_path}/images/val/w.jpg has no label (looked for labels/val/w_mask.*)",
+        f"{tmp_path}/labels/val/x_mask.png has no image (looked for images/val/x.*)",
+    ]
+    assert len(remarks) == 1 and "1 labels without _mask" in remarks[0] and "a_color.png" in remarks[0]
+    assert any("give --label_suffix=_mask" in remark for remark in find_pairs(tmp_path)[2])
+    (tmp_path / "train.txt").write_text("images/train/a.jpg labels/train/a_mask.png\n")
+    (tmp_path / "val.txt").write_text("images/val/v.jpg labels/val/v_mask.png\n")
+    with pytest.raises(DatasetError, match="--label_suffix=_mask: .*train.txt names the labels"):
+        find_pairs(tmp_path, "_mask")
+
+
 def test_linked_folders_are_followed(tmp_path):
     touch(tmp_path / "elsewhere", "a.jpg")
     touch(tmp_path, "images/val/v.jpg", "labels/val/v.png", "labels/train/sub/a.png", "images/train/b.jpg")
