@@ -85,6 +85,7 @@ ROWS = [
         "main --config.loss.class_weights=(1.0,2.0)",
         "class_weights=(1.0, 2.0): give one for each of the 3",
     ),
+    ("config", "main --config.loss.class_weights=balance", "='balance': give a number for each class, such as (1.0, 2"),
     ("config", "main --config.augment.min_scale=3.0", "augment.min_scale=3.0 and augment.max_scale=2.0 must be"),
     ("config", "main --config.eval.window=100", "eval.window=(100,): give (height, width) in pixels"),
     ("data", "main --config.data_dir=/nowhere", "is not prepared in /nowhere (nothing is); run"),

@@ -195,6 +195,28 @@ def test_data_that_was_prepared_anew_is_noticed(data_dir, tmp_path, scores, capl
     loop.train_and_evaluate(tiny.make_config(other), workdir)  # what it goes on with, is now its data
 
 
+def test_balanced_weights_are_those_of_the_counts_that_a_run_began_with(data_dir, tmp_path, scores, caplog):
+    scores |= {2: 0.9, 4: None}
+    settings, workdir = {"loss.class_weights": "balanced", "allow_changed_data": True}, tmp_path / "run"
+    with pytest.raises(Killed):
+        loop.train_and_evaluate(tiny.make_config(data_dir, **settings), workdir)
+    weights = json.loads((workdir / "config.json").read_text())["loss"]["class_weights"]
+    pixels = records.open_dataset("image_folder", data_dir).metadata["class_pixels"]["train"]
+    assert len(weights) == len(pixels) and np.dot(weights, pixels) / sum(pixels) == pytest.approx(1, abs=1e-3)
+
+    scores |= {4: 0.4, 6: 0.2}
+    other = prepared_anew(data_dir, tmp_path / "other", "train")
+    (file,) = other.glob("image_folder/*/metadata.json")
+    metadata = json.loads(file.read_text())
+    metadata["class_pixels"]["train"] = [pixels[0] + 1000, *pixels[1:]]
+    file.write_text(json.dumps(metadata))
+    records.write_digests(file.parent)
+    with caplog.at_level("INFO"):
+        loop.train_and_evaluate(tiny.make_config(other, **settings), workdir)
+    assert json.loads((workdir / "config.json").read_text())["loss"]["class_weights"] == weights
+    assert "config.loss.class_weights=balanced is" in caplog.text
+
+
 def as_older_versions_wrote(checkpoint):
     """Takes from a checkpoint what bb8d702 did not write."""
     (checkpoint / "digests.json").unlink()

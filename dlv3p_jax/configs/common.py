@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
     config.loss.rmi = 0.0
     config.loss.dice = 0.0
     config.loss.lovasz = 0.0
-    config.loss.class_weights = config_dict.placeholder(tuple)
+    config.loss.class_weights = config_dict.placeholder(object)  # numbers, or "balanced": from the data's counts
     config.loss.top_k = 1.0  # share of all pixels, the hardest first
     config.loss.average_over = "valid"  # or "all": ignored pixels count as 0, as in MMSegmentation
     config.loss.ohem_min_kept = config_dict.placeholder(int)  # so many of the hardest pixels a picture alone count

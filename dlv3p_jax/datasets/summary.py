@@ -54,7 +54,7 @@ def warnings(dataset: Dataset) -> list[str]:
             share = pixels[top] / sum(pixels)
             found.append(
                 f"{split}: {share:.1%} of the pixels are class {top} ({dataset.class_names[top]}); if little else is "
-                "learnt, weigh the classes (config.loss.class_weights)"
+                "learnt, weigh the classes (--config.loss.class_weights=balanced)"
             )
     return found
 

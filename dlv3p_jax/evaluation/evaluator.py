@@ -57,7 +57,8 @@ def prepare_run(config) -> tuple[ml_collections.FrozenConfigDict, records.Datase
     """
     configuration.check(config)
     dataset = records.open_dataset(config.dataset, config.data_dir)
-    config = configuration.resolve(config, len(dataset.class_names), dataset.ignore_label)
+    pixels = dataset.metadata["class_pixels"].get(config.train_split)
+    config = configuration.resolve(config, len(dataset.class_names), dataset.ignore_label, pixels)
     splits = (config.train_split, config.eval_split)
     agreement.require("data", agreement.data(dataset, splits) | {"config": agreement.configured(config)})
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)

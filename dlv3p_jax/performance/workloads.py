@@ -19,7 +19,7 @@ from dlv3p_jax.data import padding
 from dlv3p_jax.evaluation.step import jit_eval_step
 from dlv3p_jax.models import Variables
 from dlv3p_jax.performance import straightforward, timing
-from dlv3p_jax.runtime import sharding
+from dlv3p_jax.runtime import configuration, sharding
 from dlv3p_jax.training import steps
 
 CLASSES = {"voc2012": 21}  # and 19 where neither the configuration nor this says how many
@@ -61,10 +61,13 @@ class Workload(NamedTuple):
 
 
 def prepare(config):
-    """A copy of the configuration with a number of classes, which otherwise the data set tells."""
+    """A copy of the configuration with what otherwise the data set tells: a number of classes, and weights of these."""
     config = config.copy_and_resolve_references()
     if config.num_classes is None:
         config.num_classes = CLASSES.get(config.dataset, 19)
+    if config.loss.class_weights == configuration.BALANCED:
+        with config.ignore_type():
+            config.loss.class_weights = (1.0,) * config.num_classes
     return config
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -40,15 +42,28 @@ MODEL_MAY_DIFFER = ("auxiliary_head", "dropout", "dtype", "output_stride", "rema
 FEW_PICTURES = 8
 
 
+BALANCED = "balanced"  # of loss.class_weights
+# What a user may leave open, by key: it is decided where a run begins, and a run that goes on has what it had.
+OPEN = {"loss.class_weights": BALANCED}
+
+
 class ConfigError(UserError):
     """A configuration key has a value that cannot be used; the message names both."""
 
 
-def resolve(config: ml_collections.ConfigDict, num_classes: int, ignore_label: int) -> ml_collections.FrozenConfigDict:
+def resolve(
+    config: ml_collections.ConfigDict, num_classes: int, ignore_label: int, class_pixels: Sequence[int] | None = None
+) -> ml_collections.FrozenConfigDict:
     """The configuration with what the data set knows filled in.
 
+    Args:
+        config: checked.
+        num_classes, ignore_label: of the data set.
+        class_pixels: how many pixels each class has in `config.train_split`; None: there is no such split.
+
     Raises:
-        ConfigError: `num_classes`, `ignore_label` or the number of `loss.class_weights` differs from the data set's.
+        ConfigError: `num_classes`, `ignore_label` or the number of `loss.class_weights` differs from the data set's, or
+            there is nothing to balance these by.
     """
     config = config.copy_and_resolve_references()
     for key, value in (("num_classes", num_classes), ("ignore_label", ignore_label)):
@@ -59,10 +74,30 @@ def resolve(config: ml_collections.ConfigDict, num_classes: int, ignore_label: i
                 f"config.{key}={config[key]}, but the data set {config.dataset} in {config.data_dir} has {value}: "
                 f"give --config.{key}={value}, or prepare the data set again"
             )
+    if config.loss.class_weights == BALANCED:
+        if class_pixels is None or not any(class_pixels):
+            raise ConfigError(
+                f"config.loss.class_weights={BALANCED!r}: the data set {config.dataset} has no labelled pixels in the "
+                f"split {config.train_split!r} of config.train_split"
+            )
+        with config.ignore_type():
+            config.loss.class_weights = balanced_weights(class_pixels)
     weights = config.loss.class_weights
     if weights is not None and len(weights) != num_classes:
         raise ConfigError(f"config.loss.class_weights={weights}: give one for each of the {num_classes} classes")
     return ml_collections.FrozenConfigDict(config)
+
+
+def balanced_weights(class_pixels: Sequence[int]) -> tuple[float, ...]:
+    """Weights of classes by their shares p of the labelled pixels: 1 / ln(1.02 + p), as of ENet (Paszke et al., 2016).
+
+    They are scaled so that the mean weight of a pixel is 1, and rounded to four decimals. A rare class weighs at most
+    35 times as much as one that is everywhere. A class without a pixel has the weight 1.
+    """
+    shares = [pixels / sum(class_pixels) for pixels in class_pixels]
+    weights = [1 / math.log(1.02 + share) for share in shares]
+    mean = sum(share * weight for share, weight in zip(shares, weights, strict=True))
+    return tuple(round(weight / mean, 4) if share else 1.0 for share, weight in zip(shares, weights, strict=True))
 
 
 def check(config) -> None:
@@ -77,9 +112,9 @@ def check(config) -> None:
             raise ConfigError(f"config.{key}={values[key]!r}: {expected}")
 
     for key, value in values.items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        require(all(math.isfinite(x) for x in numbers if isinstance(x, float)), key, "must be finite")
-        whole = [x for x in numbers if isinstance(x, int)]
+        parts = value if isinstance(value, tuple) else (value,)
+        require(all(math.isfinite(x) for x in parts if isinstance(x, float)), key, "must be finite")
+        whole = [x for x in parts if isinstance(x, int)]
         # Steps are counted in int32. Of a seed, JAX takes the lower 32 bits: a larger one would be another's in part.
         limit = 2**32 if key == "seed" else 2**31
         require(all(abs(x) < limit for x in whole), key, f"must be below {limit}")
@@ -111,11 +146,21 @@ def check(config) -> None:
     for key in (*rates, "warmup_steps", "profile_steps", "seed"):
         require(config[key] >= 0, key, "must not be negative")
     require(config.warmup_steps < config.num_train_steps, "warmup_steps", "must be below config.num_train_steps")
+    weights = config.loss.class_weights
+    require(
+        weights is None or weights == BALANCED or (isinstance(weights, tuple | list) and all(map(_is_number, weights))),
+        "loss.class_weights",
+        f"give a number for each class, such as (1.0, 2.5), or {BALANCED}",
+    )
     require(config.clip_grad_norm is None or config.clip_grad_norm > 0, "clip_grad_norm", "must be positive, or None")
     require(config.ema_decay is None or 0 < config.ema_decay < 1, "ema_decay", "must be between 0 and 1, or None")
     for key in ("brightness", "contrast", "saturation"):
         require(0 <= config.augment[key] <= 1, f"augment.{key}", "a factor is uniform in 1 ± this; 0 to 1")
     require(0 <= config.augment.hue <= 128, "augment.hue", "0 to 128, of a hue circle of 256")
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def warn_of_few_pictures(config) -> None:
@@ -202,6 +247,23 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
     old, new = flatten_dict(old, sep="."), flatten_dict(new, sep=".")
     keys = sorted(old.keys() | new.keys())
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
+def left_open(config) -> list[str]:
+    """The keys that `config` leaves OPEN."""
+    values = flatten_dict(config.to_dict(), sep=".")
+    return [key for key, word in OPEN.items() if values[key] == word]
+
+
+def take_open(config, begun_with) -> ml_collections.ConfigDict:
+    """A copy of `config` that has what it leaves OPEN as the run of `begun_with` has it, which is logged."""
+    config, then = config.copy_and_resolve_references(), flatten_dict(begun_with.to_dict(), sep=".")
+    for key in left_open(config):
+        if then[key] is not None:
+            logging.info("config.%s=%s is %s, as the run was begun with", key, OPEN[key], then[key])
+            with config.ignore_type():
+                config.update_from_flattened_dict({key: then[key]})
+    return config
 
 
 def check_resume(old, config, workdir: epath.PathLike) -> None:

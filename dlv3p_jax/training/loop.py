@@ -22,7 +22,7 @@ from dlv3p_jax.runtime import board, configuration, ending, memory, preemption, 
 from dlv3p_jax.runtime.preemption import Preempted
 from dlv3p_jax.runtime.watchdog import Watchdog
 from dlv3p_jax.training import event_writer, log_files, progress, steps
-from dlv3p_jax.training.run import Run, check_run, configure_run, first_state
+from dlv3p_jax.training.run import Run, check_run, configure_run, first_state, take_open
 from dlv3p_jax.weights import checkpoint_reading, checkpoints
 
 
@@ -82,7 +82,7 @@ def train_and_evaluate(
       GivenUp: too many starts of this run were killed or hung without getting on.
       Preempted: `told` said so, and all is saved.
     """
-    config, dataset, mesh = prepare_run(config)
+    config, dataset, mesh = prepare_run(take_open(config, workdir))
     check_run(config, dataset, mesh)
     run = Run(config, dataset, mesh, models.build_model(config), epath.Path(workdir))
     told = preemption.Preemption() if told is None else told

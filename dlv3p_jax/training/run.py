@@ -61,6 +61,24 @@ def check_run(config, dataset: records.Dataset, mesh: Mesh) -> None:
     padding.warn_of_padding(dataset.sizes(config.train_split), crop)
 
 
+def take_open(config, workdir: epath.PathLike):
+    """`config` with what it leaves open as the run in `workdir` has it, so that it goes on as it began, or as it is.
+
+    Raises:
+      ConfigError: its config.json holds something else.
+      CheckpointError: a checkpoint cannot be read now.
+    """
+    if not configuration.left_open(config):
+        return config
+    try:
+        begun_with = checkpoint_reading.read_config(checkpoint_reading.find(workdir))
+    except checkpoint_files.UnreadableError:
+        raise
+    except checkpoint_files.CheckpointError:  # there is none; what is damaged is told when the run is opened
+        return config
+    return config if begun_with is None else configuration.take_open(config, begun_with)
+
+
 def configure_run(run: Run, saved: checkpoints.Checkpoints) -> ml_collections.ConfigDict:
     """The configuration to write down for a run: its own, or where it goes on, with what it was begun from.
 

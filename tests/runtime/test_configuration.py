@@ -5,6 +5,7 @@ import pathlib
 import sys
 
 import ml_collections
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -82,6 +83,10 @@ def test_the_defaults_with_a_data_set_pass_also_when_resolved():
         ("learning_rate", float("nan"), "finite"),
         ("clip_grad_norm", float("inf"), "finite"),
         ("loss.class_weights", (1.0, float("inf")), "finite"),
+        ("loss.class_weights", "balance", "or balanced"),
+        ("loss.class_weights", (1.0, "2"), "a number for each class"),
+        ("optimizer", "adam", "sgd, adamw"),
+        ("schedule", "linear", "poly, cosine"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named_with_its_key(key, value, expected):
@@ -106,6 +111,18 @@ def test_the_data_set_fills_in_the_classes_and_must_agree_with_those_given():
         configuration.resolve(make_config({"num_classes": 4}), 5, 255)
     with pytest.raises(ConfigError, match="config.ignore_label=255, but the data set toy_streets in data has 254"):
         configuration.resolve(config, 5, 254)
+
+
+def test_balanced_weights_follow_from_the_counts_and_are_one_in_the_mean():
+    pixels = np.array([9000, 900, 0, 100])
+    config = configuration.resolve(make_config({"loss.class_weights": "balanced"}), 4, 255, pixels.tolist())
+    expected = 1 / np.log(1.02 + pixels / 10_000)
+    expected /= (expected * pixels).sum() / 10_000
+    expected[2] = 1  # it has no pixels
+    np.testing.assert_allclose(config.loss.class_weights, expected, atol=5e-5)
+    for nothing in (None, [0] * 4):
+        with pytest.raises(ConfigError, match="loss.class_weights='balanced': .* split 'train'"):
+            configuration.resolve(make_config({"loss.class_weights": "balanced"}), 4, 255, nothing)
 
 
 def test_written_as_strict_json_with_tuples_as_lists(tmp_path):
@@ -235,6 +252,7 @@ def test_a_checkpoint_is_not_used_with_another_network(tmp_path, caplog):
         ("eval.scales=0.75", (0.75,)),
         ("eval.window=(32, 48)", (32, 48)),
         ("loss.class_weights=(1.0, 2.5)", (1.0, 2.5)),
+        ("loss.class_weights=balanced", "balanced"),
         ("ema_decay=0.99", 0.99),
         ("clip_grad_norm=1", 1.0),
         ("num_classes=4", 4),
