@@ -197,10 +197,13 @@ def test_data_that_was_prepared_anew_is_noticed(data_dir, tmp_path, scores, capl
 
 def test_balanced_weights_are_those_of_the_counts_that_a_run_began_with(data_dir, tmp_path, scores, caplog):
     scores |= {2: 0.9, 4: None}
-    settings, workdir = {"loss.class_weights": "balanced", "allow_changed_data": True}, tmp_path / "run"
+    settings = {"loss.class_weights": "balanced", "model.dtype": "auto", "allow_changed_data": True}
+    workdir = tmp_path / "run"
     with pytest.raises(Killed):
         loop.train_and_evaluate(tiny.make_config(data_dir, **settings), workdir)
-    weights = json.loads((workdir / "config.json").read_text())["loss"]["class_weights"]
+    begun_with = json.loads((workdir / "config.json").read_text())
+    assert begun_with["model"]["dtype"] == "float32"  # on these CPUs
+    weights = begun_with["loss"]["class_weights"]
     pixels = records.open_dataset("image_folder", data_dir).metadata["class_pixels"]["train"]
     assert len(weights) == len(pixels) and np.dot(weights, pixels) / sum(pixels) == pytest.approx(1, abs=1e-3)
 

@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
     config.model.std = (127.5, 127.5, 127.5)
     config.model.auxiliary_head = False  # a second classifier on the third stage, in training alone
     config.model.dropout = 0.1
-    config.model.dtype = "float32"
+    config.model.dtype = "float32"  # or "bfloat16", or "auto": bfloat16 on GPUs and TPUs
     config.model.remat = False  # compute the backbone's activations again for the gradient: less memory, more time
 
     config.eval = ConfigDict()

@@ -12,4 +12,5 @@ def get_config():
     config.crop_size = (512, 512)
     config.num_train_steps = 20_000
     config.model.backbone = "resnet50_vd"
+    config.model.dtype = "auto"
     return config

@@ -29,6 +29,7 @@ def get_config():
     config.checkpoint_every_steps = 120
 
     config.model.backbone = "resnet18_vd"
+    config.model.dtype = "auto"
     config.model.output_stride = 16
     config.model.multi_grid = (1, 1)
     config.model.aspp_rates = (1, 3, 6, 9)

@@ -57,6 +57,8 @@ def prepare_run(config) -> tuple[ml_collections.FrozenConfigDict, records.Datase
     """
     configuration.check(config)
     dataset = records.open_dataset(config.dataset, config.data_dir)
+    config = config.copy_and_resolve_references()
+    config.model.dtype = sharding.dtype(config.model.dtype)
     pixels = dataset.metadata["class_pixels"].get(config.train_split)
     config = configuration.resolve(config, len(dataset.class_names), dataset.ignore_label, pixels)
     splits = (config.train_split, config.eval_split)

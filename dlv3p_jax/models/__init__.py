@@ -12,6 +12,7 @@ from dlv3p_jax.models.auxiliary import AuxiliaryHead
 from dlv3p_jax.models.decoder import Decoder
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS, ResNet
+from dlv3p_jax.runtime import sharding
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -67,9 +68,9 @@ def build_model(config) -> DeepLabV3Plus:
             raise ValueError(f"model.{key}={model[key]!r}: give one for each of R, G and B, of colours of 0 to 255")
     if not 0 <= model.dropout < 1:
         raise ValueError(f"model.dropout={model.dropout!r}: it has to be at least 0 and less than 1")
-    if model.dtype not in _DTYPES:
-        raise ValueError(f"model.dtype={model.dtype!r} is unknown: choose from {', '.join(_DTYPES)}")
-    dtype = _DTYPES[model.dtype]
+    if model.dtype not in ("auto", *_DTYPES):
+        raise ValueError(f"model.dtype={model.dtype!r} is unknown: choose from auto, {', '.join(_DTYPES)}")
+    dtype = _DTYPES[sharding.dtype(model.dtype)]
     return DeepLabV3Plus(
         ResNet(
             blocks=blocks,

@@ -53,7 +53,7 @@ def report(
         ValueError: the mesh does not divide the batches or the heights.
         ValueError, RuntimeError: see `compile_process.compile_for`.
     """
-    config = workloads.prepare(config)
+    config = workloads.prepare(config, "tpu")
     _check_batches(config, piece, size)
     own_views = (tuple(config.eval.scales), config.eval.flip)
     named = workloads.named_views(config)
@@ -92,7 +92,7 @@ def compare_meshes(
     Raises:
         ValueError: no mesh divides the batches; and as `report`.
     """
-    config = workloads.prepare(config)
+    config = workloads.prepare(config, "tpu")
     candidates = []
     for data, space in sensible_meshes(config, piece.num_chips, size):
         tried = config.copy_and_resolve_references()

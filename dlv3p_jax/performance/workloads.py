@@ -60,9 +60,13 @@ class Workload(NamedTuple):
         return call
 
 
-def prepare(config):
-    """A copy of the configuration with what otherwise the data set tells: a number of classes, and weights of these."""
+def prepare(config, platform: str | None = None):
+    """A copy of the configuration with what otherwise the data set tells: a number of classes, and weights of these.
+
+    And with the type that the network computes in on `platform`; None: that of the devices here.
+    """
     config = config.copy_and_resolve_references()
+    config.model.dtype = sharding.dtype(config.model.dtype, platform)
     if config.num_classes is None:
         config.num_classes = CLASSES.get(config.dataset, 19)
     if config.loss.class_weights == configuration.BALANCED:

@@ -44,7 +44,7 @@ FEW_PICTURES = 8
 
 BALANCED = "balanced"  # of loss.class_weights
 # What a user may leave open, by key: it is decided where a run begins, and a run that goes on has what it had.
-OPEN = {"loss.class_weights": BALANCED}
+OPEN = {"loss.class_weights": BALANCED, "model.dtype": "auto"}
 
 
 class ConfigError(UserError):
@@ -174,6 +174,18 @@ def warn_of_few_pictures(config) -> None:
         "BatchNorm's statistics are of %d pictures (config.batch_size=%d%s); below %d, scores are known to drop: take "
         "more if memory allows%s",
         *(pictures, config.batch_size, parts, FEW_PICTURES, frozen),
+    )
+
+
+def warn_of_float32(config, platform: str) -> None:
+    """One line in the log where devices that are made for bfloat16 compute in float32."""
+    if config.model.dtype != "float32" or platform == "cpu":
+        return
+    cost = "each product is six of bfloat16" if platform == "tpu" else "products leave out the tensor cores"
+    logging.warning(
+        "config.model.dtype=float32 on a %s: %s, and activations take twice the memory; --config.model.dtype=bfloat16 "
+        "is several times as fast, and parameters, statistics, logits and losses stay float32",
+        *(platform.upper(), cost),
     )
 
 

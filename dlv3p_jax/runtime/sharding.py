@@ -116,6 +116,21 @@ def platform() -> str:
     return "gpu" if name == "cuda" else name
 
 
+def dtype(name: str, platform: str | None = None) -> str:
+    """What `config.model.dtype` is on a platform: "auto" is bfloat16 on GPUs and TPUs, and float32 on CPUs.
+
+    Args:
+        name: "auto", or a type, which stays.
+        platform: such as "cpu"; None: that of the devices here.
+
+    Raises:
+        ValueError: as `find_devices`.
+    """
+    if name != "auto":
+        return name
+    return "float32" if (platform or find_devices()[0].platform) == "cpu" else "bfloat16"
+
+
 def num_row_shards() -> int:
     """Over how many devices the rows of a picture lie, in a function that `jit` traces; 1 outside of one."""
     mesh = jax.sharding.get_abstract_mesh()

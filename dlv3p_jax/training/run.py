@@ -58,6 +58,7 @@ def check_run(config, dataset: records.Dataset, mesh: Mesh) -> None:
     memory.check_logits(config, mesh)
     sharding.check_micro_batch(mesh, config.batch_size, config.accumulate_steps, crop.size[0])
     configuration.warn_of_few_pictures(config)
+    configuration.warn_of_float32(config, mesh.devices.flat[0].platform)
     padding.warn_of_padding(dataset.sizes(config.train_split), crop)
 
 

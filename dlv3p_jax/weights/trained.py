@@ -79,6 +79,7 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
             "--config.num_classes=N"
         )
     config.update_from_flattened_dict(changes or {})
+    config.model.dtype = sharding.dtype(config.model.dtype)
     configuration.check(config)
     if trained is not None:
         configuration.check_model(config, trained, path)
@@ -128,6 +129,7 @@ def _load_foreign_model(config, path: epath.PathLike, changes: Mapping[str, Any]
     if config.num_classes is None:
         config.num_classes = file.num_classes
     config.update_from_flattened_dict(changes or {})
+    config.model.dtype = sharding.dtype(config.model.dtype)
     if not described:  # which has no data set
         configuration.check(config)
     model = models.build_model(config)

@@ -125,6 +125,20 @@ def test_balanced_weights_follow_from_the_counts_and_are_one_in_the_mean():
             configuration.resolve(make_config({"loss.class_weights": "balanced"}), 4, 255, nothing)
 
 
+@pytest.mark.parametrize(("dtype", "platform", "told"), [("float32", "gpu", True), ("float32", "cpu", False)])
+def test_float32_where_it_costs_is_told(caplog, dtype, platform, told):
+    configuration.warn_of_float32(make_config({"model.dtype": dtype}), platform)
+    assert ("--config.model.dtype=bfloat16" in caplog.text) == told
+
+
+def test_what_is_left_open_is_as_the_run_was_begun_with():
+    begun_with = make_config({"model.dtype": "bfloat16", "loss.class_weights": (0.5, 2.0)})
+    taken = configuration.take_open(make_config({"model.dtype": "auto", "loss.class_weights": "balanced"}), begun_with)
+    assert (taken.model.dtype, taken.loss.class_weights) == ("bfloat16", (0.5, 2.0))
+    taken = configuration.take_open(make_config({"model.dtype": "float32"}), begun_with)
+    assert (taken.model.dtype, taken.loss.class_weights) == ("float32", None)
+
+
 def test_written_as_strict_json_with_tuples_as_lists(tmp_path):
     config = configuration.resolve(make_config({"eval_size": (64, 96), "eval.scales": (0.75, 1.0)}), 5, 255)
     path = tmp_path / "config.json"

@@ -81,5 +81,18 @@ def test_replicated_arrays_are_whole_on_every_device():
         np.testing.assert_array_equal(shard.data, value)
 
 
+@pytest.mark.parametrize(
+    ("name", "platform", "expected"),
+    [
+        ("auto", None, "float32"),
+        ("auto", "gpu", "bfloat16"),
+        ("auto", "tpu", "bfloat16"),
+        ("float32", "tpu", "float32"),
+    ],
+)
+def test_auto_is_bfloat16_where_there_are_units_for_it(name, platform, expected):
+    assert sharding.dtype(name, platform) == expected
+
+
 def test_the_mesh_in_words():
     assert sharding.describe(sharding.make_mesh(4, 2)) == "8 x cpu (mesh: data=4, space=2)"
