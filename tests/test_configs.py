@@ -41,6 +41,9 @@ COMMON = {
     "augment.saturation": 0.4,
     "augment.hue": 18,
     "augment.flip": True,
+    "augment.vertical_flip": 0.0,
+    "augment.rotation": 0.0,
+    "augment.max_class_share": 1.0,
     "learning_rate": 0.01,
     "end_learning_rate": 0.0,
     "poly_power": 0.9,
@@ -180,6 +183,7 @@ def test_mmsegmentations_recipes_are_those_of_the_zoo(shared, name):
     rates = [config.optimizer.upper(), config.learning_rate, config.momentum, config.weight_decay]
     assert rates == [optimizer["type"].upper(), optimizer["lr"], momentum, optimizer["weight_decay"]]
     assert second_beta in ([], [0.999])
+    assert config.augment.max_class_share == 0.75  # cat_max_ratio, of all their data sets
     assert config.loss.ohem_min_kept == (theirs["sampler"] or {}).get("min_kept")
     assert (config.loss.ohem_threshold, config.loss.average_over) == (None, "all")
     assert (config.model.auxiliary_head, config.loss.auxiliary) == (True, 0.4)

@@ -87,6 +87,7 @@ ROWS = [
     ),
     ("config", "main --config.loss.class_weights=balance", "='balance': give a number for each class, such as (1.0, 2"),
     ("config", "main --config.augment.min_scale=3.0", "augment.min_scale=3.0 and augment.max_scale=2.0 must be"),
+    ("config", "main --config.augment.rotation=200.0", "augment.rotation=200.0: give a number from 0 to 180"),
     ("config", "main --config.eval.window=100", "eval.window=(100,): give (height, width) in pixels"),
     ("data", "main --config.data_dir=/nowhere", "is not prepared in /nowhere (nothing is); run"),
     ("data", "reproduce voc_r50 --data_dir=/no/such", 'data set "voc2012" is not prepared in /no/such'),

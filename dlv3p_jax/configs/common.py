@@ -28,6 +28,9 @@ def get_config() -> ConfigDict:
     config.augment.saturation = 0.4
     config.augment.hue = 18  # of Pillow's 8-bit H channel
     config.augment.flip = True
+    config.augment.vertical_flip = 0.0  # probability of turning a crop upside down
+    config.augment.rotation = 0.0  # degrees: crops are turned by an angle in ± this
+    config.augment.max_class_share = 1.0  # a crop in which a class has this share or more is drawn again, ten times
 
     # Training.
     config.num_train_steps = 80_000

@@ -1,6 +1,6 @@
 """MMSegmentation's recipes by data set, for the configs of each; alone, that of Cityscapes for 40,000 steps.
 
-What is not here: `cat_max_ratio` of its crops, its distributions of colours, and the size that pictures of ADE20K, VOC
+What is not here: its distributions of colours, and the size that pictures of ADE20K, VOC
 and Pascal Context are resized to first. Its ImageNet weights are `--config.pretrained=resnet50_v1c`, and so on.
 """
 
@@ -89,7 +89,7 @@ def get_config(
     if dataset == "mapillary":
         config.update(optimizer="adamw", learning_rate=1e-4, end_learning_rate=0.0, weight_decay=1e-4)
         config.update(decay_norm_and_bias=True, clip_grad_norm=0.01, backbone_lr_factor=0.1)
-    config.augment.scale_step = 0.0
+    config.augment.update(scale_step=0.0, max_class_share=0.75)
     config.loss.average_over = "all"
     config.model.update(network(backbone), align_corners=aligned)
     height, width = recipe.test_size

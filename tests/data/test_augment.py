@@ -11,10 +11,10 @@ import tensorflow as tf
 from dlv3p_jax.data import augment
 
 
-def crop_of(image, label, scaled, offset, crop_size, mirrored=False):
+def crop_of(image, label, scaled, offset, crop_size, mirrored=False, **turned):
     arguments = [tf.constant(value, tf.int32) for value in (scaled, offset)]
     cropped, labels = augment.resample_crop(
-        tf.constant(image), tf.constant(label), *arguments, crop_size, tf.constant(mirrored), 255
+        tf.constant(image), tf.constant(label), *arguments, crop_size, tf.constant(mirrored), 255, **turned
     )
     return cropped.numpy(), labels.numpy()
 
@@ -132,6 +132,84 @@ def test_labels_keep_their_values():
     image, label = rng.integers(0, 256, (20, 30, 3), np.uint8), rng.choice([3, 10], (20, 30)).astype(np.uint8)
     for scaled in [(11, 17), (55, 71)]:
         assert set(np.unique(crop_of(image, label, scaled, (0, 0), (64, 64))[1])) == {3, 10, 255}
+
+
+def test_crops_are_turned_about_their_centre():
+    rng = np.random.default_rng(3)
+    image, label = rng.integers(0, 256, (30, 40, 3), np.uint8), rng.integers(0, 20, (30, 40), np.uint8)
+    straight = crop_of(image, label, (30, 40), (3, 9), (16, 16))
+    for quarters in (-1, 1, 2):  # whose pixels lie on pixels
+        turned = crop_of(image, label, (30, 40), (3, 9), (16, 16), angle=tf.constant(quarters * np.pi / 2, tf.float64))
+        for ours, expected in zip(turned, straight, strict=True):
+            apart = np.abs(ours.astype(int) - np.rot90(expected, -quarters))
+            assert apart.max() <= 1 and (apart > 0).mean() < 0.02
+
+    smooth = cv2.resize(rng.integers(0, 256, (4, 5, 3), np.uint8), (40, 30), interpolation=cv2.INTER_CUBIC)
+    ours, ours_label = crop_of(smooth, label, (45, 80), (0, 0), (45, 80), angle=tf.constant(0.5, tf.float64))
+    whole, whole_label = crop_of(smooth, label, (45, 80), (0, 0), (45, 80))
+    matrix = cv2.getRotationMatrix2D((39.5, 22.0), -np.rad2deg(0.5), 1.0)  # OpenCV's pixel centres lie at whole numbers
+    expected = cv2.warpAffine(whole, matrix, (80, 45), flags=cv2.INTER_LINEAR, borderValue=[augment.PADDING] * 3)
+    inside = cv2.erode(cv2.warpAffine(np.ones((45, 80), np.uint8), matrix, (80, 45)), np.ones((5, 5))) > 0
+    assert np.abs(ours.astype(int) - expected)[inside].max() <= 4  # which interpolates twice
+    outside = cv2.dilate(cv2.warpAffine(np.ones((45, 80), np.uint8), matrix, (80, 45)), np.ones((5, 5))) == 0
+    assert (ours[outside] == 127).all() and (ours_label[outside] == 255).all() and outside.sum() > 100
+    expected = cv2.warpAffine(whole_label, matrix, (80, 45), flags=cv2.INTER_NEAREST, borderValue=255)
+    assert (ours_label == expected)[inside].mean() > 0.8 and set(np.unique(ours_label)) <= {*range(20), 255}
+
+
+def test_angles_and_vertical_flips_are_as_likely_as_they_should_be():
+    crops = draw(range(600), min_scale=1.0, max_scale=1.0, flip=False, rotation=30.0, vertical_flip=0.25)
+    images = np.array([image.astype(int) for image, _ in crops])[:, :, :, :2]
+    right, down = (images[:, 4, 6] - images[:, 4, 2]) / 40, (images[:, 6, 4] - images[:, 2, 4]) / 40
+    flipped = down[:, 1] < 0
+    assert abs(flipped.mean() - 0.25) < 0.05
+    angles = np.rad2deg(np.arctan2(right[:, 0], right[:, 1])) - 90
+    assert np.abs(angles).max() < 32 and abs(np.median(angles)) < 4 and abs((np.abs(angles) < 15).mean() - 0.5) < 0.06
+    expected = draw(range(600), min_scale=1.0, max_scale=1.0, flip=False)
+    upright = draw(range(600), min_scale=1.0, max_scale=1.0, flip=False, vertical_flip=0.25)
+    for (image, label), (plain, plain_label), is_flipped in zip(upright, expected, flipped, strict=True):
+        step = -1 if is_flipped else 1  # nothing else is drawn otherwise
+        assert (image == plain[::step]).all() and (label == plain_label[::step]).all()
+
+
+def draw_labels(label, seeds, **changes):
+    settings = dataclasses.replace(CROP, min_scale=1.0, max_scale=1.0, **changes)
+    image = np.repeat(label[..., None], 3, axis=-1)
+    crop = tf.function(lambda seed: augment.random_crop(tf.constant(image), tf.constant(label), seed, settings))
+    return [crop(tf.constant([7, seed], tf.int64))[1].numpy() for seed in seeds]
+
+
+def test_crops_with_too_much_of_one_class_are_drawn_again_ten_times():
+    label = np.zeros((40, 40), np.uint8)
+    label[:20, :20] = 1
+    label[20:] = np.where(np.arange(40) % 2, 255, 0)  # half of it counts nowhere
+
+    def share(crop):
+        counts = np.bincount(crop[crop != 255])
+        return counts.max() / counts.sum()
+
+    plain = draw_labels(label, range(300), flip=False)
+    crops = draw_labels(label, range(300), flip=False, max_class_share=0.75)
+    too_much, shares = np.array([share(crop) >= 0.75 for crop in plain]), np.array([share(crop) for crop in crops])
+    assert all((crop == before).all() for crop, before, much in zip(crops, plain, too_much, strict=True) if not much)
+    places = [label[y : y + 8, x : x + 8] for y in range(33) for x in range(33)]
+    again = np.mean([share(crop) >= 0.75 for crop in places])
+    assert 0.8 < again < 0.95 and abs((shares >= 0.75).mean() - again**11) < 0.1
+    same = np.full((40, 40), 255, np.uint8)  # where none will do, the last is taken
+    assert all((crop == 255).all() for crop in draw_labels(same, range(3), max_class_share=0.5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_class_share": 1.5}, "augment.max_class_share=1.5: .* 0 to 1"),
+        ({"rotation": -3.0}, "augment.rotation=-3.0: .* 0 to 180"),
+        ({"vertical_flip": 2.0}, "augment.vertical_flip=2.0: .* 0 to 1"),
+    ],
+)
+def test_values_outside_their_range_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CROP, **changes)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Batches from prepared records: which pictures, in which order, with which pixels."""
 
 import collections
+import dataclasses
 import io
 
 import numpy as np
@@ -19,8 +20,8 @@ def dataset(data_dir):
     return records.open_dataset("image_folder", data_dir)
 
 
-def train(dataset, first_step=0, **changes):
-    return list(pipeline.train_batches(dataset, "train", CROP, first_step=first_step, **(SETTINGS | changes)))
+def train(dataset, first_step=0, crop=CROP, **changes):
+    return list(pipeline.train_batches(dataset, "train", crop, first_step=first_step, **(SETTINGS | changes)))
 
 
 def test_every_epoch_is_a_permutation_of_its_own():
@@ -45,8 +46,10 @@ def test_batches_are_uint8_crops_with_labels_of_the_data_set(dataset):
         assert set(np.unique(batch["label"])) <= {0, 1, 2, 255}
 
 
-def test_a_run_can_start_at_any_step_bit_for_bit(dataset):
-    whole, rest = train(dataset), train(dataset, first_step=5)
+@pytest.mark.parametrize("more", [{}, {"max_class_share": 0.6, "rotation": 20.0, "vertical_flip": 0.5}])
+def test_a_run_can_start_at_any_step_bit_for_bit(dataset, more):
+    crop = dataclasses.replace(CROP, **more)
+    whole, rest = train(dataset, crop=crop), train(dataset, first_step=5, crop=crop)
     assert len(rest) == 4
     for expected, batch in zip(whole[5:], rest, strict=True):
         for name in ("image", "label", "id"):
