@@ -361,6 +361,21 @@ def test_a_run_goes_on_on_other_devices_with_the_same_pictures(data_dir, tmp_pat
     assert reports[0]["num_pictures"] == reports[1]["num_pictures"] == 5
 
 
+def test_a_run_that_finds_no_new_best_ends_and_stays_ended(data_dir, tmp_path, scores, caplog):
+    scores |= {2: 0.5, 4: 0.4, 6: 0.45, 8: None}
+    config = tiny.make_config(data_dir, **{"num_train_steps": 10, "early_stopping.patience": 2})
+    for _ in range(2):  # started again, it evaluates the last step once more, as every finished run
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            loop.train_and_evaluate(config, tmp_path)
+        assert "No new best since step 2: training ends at step 6 of 10" in caplog.text
+        assert best(tmp_path) == (2, 0.5)
+    assert "step 6/10" not in caplog.text.replace("  ", " ")
+    scores |= {6: 0.6, 8: 0.7, 10: 0.65}  # as if it had been killed before it knew the score of step 6
+    loop.train_and_evaluate(config, tmp_path)
+    assert best(tmp_path) == (8, 0.7) and (tmp_path / "checkpoints/latest/10").exists()
+
+
 def test_a_copied_workdir_goes_on_with_the_clock_an_hour_back(data_dir, tmp_path, scores):
     """As on another machine: the arrays of a run left alone, and all points of its curves, in the order of steps."""
     if (library := fork_server.compile_faults(tmp_path)) is None:

@@ -49,6 +49,8 @@ def get_config() -> ConfigDict:
     config.checkpoint_every_steps = 1_000
     config.allow_changed_data = False  # whether a run may go on where the training pictures or labels are others now
     config.keep_checkpoints = 3  # the latest so many; the best by mIoU is kept beside them
+    config.early_stopping = ConfigDict()
+    config.early_stopping.patience = config_dict.placeholder(int)  # end after so many evaluations without a new best
     config.profile_steps = 0  # trace so many steps for TensorBoard's profiler, from the tenth on
     config.warmup_steps = 0
     config.clip_grad_norm = config_dict.placeholder(float)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -35,6 +36,7 @@ class EvaluationError(RuntimeError):
 class Result:
     """One evaluation: what `metrics.summarize` gave, and a contact sheet of some pictures, labels and predictions.
 
+    `summary` has 'loss' too: the mean cross-entropy of the labelled pixels, by the weights of `loss.class_weights`.
     `title` says what was evaluated and how, and `path` is that of its files, without .json and .png. Of several
     processes, only process 0 has a sheet.
     """
@@ -115,10 +117,10 @@ def make_evaluator(
         start = time.monotonic()
         collector = picture_scores.Collector(dataset.sizes(config.eval_split), config.num_classes, samples)
         batches = _on_devices(config, dataset, mesh, compiled, before_batch)
-        ids = _count(eval_step, variables, batches, collector, between_batches)
+        ids, loss = _count(eval_step, variables, batches, collector, between_batches)
         seconds = time.monotonic() - start
         _check_pixels(collector.matrix, dataset, config.eval_split)
-        summary = metrics.summarize(collector.matrix, absent_class)
+        summary = metrics.summarize(collector.matrix, absent_class) | {"loss": loss}
         sheet, name = None, f"{step}.{suffix}" if suffix else str(step)
         if jax.process_index() == 0:
             sheet, pictures = _show(config, dataset, samples, collector, ids)
@@ -216,13 +218,16 @@ def _on_devices(config, dataset, mesh, compiled, before_batch) -> Iterator[dict[
         yield arrays | {"indices": indices, "ids": ids}
 
 
-def _count(eval_step, variables: Variables, batches, collector: picture_scores.Collector, between_batches) -> list[str]:
-    """Evaluates all batches into `collector`; returns the ids of the pictures by position.
+def _count(
+    eval_step, variables: Variables, batches, collector: picture_scores.Collector, between_batches
+) -> tuple[list[str], float]:
+    """Evaluates all batches into `collector`; returns the ids of the pictures by position, and the loss of the split.
 
     Raises:
       EvaluationError: a picture was not among them.
     """
     ids: dict[int, bytes] = {}
+    losses = np.zeros(2)
     bar = tqdm(
         desc="Evaluating",
         total=len(collector.counts),
@@ -231,15 +236,17 @@ def _count(eval_step, variables: Variables, batches, collector: picture_scores.C
         disable=None if jax.process_index() == 0 else True,  # None: where stderr is no terminal
     )
     with bar:
-        for batch, matrices, predictions in run_step(eval_step, variables, batches):
+        for batch, counts, predictions in run_step(eval_step, variables, batches):
             ids |= batch["ids"]
-            collector.add(batch["indices"], matrices, functools.partial(sharding.gather, predictions))
+            collector.add(batch["indices"], counts["matrices"], functools.partial(sharding.gather, predictions))
+            losses += counts["losses"].sum(0, dtype=np.float64)
             bar.update(len(batch["indices"]))
             between_batches()
     names = picture_scores.gather_ids(ids, len(collector.counts))
     if not all(names):
         raise EvaluationError(f"{len(names) - names.count('')} pictures were evaluated instead of {len(names)}")
-    return names
+    total, weight = losses
+    return names, total / weight if weight else math.nan
 
 
 def _show(

@@ -1,6 +1,6 @@
 """An evaluation's step on the devices, batch by batch: pictures in, counts out; nothing else leaves the devices."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,17 @@ INPUTS = ("image", "label", "size")  # what a step takes of a batch
 
 
 def make_eval_step(config, model) -> Callable:
-    """A pure function that predicts a batch and counts: `eval_step(variables, batch) -> (matrices, predictions)`.
+    """A pure function that predicts a batch and counts: `eval_step(variables, batch) -> (counts, predictions)`.
 
     `batch` is {'image': uint8 `[B, H, W, 3]`, 'label': uint8 `[B, H, W]`}; pictures are normalised and padded at the
     bottom and right to `eval_size` with 0 (which is 127.5 before normalisation), and the padding is cut off the logits.
     Where pictures of several sizes were padded on the host, to share a batch and a program, 'size' int32 `[B, 2]` tells
     their own (height, width); the padding's label is the ignore label.
-    `matrices` are the pictures' int32 `[B, num_classes, num_classes]` confusion matrices [label, prediction] without
-    ignored pixels; `predictions` is uint8 `[B, H, W]`, which stays on the devices unless somebody asks for it.
+    `counts` has 'matrices', the pictures' int32 `[B, num_classes, num_classes]` confusion matrices [label, prediction]
+    without ignored pixels, and 'losses', see `sum_losses`; `predictions` is uint8 `[B, H, W]`, which stays on the
+    devices unless somebody asks for it.
     """
-    views = Views.of(config.eval)
+    views, class_weights = Views.of(config.eval), config.loss.class_weights
     eval_size, num_classes, ignore_label = config.eval_size, config.num_classes, config.ignore_label
 
     def eval_step(variables, batch):
@@ -38,9 +39,39 @@ def make_eval_step(config, model) -> Callable:
             images = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
         logits = predict_logits(model, variables, images, views)[:, :height, :width]
         predictions = jnp.argmax(logits, axis=-1).astype(jnp.uint8)
-        return metrics.confusion_matrices(batch["label"], predictions, num_classes, ignore_label), predictions
+        labels = batch["label"]
+        if views.gives_probabilities:
+            logits = jnp.log(jnp.maximum(logits, jnp.finfo(jnp.float32).tiny))
+        counts = {
+            "matrices": metrics.confusion_matrices(labels, predictions, num_classes, ignore_label),
+            "losses": sum_losses(logits, labels, ignore_label, class_weights),
+        }
+        return counts, predictions
 
     return eval_step
+
+
+def sum_losses(
+    logits: jax.Array, labels: jax.Array, ignore_label: int, class_weights: Sequence[float] | None = None
+) -> jax.Array:
+    """The cross-entropy of each picture in parts that add up over a data set.
+
+    Args:
+      logits: float32 `[B, H, W, C]`.
+      labels: integers `[B, H, W]`; `ignore_label` and all else outside the classes counts nothing.
+      class_weights: `[C]`; None: all 1.
+
+    Returns:
+      float32 `[B, 2]`: the sum over the pixels of the weight of their class times their cross-entropy, and the sum of
+      these weights.
+    """
+    classes = jnp.arange(logits.shape[-1])
+    is_class = (labels[..., None] == classes) & (labels != ignore_label)[..., None]
+    weights = jnp.ones(len(classes)) if class_weights is None else jnp.asarray(class_weights, jnp.float32)
+    weights = jnp.sum(jnp.where(is_class, weights, 0), axis=-1)
+    # Not by a gather, which does not shard on a TPU.
+    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(is_class, logits, 0), axis=-1)
+    return jnp.stack([jnp.sum(jnp.where(weights > 0, weights * losses, 0), (1, 2)), jnp.sum(weights, (1, 2))], axis=-1)
 
 
 def clear_padding(images: jax.Array, sizes: jax.Array) -> jax.Array:
@@ -62,7 +93,9 @@ def jit_eval_step(config, mesh: Mesh, model) -> jax.stages.Wrapped:
     )
 
 
-def run_step(eval_step: Callable, variables, batches: Iterable[dict]) -> Iterator[tuple[dict, np.ndarray, jax.Array]]:
+def run_step(
+    eval_step: Callable, variables, batches: Iterable[dict]
+) -> Iterator[tuple[dict, dict[str, np.ndarray], jax.Array]]:
     """Runs a jitted `eval_step` over all batches.
 
     Args:
@@ -72,15 +105,15 @@ def run_step(eval_step: Callable, variables, batches: Iterable[dict]) -> Iterato
         batch carry the ignore label everywhere and so count nothing.
 
     Yields:
-      Each batch, its int32 `[B, C, C]` matrices on the host, and its predictions on the devices.
+      Each batch, its counts on the host, and its predictions on the devices.
     """
     pending = None
     for batch in batches:
         outputs = eval_step(variables, {name: batch[name] for name in INPUTS if name in batch})
         if pending is not None:  # one behind, so that the devices never wait for the host
-            before, matrices, predictions = pending
-            yield before, jax.device_get(matrices), predictions
+            before, counts, predictions = pending
+            yield before, jax.device_get(counts), predictions
         pending = (batch, *outputs)
     if pending is not None:
-        before, matrices, predictions = pending
-        yield before, jax.device_get(matrices), predictions
+        before, counts, predictions = pending
+        yield before, jax.device_get(counts), predictions

@@ -100,7 +100,7 @@ def draw_curves(runs: Mapping[str, Mapping[str, Sequence[events.Point]]]) -> lis
     """SVGs of loss, learning rate and mIoU over the steps of one or several runs, `{name: events.read_scalars(…)}`."""
     drawn = []
     for name, title, tags in (
-        ("loss", "Training loss", {"train/loss": ""}),
+        ("loss", "Loss", {"train/loss": "training", "eval/loss": "validation", "eval_ema/loss": "validation, EMA"}),
         ("rate", "Learning rate", {"train/learning_rate": ""}),
         ("miou", "mIoU on the evaluated split, %", {"eval/mIoU": "", "eval_ema/mIoU": "EMA"}),
     ):

@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "cache_pictures",
     "checkpoint_every_steps",
     "data_dir",
+    "early_stopping",
     "eval",
     "eval_every_steps",
     "eval_size",
@@ -140,6 +141,8 @@ def check(config) -> None:
         require(config[key] >= 1, key, "must be at least 1")
     for key, choices in (("optimizer", ("sgd", "adamw")), ("schedule", ("poly", "cosine"))):
         require(config[key] in choices, key, f"choose from {', '.join(choices)}")
+    patience = config.early_stopping.patience
+    require(patience is None or patience >= 1, "early_stopping.patience", "must be at least 1, or None")
     require(config.learning_rate > 0, "learning_rate", "must be positive")
     require(0 <= config.momentum < 1, "momentum", "must be at least 0 and below 1")
     rates = ("end_learning_rate", "poly_power", "weight_decay", "backbone_lr_factor")

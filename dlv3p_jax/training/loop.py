@@ -129,8 +129,12 @@ def train_and_evaluate(
         # ------------------------------------------------------------------------------------------------ all the steps
         if finished:
             logging.info("All %d steps were done before; evaluating the last", config.num_train_steps)
+        step = int(state.step)
+        # Perhaps once more: it may have been killed while it evaluated this step or saved the best.
+        due = step > 0 and step % config.eval_every_steps == 0
+        if finished or due:
             results = _evaluate(session, state, finished)
-        else:
+        if not finished and not (due and _stops_early(session, step)):
             results = _train(session, state)
     for result in results.values():
         print_result(result, dataset)
@@ -156,8 +160,6 @@ def _train(session: _Session, state: steps.TrainState) -> dict[str, Result]:
             first_profile=first_step + 10,
             every_secs=None,
         )
-    if first_step > 0 and first_step % config.eval_every_steps == 0:
-        _evaluate(session, state)  # once more: it may have been killed while it evaluated this step or saved the best
     meter = progress.Meter(config, session.run.dataset.num_pictures(config.train_split), mesh, **_unlogged(session))
     with progress.Line(first_step, last_step) as line:
 
@@ -203,7 +205,25 @@ def _train(session: _Session, state: steps.TrainState) -> dict[str, Result]:
             if evaluating:
                 with meter.evaluating():
                     results = _evaluate(session, state)
+                if _stops_early(session, step):
+                    break
     return results
+
+
+def _stops_early(session: _Session, step: int) -> bool:
+    """Whether so many evaluations as `early_stopping.patience` have found no new best, the last one of `step`; says so.
+
+    It follows from the steps alone, so that a run that goes on ends where it would have.
+    """
+    config, best = session.run.config, session.saved.best_path
+    patience = config.early_stopping.patience
+    if patience is None or best is None or (step - int(best.name)) // config.eval_every_steps < patience:
+        return False
+    logging.info(
+        "No new best since step %s: training ends at step %d of %d (config.early_stopping.patience=%d)",
+        *(best.name, step, config.num_train_steps, patience),
+    )
+    return True
 
 
 def _unlogged(session: _Session) -> dict[str, Any]:
@@ -244,6 +264,9 @@ def _evaluate(session: _Session, state: steps.TrainState, finished: bool = False
     for suffix, result in results.items():
         prefix = f"eval_{suffix}" if suffix else "eval"
         _write_evaluation(session.writer, step, prefix, result, session.run.dataset)
+        model = " of the averaged weights" if suffix else ""
+        values = [result.summary[name] for name in ("mIoU", "accuracy", "loss")]
+        logging.info("Evaluated step %d%s: mIoU %.4f, accuracy %.4f, loss %.4g", step, model, *values)
     scores = {suffix: result.summary["mIoU"] for suffix, result in results.items()}
     # Of a run begun before averages ramped up, the averaged weights count wherever there are any.
     better = max(scores, key=lambda suffix: (scores[suffix], suffix)) if saved.meta["ema_ramps"] else max(scores)
@@ -269,7 +292,7 @@ def _evaluate_best(session: _Session) -> float:
 def _write_evaluation(
     writer: event_writer.EventWriter, step: int, prefix: str, result: Result, dataset: records.Dataset
 ) -> None:
-    scalars = {name: result.summary[name] for name in ("mIoU", "accuracy", "kappa", "dice")}
+    scalars = {name: result.summary[name] for name in ("mIoU", "accuracy", "kappa", "dice", "loss")}
     scalars |= {
         f"IoU/{name}": float(value)
         for name, value in zip(dataset.class_names, result.summary["IoU"], strict=True)

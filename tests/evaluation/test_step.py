@@ -36,7 +36,8 @@ def count(labels, predictions):
 def test_a_batch_is_normalised_padded_with_zero_predicted_and_counted(eval_size):
     images, labels = make_pictures(2)
     step = jax.jit(make_eval_step(make_config(eval_size=eval_size), MODEL))
-    matrices, predictions = step(VARIABLES, {"image": images, "label": labels})
+    counts, predictions = step(VARIABLES, {"image": images, "label": labels})
+    matrices = counts["matrices"]
     for image, prediction in zip(images, predictions, strict=True):
         height, width = (13, 22) if eval_size is None else np.maximum(eval_size, (13, 22))
         padded = np.zeros((height, width, 3), np.float32)
@@ -54,12 +55,12 @@ def test_pictures_padded_on_the_host_are_predicted_as_those_padded_here():
     labels = labels.copy()  # JAX may still be reading the first
     labels[1, 9:], labels[1, :, 15:] = 255, 255
     sizes = np.int32([[13, 22], [9, 15]])
-    matrices, together = step(VARIABLES, {"image": images, "label": labels, "size": sizes})
+    counts, together = step(VARIABLES, {"image": images, "label": labels, "size": sizes})
     np.testing.assert_array_equal(together[1, :9, :15], alone[0])
     np.testing.assert_array_equal(
         together[0], FormulaModel.numpy(KERNELS, (images[0] / 127.5 - 1).astype(np.float32)).argmax(-1)
     )
-    np.testing.assert_array_equal(matrices, list(map(count, labels, np.asarray(together))))
+    np.testing.assert_array_equal(counts["matrices"], list(map(count, labels, np.asarray(together))))
 
 
 def test_the_views_of_the_configuration_are_taken():
@@ -79,12 +80,30 @@ class BrightestChannel:
 def test_predictions_under_ignored_pixels_count_nothing():
     images, labels = make_pictures(2)
     step = jax.jit(make_eval_step(make_config(), BrightestChannel()))
-    matrices, predictions = step({}, {"image": images, "label": labels})
+    counts, predictions = step({}, {"image": images, "label": labels})
+    matrices = counts["matrices"]
     changed = np.where((labels == 255)[..., None], 255 - images, images)  # a copy: JAX may still be reading the first
     again, others = step({}, {"image": changed, "label": labels})
     assert np.any(np.asarray(others) != predictions)
-    np.testing.assert_array_equal(matrices, again)
+    np.testing.assert_array_equal(matrices, again["matrices"])
+    np.testing.assert_array_equal(counts["losses"], again["losses"])
     assert matrices.sum() == (labels != 255).sum()
+
+
+@pytest.mark.parametrize("average", ["logits", "probabilities"])
+@pytest.mark.parametrize("class_weights", [None, (0.5, 2.0, 0.0)])
+def test_the_loss_is_the_weighted_cross_entropy_of_the_labelled_pixels(average, class_weights):
+    images, labels = make_pictures(2)
+    config = make_config(**{"eval.average": average, "loss.class_weights": class_weights})
+    counts, _ = jax.jit(make_eval_step(config, MODEL))(VARIABLES, {"image": images, "label": labels})
+    for image, label, found in zip(images, labels, counts["losses"], strict=True):
+        scores = np.exp(FormulaModel.numpy(KERNELS, (image / 127.5 - 1).astype(np.float32)).astype(np.float64))
+        probabilities = np.take_along_axis(
+            scores / scores.sum(-1, keepdims=True), np.where(label == 255, 0, label)[..., None], -1
+        )
+        weights = np.where(label == 255, 0, np.take(class_weights or (1, 1, 1), label, mode="clip"))
+        expected = [-(weights * np.log(probabilities[..., 0])).sum(), weights.sum()]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def batches_of(images, labels, batch_size):
@@ -109,7 +128,7 @@ def test_counts_are_the_same_to_the_bit_on_any_mesh_and_with_any_number_of_pictu
     predictions = np.stack([expected_scores(x, flip=True).argmax(-1) for x in (images / 127.5 - 1).astype(np.float32)])
     for number in (1, 7, 8, 9):
         batches = [sharding.put_batch(mesh, batch) for batch in batches_of(images[:number], labels[:number], 8)]
-        seen = [matrix for _, matrices, _ in run_step(step, variables, batches) for matrix in matrices]
+        seen = [matrix for _, found, _ in run_step(step, variables, batches) for matrix in found["matrices"]]
         alone = list(map(count, labels[:number], predictions[:number]))
         np.testing.assert_array_equal(seen, alone + [np.zeros((3, 3))] * (len(seen) - number))
 
@@ -138,8 +157,8 @@ def test_only_counts_leave_the_devices():
     step = compiled_step(mesh, batches[0], **{"eval.flip": True, "eval.scales": (0.5, 1.0)})
     with jax.transfer_guard("disallow"):
         counts = run_step(lambda variables, batch: (step(variables, batch)[0], Unreadable()), variables, batches)
-        seen, matrices, predictions = zip(*counts, strict=True)
-    assert np.sum(matrices) == (labels != 255).sum()
+        seen, counted, predictions = zip(*counts, strict=True)
+    assert sum(found["matrices"].sum() for found in counted) == (labels != 255).sum()
     assert list(seen) == batches and all(isinstance(prediction, Unreadable) for prediction in predictions)
 
 
@@ -166,7 +185,7 @@ def test_nothing_as_large_as_logits_is_put_out_and_memory_does_not_grow_with_the
         step = jax.jit(make_eval_step(config, model))
         compiled = step.lower(variables, {"image": images, "label": labels}).compile()
         outputs = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(compiled.out_info)]
-        assert outputs == [((4, 3, 3), np.int32), (labels.shape, np.uint8)]
+        assert outputs == [((4, 2), np.float32), ((4, 3, 3), np.int32), (labels.shape, np.uint8)]
         memory[len(scales)] = compiled.memory_analysis().temp_size_in_bytes
     assert memory[2] > images.size * 4 * 64 / 3  # at least one of the wide maps
     assert memory[6] <= 1.15 * memory[2]

@@ -185,6 +185,7 @@ def test_what_is_trained_may_not_change_and_how_it_is_looked_at_may():
         "cache_pictures": True,
         "checkpoint_every_steps": 7,
         "data_dir": "/elsewhere",
+        "early_stopping.patience": 7,
         "eval.scales": (0.5, 1.0),
         "eval.flip": True,
         "eval_every_steps": 7,

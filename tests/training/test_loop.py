@@ -111,7 +111,8 @@ def test_the_report_of_an_evaluation_is_complete_and_strict_json(finished):
     report = json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
     assert report["class_names"] == ["floor", "wall", "lamp"] and len(report["IoU"]) == 3
     assert report["num_pictures"] == 5 and report["scales"] == [1.0] and report["flip"] is False
-    assert report["average"] == "logits"
+    assert report["average"] == "logits" and report["loss"] > 0
+    assert events.read_scalars(epath.Path(workdir))["eval/loss"][-1].value == pytest.approx(report["loss"])
     assert np.isclose(report["mIoU"], np.nanmean(np.array(report["IoU"], float)))
     assert (workdir / "eval" / f"{LAST}.plain.json").read_text() == text
     assert (workdir / "eval" / f"{LAST}.png").read_bytes().startswith(b"\x89PNG")
