@@ -264,9 +264,9 @@ def _evaluate(session: _Session, state: steps.TrainState, finished: bool = False
     for suffix, result in results.items():
         prefix = f"eval_{suffix}" if suffix else "eval"
         _write_evaluation(session.writer, step, prefix, result, session.run.dataset)
-        model = " of the averaged weights" if suffix else ""
+        averaged = " of the averaged weights" if suffix else ""
         values = [result.summary[name] for name in ("mIoU", "accuracy", "loss")]
-        logging.info("Evaluated step %d%s: mIoU %.4f, accuracy %.4f, loss %.4g", step, model, *values)
+        logging.info("Evaluated step %d%s: mIoU %.4f, accuracy %.4f, loss %.4g", step, averaged, *values)
     scores = {suffix: result.summary["mIoU"] for suffix, result in results.items()}
     # Of a run begun before averages ramped up, the averaged weights count wherever there are any.
     better = max(scores, key=lambda suffix: (scores[suffix], suffix)) if saved.meta["ema_ramps"] else max(scores)
