@@ -37,9 +37,9 @@ then holds
   {training,validation}/v1.2/labels/*.png"""
 
 PASCAL_CONTEXT = """\
-Download VOCtrainval_03-May-2010.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2010/ and trainval_merged.json from
-https://cs.stanford.edu/~roozbeh/pascal-context/, and make labels and lists as MMSegmentation's pascal_context.py does:
-the folder VOC2010 then holds
+Download VOCtrainval_03-May-2010.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2010/ and
+https://codalabuser.blob.core.windows.net/public/trainval_merged.json, and make labels and lists with MMSegmentation's
+tools/dataset_converters/pascal_context.py: the folder VOCdevkit/VOC2010 then holds
   JPEGImages/*.jpg
   SegmentationClassContext/*.png, of 0 (background) to 59
   ImageSets/SegmentationContext/{train,val}.txt"""
@@ -52,14 +52,14 @@ Download Potsdam of https://www.isprs.org/education/benchmarks/UrbanSemLab/ (aft
 
 VAIHINGEN = """\
 Download Vaihingen of https://www.isprs.org/education/benchmarks/UrbanSemLab/ (after registering) and extract its
-archives ISPRS_semantic_labeling_Vaihingen.zip and …_ground_truth_eroded_COMPLETE.zip into one folder, which then holds,
-in any sub-folders,
-  top_mosaic_09cm_area*.tif
+archives ISPRS_semantic_labeling_Vaihingen.zip and ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE.zip
+into one folder, which then holds, in any sub-folders,
+  top_mosaic_09cm_area*.tif (those in gts_for_participants are no pictures, and left out)
   top_mosaic_09cm_area*_noBoundary.tif"""
 
 ISAID = """\
-Download the pictures of DOTA v1.0 and the semantic masks of https://captain-whu.github.io/iSAID/dataset.html into one
-folder, which then holds
+Download the pictures of DOTA v1.0 (https://captain-whu.github.io/DOTA/dataset.html) and the semantic masks of iSAID
+(https://captain-whu.github.io/iSAID/dataset.html), and extract each archive where it lies: the folder then holds
   {train,val}/images/images/P*.png
   {train,val}/Semantic_masks/images/P*_instance_color_RGB.png"""
 

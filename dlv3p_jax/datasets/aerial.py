@@ -62,8 +62,8 @@ SURVEYS = {
     ),
     "vaihingen": Survey(
         "ISPRS Vaihingen (6 classes)",
-        r"(?:.*/)?top_mosaic_09cm_area(\d+)",
-        r"(?:.*/)?top_mosaic_09cm_area(\d+)_noBoundary",
+        r"(?!(?:.*/)?gts_)(?:.*/)?top_mosaic_09cm_area(\d+)",  # labels with boundaries, in gts_…, have the same names
+        r"(?:.*/)?top_mosaic_09cm_area([1-8]|\d\d)_noBoundary",  # area 9 has a label, but no picture
         "2|4|6|8|10|12|14|16|20|22|24|27|29|31|33|35|38",
         _ISPRS,
         side=512,
@@ -85,7 +85,7 @@ SURVEYS = {
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """A part of a picture and its label: at most `side` pixels high and wide, from (top, left) on."""
+    """A part of a picture and its label: `side` pixels high and wide, from (top, left) on."""
 
     id: str
     image: str
@@ -149,7 +149,7 @@ def find_tiles(source: str | os.PathLike, name: str) -> tuple[dict[str, list[Til
     """The tiles of all pictures by split; pictures without labels and labels without pictures; remarks for the user.
 
     Raises:
-        DatasetError: no such folder, or a split is empty.
+        DatasetError: no such folder, a file is there twice, or a split is empty.
     """
     survey, root = SURVEYS[name], pathlib.Path(source).expanduser()
     if not root.is_dir():
@@ -177,12 +177,19 @@ def find_tiles(source: str | os.PathLike, name: str) -> tuple[dict[str, list[Til
 
 
 def _by_name(files: dict[str, pathlib.Path], pattern: str) -> dict[str, pathlib.Path]:
-    """The files whose path matches, by what group 1 has of it: a folder train or val, if any, and the name."""
+    """The files whose path matches, by what group 1 has of it: a folder train or val, if any, and the name.
+
+    Raises:
+        DatasetError: two files have the same.
+    """
     found = {}
     for stem, path in files.items():
         if match := re.fullmatch(pattern, stem):
             split = re.search(r"(?:^|/)(train|val)/", match[1])
-            found[f"{split[1]}/{match[1].rsplit('/', 1)[-1]}" if split else match[1]] = path
+            key = f"{split[1]}/{match[1].rsplit('/', 1)[-1]}" if split else match[1]
+            if key in found:
+                raise DatasetError(f"{found[key]} and {path} are the same picture or label: leave one in --source")
+            found[key] = path
     return found
 
 
@@ -192,7 +199,7 @@ def starts(size: int, side: int, step: int) -> Iterator[int]:
 
 
 def read_tile(tile: Tile, label_map: LabelMap, num_classes: int) -> Example | Problem:
-    """The record of a tile."""
+    """The record of a tile; where its picture is smaller, it is black there, and its label counts nowhere."""
     try:
         image, label, notes = _whole(tile.image, tile.label, label_map)
     except UnreadableError:
@@ -200,7 +207,10 @@ def read_tile(tile: Tile, label_map: LabelMap, num_classes: int) -> Example | Pr
     except DatasetError as error:
         return Problem(tile.id, str(error))
     part = slice(tile.top, tile.top + tile.side), slice(tile.left, tile.left + tile.side)
-    return encode_example(tile.id, image[part], label[part], num_classes, IGNORED, notes)
+    image, label = image[part], label[part]
+    beyond = [(0, tile.side - length) for length in label.shape]
+    image, label = np.pad(image, (*beyond, (0, 0))), np.pad(label, beyond, constant_values=IGNORED)
+    return encode_example(tile.id, image, label, num_classes, IGNORED, notes)
 
 
 @functools.lru_cache(maxsize=1)  # the tiles of a picture are read one after the other
