@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from dlv3p_jax.configs import common
 from dlv3p_jax.models import DeepLabV3Plus, Variables
-from dlv3p_jax.weights import checkpoint_files, mmseg, mmseg_config, paddle, pdparams, pth
+from dlv3p_jax.weights import checkpoint_files, mmseg, mmseg_config, paddle, pdparams, pth, renamed
 from dlv3p_jax.weights.renamed import ConversionError
 
 
@@ -105,6 +105,7 @@ def convert(file: Foreign, model: DeepLabV3Plus, allow_new_head: bool) -> Variab
         ConversionError: they are of another network, or not finite; the message names the file and the arrays.
     """
     try:
+        renamed.check_function(model, file.names.NETWORK, file.is_backbone)
         if file.is_backbone:
             variables, dropped = file.names.convert_backbone(file.state, model)
             if dropped:

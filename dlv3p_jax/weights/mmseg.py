@@ -182,6 +182,8 @@ def revert(variables: Mapping, model: DeepLabV3Plus, auxiliary_head: bool = True
     Raises:
         ConversionError: MMSegmentation has no such network, or `variables` are not those of `model`.
     """
+    if other := renamed.other_function(model, NETWORK):
+        raise ConversionError(f"MMSegmentation has no such network: its own has {other}")
     state: dict[str, np.ndarray] = {}
     trained = auxiliary_head and "auxiliary_head" in variables["params"]
     model = model if trained else model.clone(auxiliary_head=None)

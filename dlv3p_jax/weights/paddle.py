@@ -31,6 +31,8 @@ _CLASSIFIER_LEAVES = (
     ("params/decoder/classifier/kernel", "head.decoder.conv.weight"),
     ("params/decoder/classifier/bias", "head.decoder.conv.bias"),
 )
+# What shows in none of its arrays, as keys of `config.model`.
+NETWORK = {"avg_down": True, "aspp_pooling_first": False, "head_depthwise_relu": False}
 _BLOCK_LAYERS = (("conv1", "conv0"), ("conv2", "conv1"), ("conv3", "conv2"), ("shortcut", "short"))
 _WHAT = "the model; compare model.backbone, num_classes and model.aspp_rates"
 _SEPARABLE_LAYERS = (("depthwise", "depthwise_conv"), ("pointwise", "piontwise_conv"))  # spelt like this
@@ -137,8 +139,10 @@ def revert(variables: Mapping, model: DeepLabV3Plus) -> dict[str, np.ndarray]:
         PaddleSeg's names, in the order of its `state_dict`, with float32 arrays.
 
     Raises:
-        ConversionError: `variables` are not those of `model`; every name is listed.
+        ConversionError: PaddleSeg has no such network, or `variables` are not those of `model`; every name is listed.
     """
+    if other := renamed.other_function(model, NETWORK):
+        raise ConversionError(f"PaddleSeg has no such network: its own has {other}")
     return renamed.to_theirs(variables, _expected(model), _WHAT)
 
 

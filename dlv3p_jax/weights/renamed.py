@@ -4,6 +4,7 @@ Their convolutions are [out, in / groups, height, width], ours [height, width, i
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from dlv3p_jax.models import variable_shapes
+from dlv3p_jax.models import DeepLabV3Plus, variable_shapes
 from dlv3p_jax.runtime.errors import UserError
 
 # Their names, in their order -> our path, such as params/decoder/classifier/bias, and their shape.
@@ -20,6 +21,30 @@ Names = dict[str, tuple[str, tuple[int, ...]]]
 
 class ConversionError(UserError):
     """Parameters are not those of the model; the message lists all names missing, unexpected or of another shape."""
+
+
+def other_function(model: DeepLabV3Plus, trained: Mapping[str, Any], only_backbone: bool = False) -> dict[str, Any]:
+    """What makes a network another function of weights of the same names and shapes than that of their training.
+
+    Args:
+        model: what `build_model` returned.
+        trained: keys of `config.model` of the network of their training, as far as they are known.
+        only_backbone: whether the weights are of a backbone alone.
+
+    Returns:
+        The keys that differ, with their values in `trained`.
+    """
+    now = {"avg_down": model.backbone.avg_down}
+    if not only_backbone:
+        now |= {"aspp_pooling_first": model.aspp.pooling_first, "head_depthwise_relu": model.aspp.depthwise_relu}
+    return {key: trained[key] for key, value in now.items() if trained.get(key, value) != value}
+
+
+def check_function(model: DeepLabV3Plus, trained: Mapping[str, Any], only_backbone: bool) -> None:
+    """Raises ConversionError, with the keys to give, where `other_function` finds some."""
+    if other := other_function(model, trained, only_backbone):
+        keys = " ".join(f"--config.model.{key}={value}" for key, value in other.items())
+        raise ConversionError(f"these weights are of a network that computes something else: give {keys}")
 
 
 def names_of(module: nn.Module, pairs: Iterable[tuple[str, str]], scope: str = "", part: str = "") -> Names:

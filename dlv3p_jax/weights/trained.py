@@ -19,7 +19,7 @@ from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.models import Variables, variable_shapes
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.runtime import configuration, sharding
-from dlv3p_jax.weights import checkpoint_files, checkpoint_reading, foreign, pdparams, published
+from dlv3p_jax.weights import checkpoint_files, checkpoint_reading, foreign, pdparams, published, renamed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +218,11 @@ def read_pretrained(source: epath.PathLike, model: DeepLabV3Plus) -> Pretrained:
     if path.is_file():
         return Pretrained(load_foreign(path, model, allow_new_head=True), path, averaged=False)
     variables, averaged = checkpoint_reading.read_model(path)
+    if (config := checkpoint_reading.read_config(path)) is not None:
+        try:
+            renamed.check_function(model, config.model, variables["params"].keys() == {"backbone"})
+        except renamed.ConversionError as error:
+            raise renamed.ConversionError(f"{path}: {error}") from error
     return Pretrained(variables, path, averaged)
 
 

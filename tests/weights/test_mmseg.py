@@ -7,6 +7,7 @@ import pathlib
 import runpy
 import threading
 
+import drawn
 import jax
 import numpy as np
 import pytest
@@ -14,7 +15,18 @@ import pytest
 from dlv3p_jax.configs import common
 from dlv3p_jax.configs import mmseg as recipes
 from dlv3p_jax.models import build_model, variable_shapes
-from dlv3p_jax.weights import foreign, mmseg, mmseg_config, mmseg_models, paddle, pth, published, trained
+from dlv3p_jax.weights import (
+    checkpoint_reading,
+    foreign,
+    mmseg,
+    mmseg_config,
+    mmseg_models,
+    paddle,
+    pdparams,
+    pth,
+    published,
+    trained,
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +36,10 @@ def make_state(shared):
     return lambda name: make(shared / "parity" / "mmseg" / f"deeplabv3plus_{name}.json")
 
 
-def paddle_like():
+def paddle_like(**settings):
     config = common.get_config()
     config.num_classes = 19
+    config.model.update(settings)
     return build_model(config)
 
 
@@ -104,32 +117,40 @@ def test_a_whole_model_comes_back_with_the_same_names_order_and_bits(make_state,
     assert list(without) == [key for key in state if not key.startswith("auxiliary_head.")]
 
 
-@pytest.mark.parametrize(
-    ("recording", "name", "settings"),
-    [
-        ("r18_odd", "r18-d8_c19", {}),
-        ("r18b", "r18b-d8_c19", {}),
-        ("r18_align", "r18-d8_c19", {"model.align_corners": True}),
-    ],
-)
-def test_logits_are_those_of_mmsegmentation(shared, make_state, recording, name, settings):
-    model, config = make_model(STATES[name][0], settings)
-    arrays = np.load(shared / "parity" / "mmseg" / f"forward_{recording}.npz")
-    colors = arrays["x"].transpose(0, 2, 3, 1) * np.array(config.model.std) + np.array(config.model.mean)
-    images = (colors / 127.5 - 1).astype(np.float32)
-    logits = jax.jit(lambda variables: model.apply(variables, images, train=False))(
-        mmseg.convert(make_state(name), model)
-    )
-    expected = arrays["logits"].transpose(0, 2, 3, 1)
-    assert np.abs(logits - expected).max() <= 1e-4 * expected.std()
-    assert (logits.argmax(-1) == expected.argmax(-1)).mean() >= 0.9999
-
-
 def test_a_backbone_of_another_kind_is_told(make_state):
     state = {name: value for name, value in make_state("r18b-d8_c19").items() if name.startswith("backbone.")}
     with pytest.raises(mmseg.ConversionError, match="(?s)missing.*stem.0.weight"):
         mmseg.convert_backbone(state, make_model("r18")[0])
     mmseg.convert_backbone(state, make_model("r18b")[0])
+
+
+def test_weights_that_would_compute_something_else_are_refused_with_the_keys_to_give(make_state, tmp_path):
+    """Names and shapes agree, but shortcuts stride in another way, or branches lie in another order."""
+    state = make_state("r18b-d8_c19")
+    backbone = {name: value for name, value in state.items() if name.startswith("backbone.")}
+    pth.save_pth(backbone, tmp_path / "resnet18.pth", {})
+    pth.save_pth(state, tmp_path / "whole.pth", {})
+    (model, config), (averaging, _) = make_model("r18b"), make_model("r18b", {"model.avg_down": True})
+    other, _ = make_model("r18b", {"model.aspp_pooling_first": False, "model.head_depthwise_relu": False})
+    checkpoint_reading.write_variables(tmp_path / "converted", mmseg.convert(state, model), config, {})
+    for name, wrong, keys in (
+        ("resnet18.pth", averaging, "--config.model.avg_down=False$"),
+        ("whole.pth", averaging, "--config.model.avg_down=False$"),
+        ("whole.pth", other, "aspp_pooling_first=True --config.model.head_depthwise_relu=True$"),
+        ("converted", averaging, "--config.model.avg_down=False$"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: [^\n]* computes something else: give .*{keys}"):
+            trained.read_pretrained(tmp_path / name, wrong)
+        trained.read_pretrained(tmp_path / name, model)
+    trained.read_pretrained(tmp_path / "resnet18.pth", other)  # whose head shows nowhere in a backbone
+    small = {"backbone": "resnet18_vd", "multi_grid": (1, 1)}
+    theirs, striding = paddle_like(**small), paddle_like(**small, avg_down=False)
+    pdparams.save_pdparams(paddle.revert(drawn.draw_variables_of(theirs), theirs), tmp_path / "model.pdparams")
+    with pytest.raises(ValueError, match="model.pdparams: .*--config.model.avg_down=True$"):
+        trained.read_pretrained(tmp_path / "model.pdparams", striding)
+    for names, its_own in ((mmseg, averaging), (paddle, striding)):
+        with pytest.raises(ValueError, match="has no such network: .*'avg_down'"):
+            names.revert(variable_shapes(its_own), its_own)
 
 
 def test_the_models_are_those_that_are_published(shared):
@@ -231,11 +252,19 @@ def test_a_file_says_its_network_its_classes_and_its_colours(make_state, tmp_pat
 
 
 def test_a_published_name_is_fetched_and_loaded(make_state, tmp_path, monkeypatch, caplog):
-    """From a folder in place of the server: the file's address is that of the published one."""
+    """From a folder in place of the servers: the files' addresses are those of the published ones."""
     name = "mmseg/r18_cityscapes_80k"
-    path = tmp_path / "mirror" / mmseg_models.PUBLISHED[name].path
-    path.parent.mkdir(parents=True)
-    pth.save_pth(make_state("r18-d8_c19"), path, {})
+
+    def put(path, state):
+        (tmp_path / "mirror" / path).parent.mkdir(parents=True, exist_ok=True)
+        pth.save_pth(state, tmp_path / "mirror" / path, {})
+
+    put(mmseg_models.PUBLISHED[name].path, make_state("r18-d8_c19"))
+    backbones = {"resnet50_v1c": "r50", "resnet18": "r18b"}
+    for backbone, network in backbones.items():  # as mmpretrain's and torchvision's, with the classifier of ImageNet
+        state = make_state(f"{network}-d8_c19")
+        state = {name[9:]: value for name, value in state.items() if name.startswith("backbone.")}
+        put(mmseg_models.IMAGENET[backbone][1], state | {"fc.bias": np.zeros(1000, np.float32)})
     monkeypatch.setenv("DLV3P_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "mirror")
@@ -243,6 +272,15 @@ def test_a_published_name_is_fetched_and_loaded(make_state, tmp_path, monkeypatc
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("DLV3P_ROOT", f"http://127.0.0.1:{server.server_port}")
         model = trained.load_checkpoint(None, name)
+        for backbone, network in backbones.items():
+            to_train = make_model(network)[0]
+            shapes = variable_shapes(to_train)
+            loaded = trained.fit_pretrained(trained.read_pretrained(backbone, to_train), shapes)
+            expected = mmseg.convert(make_state(f"{network}-d8_c19"), to_train)
+            jax.tree.map(np.testing.assert_array_equal, loaded["params"]["backbone"], expected["params"]["backbone"])
+            assert loaded["params"]["decoder"] == shapes["params"]["decoder"]  # afresh
+            with pytest.raises(ValueError, match=r"\.pth: .*give --config.model.avg_down=False"):
+                trained.read_pretrained(backbone, paddle_like())
         server.shutdown()
     assert model.config.to_dict() == mmseg_models.config_of(name).to_dict()
     assert model.class_names[0] == "road"
