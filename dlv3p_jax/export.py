@@ -88,10 +88,16 @@ def _export(checkpoint: str, output: pathlib.Path, names: list[str], size: tuple
     picture = None if _PICTURE.value is None else segmenter.as_array(_PICTURE.value)
     loaded = trained.load_checkpoint(_CONFIG.value, checkpoint, {"model.dtype": "float32"})
     views = loaded.config.eval
-    if views.flip or tuple(views.scales) != (1,) or views.window or loaded.config.eval_size:
+    if views.flip or tuple(views.scales) != (1,) or views.window or views.resize or loaded.config.eval_size:
         logging.info(
-            "What is exported sees each picture once, whole and as it is: not as eval.flip, .scales, .window and "
-            "eval_size say"
+            "What is exported sees each picture once, whole and as it is: not as eval.flip, .scales, .window, .resize "
+            "and eval_size say"
+        )
+    if views.resize:
+        logging.info(
+            "Its scores are of pictures made to fit %dx%d first, their ratio kept (OpenCV's INTER_LINEAR on 8 bits): "
+            "give it such pictures, and bring its logits back to their size",
+            *views.resize,
         )
     origin = "--height and --width"
     # A .pdparams file alone does not say on what it was trained and evaluated.

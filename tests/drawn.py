@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlv3p_jax.configs import common
+from dlv3p_jax.configs import mmseg as recipes
 from dlv3p_jax.models import Variables, build_model, variable_shapes
 from dlv3p_jax.models.aspp import ASPP
+from dlv3p_jax.models.auxiliary import AuxiliaryHead
 from dlv3p_jax.models.decoder import Decoder
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.models.resnet import ResNet
@@ -47,13 +49,26 @@ def make_network(
     dropout=0.0,
     align_corners=False,
     dtype=jnp.float32,
+    mmseg=None,
 ) -> DeepLabV3Plus:
-    """A real network with fewer blocks and channels than any that has a name."""
+    """A real network with fewer blocks and channels than any that has a name.
+
+    `mmseg` is the stem of one of MMSegmentation's family, "deep" or "plain".
+    """
+    backbone, aspp, decoder, whole = {}, {}, {}, {}
+    if mmseg is not None:
+        backbone = {"stem": mmseg, "contract_dilation": True}
+        backbone |= dict.fromkeys(("avg_down", "dilate_second", "stage1_shortcut"), False)
+        decoder = {"use_bias": False, "depthwise_relu": True}
+        aspp = decoder | {"pooling_first": True, "projection_size": 3}
+        whole = {"mean": recipes.NETWORK["mean"], "std": recipes.NETWORK["std"]}
+        whole["auxiliary_head"] = AuxiliaryHead(num_classes, dropout, dtype)
     return DeepLabV3Plus(
-        ResNet(blocks, bottleneck, output_stride, multi_grid, dtype=dtype),
-        ASPP(channels, rates, dropout, dtype=dtype),
-        Decoder(num_classes, align_corners=align_corners, dtype=dtype),
+        ResNet(blocks, bottleneck, output_stride, multi_grid, dtype=dtype, **backbone),
+        ASPP(channels, rates, dropout, dtype=dtype, **aspp),
+        Decoder(num_classes, align_corners=align_corners, dtype=dtype, **decoder),
         align_corners=align_corners,
+        **whole,
     )
 
 

@@ -47,6 +47,8 @@ ROWS = [
     ("flags", "convert_paddle --output={tmp}/new --pdparams={junk}", "give --config=FILE with --pdparams"),
     ("flags", "convert_paddle --output={tmp}/new --reverse", "--reverse takes --checkpoint and --output"),
     ("flags", "convert_paddle --pdparams={junk}", "give --output"),
+    ("flags", "convert_mmseg --output={tmp}/new", "give --pth=FILE or --weights=NAME"),
+    ("flags", "convert_mmseg --weights=mmseg/x --mmseg_config=x --output={tmp}/new", "--mmseg_config goes with --pth"),
     ("flags", "convert_timm --output={tmp}/new", "give --weights"),
     ("flags", "convert_timm --weights={junk} --backbone=resnet18_vd", "<resnet50_vd|resnet101_vd|resnet152_vd>"),
     ("flags", "reproduce voc_r50 --scales=a", "--scales=a: give numbers"),
@@ -130,6 +132,17 @@ ROWS = [
     ),
     ("checkpoint", "convert_paddle --config=configs/voc_r50.py --pdparams={junk} --output={tmp}/new", "no .pdparams"),
     ("checkpoint", "convert_paddle --weights=voc_r5 --output={tmp}/new", "'voc_r5' is no published model or backbone"),
+    ("checkpoint", "convert_mmseg --pth={junk} --output={tmp}/new", "junk"),
+    (
+        "checkpoint",
+        "convert_mmseg --pth={junk} --mmseg_config={tmp}/none --output={tmp}/new",
+        "{tmp}/none: No such file or directory",
+    ),
+    (
+        "checkpoint",
+        "main --config.pretrained={workdir} --config.model.avg_down=False",
+        "computes something else: give --config.model.avg_down=True",
+    ),
     ("checkpoint", "convert_timm --weights={tmp}/none --output={tmp}/new", "/none is not there"),
     (
         "checkpoint",

@@ -28,6 +28,8 @@ SIZE = (48, 80)
 NETWORK = {"num_classes": 4, "blocks": (1, 1, 1, 2), "multi_grid": (1, 2), "channels": 16, "dropout": 0.1}
 BASIC = NETWORK | {"bottleneck": False, "output_stride": 8, "rates": (1, 4), "align_corners": False}
 BOTTLENECKS = NETWORK | {"bottleneck": True, "output_stride": 16, "rates": (1, 3), "align_corners": True}
+PLAIN_STEM = BASIC | {"mmseg": "plain"}
+DEEP_STEM = BOTTLENECKS | {"mmseg": "deep", "output_stride": 8}
 # What TensorFlow alone makes of a SavedModel: neither this program nor JAX can be imported.
 TENSORFLOW = """
 import sys
@@ -107,7 +109,15 @@ def test_savedmodel_in_tensorflow_alone(trained, tmp_path):
     assert_equal(np.load(tmp_path / "outputs.npz"), expected(trained, images))
 
 
-@pytest.mark.parametrize(("network", "sizes"), [(BASIC, (SIZE, (51, 37))), (BOTTLENECKS, ((39, 50),))])
+@pytest.mark.parametrize(
+    ("network", "sizes"),
+    [
+        (BASIC, (SIZE, (51, 37))),
+        (BOTTLENECKS, ((39, 50),)),
+        (PLAIN_STEM, (SIZE, (51, 37))),
+        (DEEP_STEM, ((39, 50),)),
+    ],
+)
 def test_onnx_of_any_size(network, sizes, tmp_path):
     trained = make_trained(network)
     onnx.write(trained.model, trained.variables, tmp_path, None, None)
@@ -134,6 +144,10 @@ def test_the_description_says_what_a_user_needs(trained, tmp_path):
     images = pictures(*SIZE)
     mean, std = (np.float32(description["normalization"][key]) for key in ("mean", "std"))
     np.testing.assert_allclose((images / np.float32(255) - mean) / std, colors.normalize(images), atol=1e-6)
+    its_own = dataclasses.replace(trained, model=trained.model.clone(mean=(0, 51, 255), std=(51, 102, 255)))
+    normalization = write._describe(its_own, "onnx", SIZE, "", comparison)["normalization"]
+    assert normalization == {"inside": True, "mean": [0, 0.2, 1], "std": [0.2, 0.4, 1]}
+
     session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
     with pytest.raises(Exception, match="Expected: 48"):
         session.run(None, {"image": images[:, :-1]})
@@ -184,12 +198,13 @@ def run(*arguments) -> subprocess.CompletedProcess:
 
 def test_the_command(tmp_path):
     workdir, output, picture = tmp_path / "workdir", tmp_path / "out", tmp_path / "picture.png"
-    drawn.save_checkpoint(workdir, drawn.make_config({"model.dtype": "bfloat16", "eval.flip": True}))
+    drawn.save_checkpoint(workdir, drawn.make_config({"model.dtype": "bfloat16", "eval.resize": (66, 80)}))
     Image.fromarray(pictures(60, 90)[0]).save(picture)
 
     process = run(f"--checkpoint={workdir}", f"--output={output}", "--format=onnx", "--dynamic", f"--picture={picture}")
     assert process.returncode == 0, process.stderr
     assert "sees each picture once, whole and as it is" in process.stderr
+    assert "scores are of pictures made to fit 66x80 first" in process.stderr
     assert f"onnx: {output / 'onnx'}\n  compared on {picture}, at 60x90 and 31x45: 100.0000% of" in process.stdout
     assert sorted(path.name for path in output.rglob("*")) == ["model.json", "model.onnx", "onnx"]
     assert json.loads((output / "onnx" / "model.json").read_text())["model"]["dtype"] == "float32"
@@ -208,7 +223,10 @@ def test_without_a_size_it_is_that_of_the_evaluation(tmp_path, data_dir):
     assert sizes.evaluated_at(config) == ((40, 56), "the most frequent of image_folder val")  # 3 of 5 pictures
     config.eval_size = (64, 96)
     assert sizes.evaluated_at(config)[0] == (64, 96)
-    config.update({"eval_size": None, "data_dir": str(tmp_path)})
+    config.update({"eval_size": None, "eval": {"resize": (32, 80)}})
+    size, origin = sizes.evaluated_at(config)
+    assert size == (32, 45) and "eval.resize" in origin  # 40x56, by 32 / 40
+    config.data_dir = str(tmp_path)
     with pytest.raises(ValueError, match="--height and --width.*not prepared"):
         sizes.evaluated_at(config)
 

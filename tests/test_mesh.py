@@ -25,6 +25,13 @@ from dlv3p_jax.training import steps
 # Features of 8 x 4: sub-images, but on 1x8. Of 9 x 3: dilations up to 36, on rows that do not divide; there, whole
 # pictures on each device are nothing new.
 MESHES = {(64, 32): [(8, 1), (2, 4), (1, 8)], (72, 24): [(2, 4)]}
+# MMSegmentation's family with all that its recipes have: on sub-images with bottlenecks, on none with basic blocks.
+OHEM = {"loss.ohem_min_kept": 300, "loss.average_over": "all", "model.auxiliary_head": True}
+FAMILIES = {
+    "paddleseg": ({}, {}),
+    "deep stem": ({"mmseg": "deep", "bottleneck": True}, OHEM),
+    "plain stem": ({"mmseg": "plain", "multi_grid": (1,)}, OHEM | {"loss.ohem_threshold": 0.3}),
+}
 
 
 def make_config(**changes):
@@ -34,8 +41,8 @@ def make_config(**changes):
     return config
 
 
-def make_model(dtype=jnp.float64):
-    return drawn.make_network(num_classes=5, channels=16, dropout=0.1, dtype=dtype)
+def make_model(dtype=jnp.float64, **settings):
+    return drawn.make_network(num_classes=5, channels=16, dropout=0.1, dtype=dtype, **settings)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,9 +52,10 @@ def in_float64():
     jax.config.update("jax_enable_x64", False)
 
 
-@pytest.fixture(scope="module")
-def variables(in_float64):
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), drawn.draw_variables_of(make_model()))
+@functools.cache
+def variables_of(family):
+    model = make_model(**FAMILIES[family][0])
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), drawn.draw_variables_of(model))
 
 
 def make_batch(size, batch_size=8):
@@ -59,9 +67,10 @@ def make_batch(size, batch_size=8):
     }
 
 
-def train(mesh, variables, size):
+def train(mesh, family, size):
     """Three steps of training, and the logits and counts of the network that comes out."""
-    config, model = make_config(), make_model()
+    network, settings = FAMILIES[family]
+    config, model, variables = make_config(**settings), make_model(**network), variables_of(family)
     replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
     step = sharding.jit(
         mesh, steps.make_train_step(config, model), (replicated, batched, replicated), (replicated, replicated)
@@ -82,23 +91,29 @@ def train(mesh, variables, size):
     return jax.device_get((state.variables, scalars, logits, counts))
 
 
-@pytest.fixture(scope="module")
-def alone(variables):
-    """What comes out on one device, by the size of the pictures."""
-    return functools.cache(lambda size: train(sharding.make_mesh(1, 1), variables, size))
+@functools.cache
+def alone(family, size):
+    """What comes out on one device."""
+    return train(sharding.make_mesh(1, 1), family, size)
 
 
-@pytest.mark.parametrize(("size", "shape"), [(size, shape) for size, shapes in MESHES.items() for shape in shapes])
-def test_training_and_evaluation_are_those_of_one_device(size, shape, variables, alone):
-    expected, expected_scalars, expected_logits, expected_counts = alone(size)
-    trained, scalars, logits, counts = train(sharding.make_mesh(*shape), variables, size)
+@pytest.mark.parametrize(
+    ("family", "size", "shape"),
+    [
+        *(("paddleseg", size, shape) for size, shapes in MESHES.items() for shape in shapes),
+        *((family, (64, 32), (2, 4)) for family in ("deep stem", "plain stem")),
+    ],
+)
+def test_training_and_evaluation_are_those_of_one_device(family, size, shape):
+    expected, expected_scalars, expected_logits, expected_counts = alone(family, size)
+    trained, scalars, logits, counts = train(sharding.make_mesh(*shape), family, size)
     np.testing.assert_array_equal(counts, expected_counts)
     np.testing.assert_allclose(logits, expected_logits, rtol=0, atol=1e-8 * expected_logits.std())
     assert scalars.keys() == expected_scalars.keys()
     for name, value in scalars.items():
         np.testing.assert_allclose(value, expected_scalars[name], rtol=1e-6)  # losses are float32 whatever comes
     for kind in ("params", "batch_stats"):
-        moved = jax.tree.map(lambda new, old: new - old, expected[kind], variables[kind])
+        moved = jax.tree.map(lambda new, old: new - old, expected[kind], variables_of(family)[kind])
         for found, wanted, change in zip(*map(jax.tree.leaves, (trained[kind], expected[kind], moved)), strict=True):
             assert np.abs(found - wanted).max() <= 1e-6 * max(np.abs(change).max(), 1e-6)
 

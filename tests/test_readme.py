@@ -57,3 +57,16 @@ def test_the_published_table_is_listed():
         )
         for name, row in PUBLISHED.items()
     }
+
+
+def test_the_models_are_listed_by_data_set_and_none_is_said_to_be_measured():
+    from dlv3p_jax.weights import mmseg_models, published
+
+    pattern = r"^\| `(\w+)` \| (\d+) \| (\d+) \| ([\d.]+) to ([\d.]+) \| none yet \|$"
+    listed = [(name, *map(float, figures)) for name, *figures in re.findall(pattern, README, re.MULTILINE)]
+    zoos = published.PUBLISHED, mmseg_models.PUBLISHED
+    expected = []
+    for name in sorted({row.dataset for zoo in zoos for row in zoo.values()}):
+        rows = [[row.plain for row in zoo.values() if row.dataset == name] for zoo in zoos]
+        expected.append((name, *map(len, rows), min(sum(rows, [])), max(sum(rows, []))))
+    assert listed == expected

@@ -176,11 +176,16 @@ def _config_of_workdir(plain: list[str], values: flags.FlagValues) -> list[str]:
         return []
     path = os.path.join(given["workdir"], "config.json")
     there = epath.Path(path).exists() if "://" in path else os.path.exists(path)
-    return [f"--config={pathlib.Path(__file__).with_name('workdir_config.py')}:{path}"] if there else []
+    return [f"--config={_config_file(path)}"] if there else []
 
 
 def _config_file(value: str) -> str:
-    """The installed file of --config=NAME and --config=configs/NAME.py, where the current folder has none."""
+    """The installed file of --config=NAME and --config=configs/NAME.py, where the current folder has none.
+
+    And what reads --config=FOLDER/config.json.
+    """
+    if value.endswith(".json"):
+        return f"{pathlib.Path(__file__).with_name('workdir_config.py')}:{value}"
     path, colon, argument = value.partition(":")
     name = os.path.basename(path)
     installed = _CONFIGS / (name if name.endswith(".py") else f"{name}.py")

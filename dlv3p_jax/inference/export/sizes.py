@@ -3,6 +3,7 @@
 import collections
 
 from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.evaluation.views import Views
 from dlv3p_jax.runtime import text
 
 ASK = "give --height and --width, the size of the pictures that the model will take"
@@ -12,7 +13,7 @@ _LEAST, _MOST = 0.75, 4.0  # of a side of the training crops; Cityscapes' pictur
 def evaluated_at(config) -> tuple[tuple[int, int], str]:
     """(height, width) that a model is evaluated at, and where that stands: `eval_size`, or its data set's pictures.
 
-    Of pictures of several sizes, it is the most frequent.
+    Of pictures of several sizes, it is the most frequent; what `eval.resize` makes of it, where that is set.
 
     Raises:
         ValueError: neither is there; the message asks for the flags.
@@ -30,7 +31,11 @@ def evaluated_at(config) -> tuple[tuple[int, int], str]:
     except DatasetError as error:
         raise ValueError(f"{ASK} (its data set would tell, but: {text.first_line(error)})") from error
     [(size, _)] = counts
-    return size, f"the most frequent of {config.dataset} {config.eval_split}"
+    origin = f"the most frequent of {config.dataset} {config.eval_split}"
+    if config.eval.resize is None:
+        return size, origin
+    (size,) = Views(resize=config.eval.resize).sizes(size)
+    return size, f"{origin}, as eval.resize makes it"
 
 
 def remark(size: tuple[int, int], config) -> str | None:

@@ -124,8 +124,11 @@ def _describe(trained: TrainedModel, name: str, size, size_from: str, comparison
             "logits": {"dtype": "float32", "shape": ["batch", height, width, config.num_classes]},
         },
         # What the model does to its input by itself: (value / 255 - mean) / std.
-        "normalization": {"inside": True, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
-        "views": {"scales": [1.0], "flip": False, "window": None, "padded_to": None},
+        "normalization": {
+            "inside": True,
+            **{key: [value / 255 for value in getattr(trained.model, key)] for key in ("mean", "std")},
+        },
+        "views": {"scales": [1.0], "flip": False, "window": None, "padded_to": None, "resized_to_fit": None},
         "classes": list(trained.class_names),
         "palette": trained.palette.tolist(),
         "ignore_label": config.ignore_label,
