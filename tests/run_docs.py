@@ -70,7 +70,7 @@ WORDS = {
 }
 
 # MMSegmentation's work_dir: a small network of its family with drawn weights.
-WORK_DIR = """
+WORK_DIR = '''
 import pathlib, sys
 sys.path.append("tests")
 import drawn
@@ -82,14 +82,18 @@ config = drawn.make_config(num_classes=len(classes))
 config.model.update(recipes.network("r18") | {"aspp_channels": 16, "decoder_channels": 16, "auxiliary_head": False})
 model = build_model(config)
 state = mmseg.revert(drawn.draw_variables_of(model), model)
-pathlib.Path("work_dir").mkdir()
-pth.save_pth(state, "work_dir/iter_80000.pth", {"CLASSES": classes, "PALETTE": [[9 * i] * 3 for i in range(len(classes))]})
-pathlib.Path("work_dir/config.py").write_text(
-    "model = dict(backbone=dict(strides=(1, 2, 2, 1), contract_dilation=True), decode_head=dict("
-    "type='DepthwiseSeparableASPPHead', dilations=(1, 2), align_corners=False))\n"
-    "test_pipeline = [dict(type='Resize', scale=(96, 64), keep_ratio=True)]\n"
+folder = pathlib.Path("work_dir")
+folder.mkdir()
+palette = [[9 * index] * 3 for index in range(len(classes))]
+pth.save_pth(state, folder / "iter_80000.pth", {"CLASSES": classes, "PALETTE": palette})
+(folder / "config.py").write_text("""
+model = dict(
+    backbone=dict(strides=(1, 2, 2, 1), contract_dilation=True),
+    decode_head=dict(type="DepthwiseSeparableASPPHead", dilations=(1, 2), align_corners=False),
 )
-"""
+test_pipeline = [dict(type="Resize", scale=(96, 64), keep_ratio=True)]
+""")
+'''
 
 RUN = (
     r"python -m dlv3p_jax\.(prepare|main|predict|report|export|demo|benchmark) ",

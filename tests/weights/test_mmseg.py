@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import importlib.util
 import json
 import pathlib
 import runpy
@@ -251,13 +252,20 @@ def test_a_file_says_its_network_its_classes_and_its_colours(make_state, tmp_pat
     assert mmseg.classes_of({"CLASSES": ("a", "b"), "PALETTE": [[0, 0, 0]]}) is None
 
 
-def test_a_published_name_is_fetched_and_loaded(make_state, tmp_path, monkeypatch, caplog):
-    """From a folder in place of the servers: the files' addresses are those of the published ones."""
+def test_a_published_name_is_fetched_and_loaded(shared, make_state, tmp_path, monkeypatch, caplog):
+    """From a folder in place of the servers: the files' addresses are those of the published ones.
+
+    They are as old as PyTorch's older format, and in it, where PyTorch is installed.
+    """
     name = "mmseg/r18_cityscapes_80k"
+    save = functools.partial(pth.save_pth, meta={})
+    if importlib.util.find_spec("torch") is not None:
+        write = runpy.run_path(str(shared / "parity" / "mmseg" / "weights.py"))["save_pth"]
+        save = functools.partial(write, legacy=True)
 
     def put(path, state):
         (tmp_path / "mirror" / path).parent.mkdir(parents=True, exist_ok=True)
-        pth.save_pth(state, tmp_path / "mirror" / path, {})
+        save(state, tmp_path / "mirror" / path)
 
     put(mmseg_models.PUBLISHED[name].path, make_state("r18-d8_c19"))
     backbones = {"resnet50_v1c": "r50", "resnet18": "r18b"}
