@@ -182,7 +182,7 @@ def _by_name(files: dict[str, pathlib.Path], pattern: str) -> dict[str, pathlib.
     Raises:
         DatasetError: two files have the same.
     """
-    found = {}
+    found: dict[str, pathlib.Path] = {}
     for stem, path in files.items():
         if match := re.fullmatch(pattern, stem):
             split = re.search(r"(?:^|/)(train|val)/", match[1])

@@ -168,6 +168,8 @@ def test_the_config_is_by_default_that_of_the_workdir(parse, run_folder, workdir
     assert flags.FLAGS.config.pretrained == "voc_r50" and flags.FLAGS.config.eval.window == (64, 96)
     parser(["command", *workdir, "--config=voc_r50"])  # what is given comes first
     assert flags.FLAGS.config.dataset == "voc2012" and flags.FLAGS.config.num_classes is None
+    parser(["command", "--workdir=other", "--config.seed=3", "--config=run/config.json"])  # of another run
+    assert (flags.FLAGS.config.num_classes, flags.FLAGS.config.seed) == (7, 3)
 
 
 def test_a_workdir_without_a_config_or_with_a_damaged_one(parse, run_folder):
