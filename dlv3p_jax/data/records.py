@@ -70,7 +70,7 @@ class Dataset:
     name: str
     folder: pathlib.Path
     metadata: dict[str, Any]
-    builder: tfds.core.DatasetBuilder = dataclasses.field(repr=False)
+    builder: Any = dataclasses.field(repr=False)  # a tfds.core.DatasetBuilder
     origin: str | None = None
 
     @property

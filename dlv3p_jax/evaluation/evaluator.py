@@ -50,15 +50,21 @@ class Result:
     step: int
 
 
-def prepare_run(config) -> tuple[ml_collections.FrozenConfigDict, records.Dataset, Mesh]:
+def prepare_run(
+    config, dataset: records.Dataset | None = None
+) -> tuple[ml_collections.FrozenConfigDict, records.Dataset, Mesh]:
     """A checked configuration with what its data set fills in, that data set, and the devices, which are logged.
+
+    Args:
+      config: a configuration.
+      dataset: in place of the prepared one that `config` names.
 
     Raises:
       ValueError: configuration, data set or mesh cannot be used; subclasses name what.
       DifferenceError: another process of the run has another data set.
     """
     configuration.check(config)
-    dataset = records.open_dataset(config.dataset, config.data_dir)
+    dataset = records.open_dataset(config.dataset, config.data_dir) if dataset is None else dataset
     config = config.copy_and_resolve_references()
     config.model.dtype = sharding.dtype(config.model.dtype)
     pixels = dataset.metadata["class_pixels"].get(config.train_split)

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -15,7 +16,7 @@ from clu import periodic_actions
 from etils import epath
 
 from dlv3p_jax import models
-from dlv3p_jax.data import augment, pipeline, records
+from dlv3p_jax.data import augment, pipeline, sources
 from dlv3p_jax.evaluation.evaluator import Evaluator, Result, make_evaluator, prepare_run, print_result
 from dlv3p_jax.evaluation.files import evaluation_name
 from dlv3p_jax.runtime import board, configuration, ending, memory, preemption, sharding, starts, workdir_lock
@@ -24,6 +25,8 @@ from dlv3p_jax.runtime.watchdog import Watchdog
 from dlv3p_jax.training import event_writer, log_files, progress, steps
 from dlv3p_jax.training.run import Run, check_run, configure_run, first_state, take_open
 from dlv3p_jax.weights import checkpoint_reading, checkpoints
+
+Hook = Callable[[int, dict[str, float], steps.TrainState], Any]
 
 
 class TrainingError(RuntimeError):
@@ -43,6 +46,7 @@ class _Session:
       watchdog: is fed.
       evaluator: evaluates variables as `measured` says.
       measured: the views, and the digests of the pictures, by which scores can be compared with that of the best.
+      hooks: see `train_and_evaluate`.
     """
 
     run: Run
@@ -53,6 +57,12 @@ class _Session:
     watchdog: Watchdog
     evaluator: Evaluator
     measured: tuple[str, dict[str, str]]
+    hooks: Sequence[Hook]
+
+    def write_scalars(self, step: int, scalars: dict[str, float], state: steps.TrainState) -> None:
+        self.writer.write_scalars(step, scalars)
+        for hook in self.hooks:
+            hook(step, scalars, state)
 
 
 def train_and_evaluate(
@@ -60,14 +70,25 @@ def train_and_evaluate(
     workdir: epath.PathLike,
     told: preemption.Preemption | None = None,
     hang_timeout: float = 0,
+    *,
+    train: sources.Source | None = None,
+    val: sources.Source | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> dict[str, Any]:
     """Trains from the newest checkpoint in `workdir`, or from the start, to `num_train_steps`, and evaluates.
+
+        train_and_evaluate(config, "workdir/mine", train=my_pictures, val=[(image, label), …], hooks=[show])
 
     Args:
       config: a configuration (`configs/common.py`).
       workdir: gets config.json, checkpoints/, TensorBoard events, train.log, metrics.csv and eval/.
       told: is asked before each step and after each batch of an evaluation whether to save and leave now.
       hang_timeout: seconds without a step that end the process (`watchdog.Watchdog`); 0: none do.
+      train, val: pictures to train on and to evaluate on, in place of prepared data, of which `config` then only names
+        the splits and the number of classes.
+      hooks: are called in their order with (step, scalars, state) at every log line and evaluation: with the scalars
+        that TensorBoard gets, such as 'train/loss' and 'eval/mIoU', and the state after this step, which is theirs
+        until they return: the next step takes its memory. What they raise ends the run.
 
     Returns:
       What `metrics.summarize` says of the last step; of the averaged model where `ema_decay` is set.
@@ -82,7 +103,14 @@ def train_and_evaluate(
       GivenUp: too many starts of this run were killed or hung without getting on.
       Preempted: `told` said so, and all is saved.
     """
-    config, dataset, mesh = prepare_run(take_open(config, workdir))
+    given = None
+    if train is not None or val is not None:
+        if train is None or val is None:
+            raise ValueError("give train and val, or neither")
+        config = config.copy_and_resolve_references()
+        config.dataset = config.dataset or "sources"
+        given = sources.open_sources(config, {config.train_split: train, config.eval_split: val})
+    config, dataset, mesh = prepare_run(take_open(config, workdir), given)
     check_run(config, dataset, mesh)
     run = Run(config, dataset, mesh, models.build_model(config), epath.Path(workdir))
     told = preemption.Preemption() if told is None else told
@@ -112,7 +140,9 @@ def train_and_evaluate(
         saved = stack.enter_context(checkpoints.Checkpoints(run.workdir, config.keep_checkpoints, meta))
         writer = stack.enter_context(event_writer.EventWriter(run.workdir))
         session = _Session(
-            run, saved, writer, logs, told, watchdog, evaluator, (evaluation_name(config), meta["data"]["val"])
+            *(run, saved, writer, logs, told, watchdog, evaluator),
+            measured=(evaluation_name(config), meta["data"]["val"]),
+            hooks=tuple(hooks),
         )
 
         # ----------------------------------------------------------------------------------------- what is gone on from
@@ -163,13 +193,13 @@ def _train(session: _Session, state: steps.TrainState) -> dict[str, Result]:
     meter = progress.Meter(config, session.run.dataset.num_pictures(config.train_split), mesh, **_unlogged(session))
     with progress.Line(first_step, last_step) as line:
 
-        def finish(step: int, scalars, picture_ids) -> None:
+        def finish(step: int, scalars, picture_ids, state: steps.TrainState) -> None:
             """Takes what a step says from the devices; one step late, so that they never wait for the host."""
             values = _finite_values(step, scalars, picture_ids, saved)
             meter.add(values)
             line.move(step)
             if step % config.log_every_steps == 0 or step == last_step:
-                _log(session, line, step, first_step, *meter.read(step))
+                _log(session, line, step, first_step, *meter.read(step), state)
             saved.meta["since_last_line"] = {"sums": meter.sums, "steps": meter.steps}
 
         running: tuple[int, dict[str, jax.Array], np.ndarray] | None = None
@@ -179,23 +209,26 @@ def _train(session: _Session, state: steps.TrainState) -> dict[str, Result]:
             session.watchdog.feed()
             if session.told.reached():
                 if running is not None:
-                    finish(*running)
+                    finish(*running, state)
                 _save_and_leave(session, state)
 
             # -------------------------------------------------------------------------------------------------- a step
             with meter.waiting_for_input():
                 batch, picture_ids = next(batches)
             logging.debug("Step %d, read here: %s", step, b" ".join(picture_ids).decode())
+            if running is not None and session.hooks and running[0] % config.log_every_steps == 0:
+                finish(*running, state)  # hooks get the state of their step, whose memory the next one takes
+                running = None
             state, scalars = train_step(state, batch, rng)
             if running is not None:
-                finish(*running)
+                finish(*running, state)
             running = (step, scalars, picture_ids)
 
             # ------------------------------------------------------------------------------------------ save, evaluate
             saving = step % config.checkpoint_every_steps == 0 or step == last_step
             evaluating = step % config.eval_every_steps == 0 or step == last_step
             if saving or evaluating:
-                finish(*running)  # nothing that is not finite is ever saved
+                finish(*running, state)  # nothing that is not finite is ever saved
                 running = None
             if profile is not None:
                 profile(step)
@@ -233,13 +266,19 @@ def _unlogged(session: _Session) -> dict[str, Any]:
 
 
 def _log(
-    session: _Session, line: progress.Line, step: int, first_step: int, values: dict[str, float], seconds_left: float
+    session: _Session,
+    line: progress.Line,
+    step: int,
+    first_step: int,
+    values: dict[str, float],
+    seconds_left: float,
+    state: steps.TrainState,
 ) -> None:
     text = line.write(step, values, seconds_left)
     if not line.in_log:
         session.logs.say(text)
     session.logs.write_metrics(step, values, first_step)
-    session.writer.write_scalars(step, {f"train/{name}": value for name, value in values.items()})
+    session.write_scalars(step, {f"train/{name}": value for name, value in values.items()}, state)
 
 
 def _evaluate(session: _Session, state: steps.TrainState, finished: bool = False) -> dict[str, Result]:
@@ -263,7 +302,7 @@ def _evaluate(session: _Session, state: steps.TrainState, finished: bool = False
         _save_and_leave(session, state)
     for suffix, result in results.items():
         prefix = f"eval_{suffix}" if suffix else "eval"
-        _write_evaluation(session.writer, step, prefix, result, session.run.dataset)
+        _write_evaluation(session, step, prefix, result, state)
         averaged = " of the averaged weights" if suffix else ""
         values = [result.summary[name] for name in ("mIoU", "accuracy", "loss")]
         logging.info("Evaluated step %d%s: mIoU %.4f, accuracy %.4f, loss %.4g", step, averaged, *values)
@@ -289,19 +328,17 @@ def _evaluate_best(session: _Session) -> float:
     return result.summary["mIoU"]
 
 
-def _write_evaluation(
-    writer: event_writer.EventWriter, step: int, prefix: str, result: Result, dataset: records.Dataset
-) -> None:
+def _write_evaluation(session: _Session, step: int, prefix: str, result: Result, state: steps.TrainState) -> None:
     scalars = {name: result.summary[name] for name in ("mIoU", "accuracy", "kappa", "dice", "loss")}
     scalars |= {
         f"IoU/{name}": float(value)
-        for name, value in zip(dataset.class_names, result.summary["IoU"], strict=True)
+        for name, value in zip(session.run.dataset.class_names, result.summary["IoU"], strict=True)
         if not math.isnan(value)
     }
     scalars["pictures_per_second"] = result.num_pictures / result.seconds
-    writer.write_scalars(step, {f"{prefix}/{name}": value for name, value in scalars.items()})
+    session.write_scalars(step, {f"{prefix}/{name}": value for name, value in scalars.items()}, state)
     if result.sheet is not None:
-        writer.write_images(step, {f"{prefix}/picture_label_prediction": np.asarray(result.sheet)[None]})
+        session.writer.write_images(step, {f"{prefix}/picture_label_prediction": np.asarray(result.sheet)[None]})
 
 
 def _log_data(run: Run) -> None:

@@ -41,25 +41,34 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def create_train_state(config, variables: Variables) -> TrainState:
+def create_train_state(
+    config, variables: Variables, optimizer: optax.GradientTransformation | None = None
+) -> TrainState:
     """The state before the first step, from freshly initialised or pretrained variables.
 
     Args:
       config: a configuration (`configs/common.py`); its optimiser's keys and `ema_decay` are read.
       variables: {'params': …, 'batch_stats': …} in float32.
+      optimizer: in place of the one of `config`; the step takes the same.
     """
+    optimizer = optim.make_optimizer(config) if optimizer is None else optimizer
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        opt_state=optim.make_optimizer(config).init(variables["params"]),
+        opt_state=optimizer.init(variables["params"]),
         # Copies: the state is donated to the step, and one buffer cannot be donated twice.
         ema=jax.tree.map(jnp.copy, variables) if config.ema_decay is not None else None,
     )
 
 
 def make_train_step(
-    config, model, ema_ramps: bool = True
+    config,
+    model,
+    ema_ramps: bool = True,
+    *,
+    loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """A pure function of one optimisation step; `jit_train_step` compiles it for a mesh.
 
@@ -70,6 +79,11 @@ def make_train_step(
     batch. The moving average of step t, from 0, has the decay min(`ema_decay`, (1 + t) / (10 + t)), or
     `ema_decay` where it does not ramp.
     `scalars` holds float32 'loss', its parts by name, 'learning_rate' and 'grad_norm'.
+
+    A `loss` of your own, from float32 logits `[B, H, W, C]` and labels `[B, H, W]` to a scalar, takes the place of the
+    mix under `config.loss`; with `accumulate_steps`, it is the mean over the micro-batches. An `optimizer` of your own
+    takes the place of the configuration's (give it to `create_train_state` as well), but 'learning_rate' in `scalars`
+    stays that of the configuration's schedule.
 
     With `config.accumulate_steps` = k above 1, the batch is cut into k micro-batches of B / k pictures, of which the
     activations of one at a time are in memory. The step is taken once, with their mean gradient:
@@ -85,9 +99,9 @@ def make_train_step(
     Raises:
       ValueError: while it is traced, if a batch does not divide into `accumulate_steps`.
     """
-    optimizer = optim.make_optimizer(config)
+    optimizer = optim.make_optimizer(config) if optimizer is None else optimizer
     schedule = optim.make_schedule(config)
-    loss_function, auxiliary_loss = losses.weighted(config), losses.auxiliary(config)
+    own_loss, loss_function, auxiliary_loss = loss, losses.weighted(config), losses.auxiliary(config)
     has_auxiliary = config.model.auxiliary_head and config.loss.auxiliary > 0
     augment = config.augment
     ema_decay = config.ema_decay
@@ -103,7 +117,10 @@ def make_train_step(
             rngs={"dropout": dropout_rng},
             mutable=["batch_stats", "intermediates"] if has_auxiliary else ["batch_stats"],
         )
-        loss, parts = loss_function(logits, labels, normalizer)
+        if own_loss is None:
+            loss, parts = loss_function(logits, labels, normalizer)
+        else:
+            loss, parts = own_loss(logits, labels), {}
         if has_auxiliary:
             (auxiliary_logits,) = updates["intermediates"]["auxiliary_logits"]
             parts |= {"auxiliary": auxiliary_loss(auxiliary_logits, labels, normalizer=normalizer)}

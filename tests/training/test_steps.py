@@ -8,6 +8,7 @@ import equivalence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 from flax import linen as nn
@@ -169,6 +170,22 @@ def test_the_loss_is_the_one_that_is_asked_for(settings, scale):
         expected = np.sort(losses)[-label.size // 4 :].mean()
     np.testing.assert_allclose(scalars["cross_entropy"], expected, rtol=1e-5)
     np.testing.assert_allclose(scalars["loss"], scale * expected, rtol=1e-5)
+
+
+def test_a_loss_and_an_optimiser_of_your_own():
+    """Plain gradient descent on the mean of a channel of the logits, by which its bias alone moves, and by 1."""
+    config, batch, optimizer = make_config(), make_batch(), optax.sgd(1.0)
+    state = make_state(config, TinyNet())
+    state = steps.create_train_state(config, state.variables, optimizer)
+    train_step = steps.make_train_step(
+        config, TinyNet(), loss=lambda logits, labels: logits[..., 1].mean(), optimizer=optimizer
+    )
+    after, scalars = jax.jit(train_step)(state, batch, jax.random.key(0))
+    logits, _ = TinyNet().apply(state.variables, batch["image"], train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(scalars["loss"], np.asarray(logits)[..., 1].mean(), rtol=1e-5)
+    assert scalars.keys() == SCALARS - {"cross_entropy"}
+    moved = after.params["decoder"]["bias"] - state.params["decoder"]["bias"]
+    np.testing.assert_allclose(moved, [0, -1, 0], atol=1e-5)
 
 
 def test_scalars_are_named_and_mean_what_they_say():
