@@ -24,7 +24,9 @@ from dlv3p_jax.weights import checkpoint_reading, foreign, mmseg, pth, published
 
 def define_flags() -> None:
     """Defines the command's flags; not at import, since tests import this module beside others."""
-    arguments.DEFINE_config("config", "A file of configs/, of the model; found out by default.")
+    arguments.DEFINE_config(
+        "config", "A file of configs/, of the model; found out by default.", reads=("model.", "num_classes")
+    )
     flags.DEFINE_string("pth", None, "The file to convert.")
     flags.DEFINE_string("mmseg_config", None, "MMSegmentation's config of it, where the file has not its own.")
     flags.DEFINE_string("weights", None, "A name to download and convert, such as mmseg/r50_ade20k_160k.")

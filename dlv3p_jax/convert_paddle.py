@@ -29,7 +29,9 @@ _NAMES = (*published.PUBLISHED, *published.IMAGENET)
 
 def define_flags() -> None:
     """Defines the command's flags; not at import, since this module is a library too."""
-    arguments.DEFINE_config("config", "A file of configs/, of the model; not needed with --weights.")
+    arguments.DEFINE_config(
+        "config", "A file of configs/, of the model; not needed with --weights.", reads=("model.", "num_classes")
+    )
     flags.DEFINE_string("pdparams", None, "The file to convert: .pdparams, or a .tar.gz with one.")
     flags.DEFINE_string("weights", None, f"A name to download and convert: {', '.join(_NAMES)}.")
     flags.DEFINE_string("output", None, "The folder to make; with --reverse, the .pdparams file.")

@@ -17,7 +17,11 @@ from absl import app, flags, logging
 from dlv3p_jax.inference.export import folders
 from dlv3p_jax.runtime import arguments, cli, disk_errors
 
-_CONFIG = arguments.DEFINE_config("config", "A file of configs/; the one the checkpoint was trained with by default.")
+_CONFIG = arguments.DEFINE_config(
+    "config",
+    "A file of configs/; the one the checkpoint was trained with by default.",
+    reads=("eval_size", "model.", "num_classes"),
+)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A workdir, whose best checkpoint is taken, a checkpoint, a .pdparams or a published name."
 )

@@ -23,7 +23,9 @@ from dlv3p_jax.runtime import arguments, cli
 from dlv3p_jax.weights import published
 
 _CONFIG = arguments.DEFINE_config(
-    "config", "A file of configs/; the one the checkpoint was trained with by default. --config.KEY=VALUE with it."
+    "config",
+    "A file of configs/; the one the checkpoint was trained with by default. --config.KEY=VALUE with it.",
+    reads=("eval.", "eval_size", "mesh.", "model.", "num_classes"),
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",

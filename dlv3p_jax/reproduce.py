@@ -75,7 +75,9 @@ def paddle_columns(scales: tuple[float, ...]) -> list[Column]:
 def define_flags() -> None:
     """Defines the command's flags; not at import, since tests import this module beside others."""
     arguments.DEFINE_config(
-        "config", "The configuration to evaluate with; configs/NAME.py by default. --config.KEY=VALUE with it."
+        "config",
+        "The configuration to evaluate with; configs/NAME.py by default. --config.KEY=VALUE with it.",
+        reads=("data_dir", "eval", "mesh.", "model."),
     )
     flags.DEFINE_string("data_dir", None, "The folder of prepared data sets; config.data_dir by default.")
     flags.DEFINE_string("weights", None, "The published file, where it is there already; fetched by default.")

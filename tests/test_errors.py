@@ -91,6 +91,9 @@ ROWS = [
     ("config", "main --config.augment.min_scale=3.0", "augment.min_scale=3.0 and augment.max_scale=2.0 must be"),
     ("config", "main --config.augment.rotation=200.0", "augment.rotation=200.0: give a number from 0 to 180"),
     ("config", "main --config.eval.window=100", "eval.window=(100,): give (height, width) in pixels"),
+    ("config", "main --config.data_dir=/nowhere --config.model.backbone=resnet42", "choose from resnet18_vd"),
+    ("config", "main --config.data_dir=/nowhere --config.loss.cross_entropy=0", "every weight under config.loss is 0"),
+    ("config", "main --config.data_dir=/nowhere --config.eval.average=mean", "eval.average='mean' is not one of"),
     ("data", "main --config.data_dir=/nowhere", "is not prepared in /nowhere (nothing is); run"),
     ("data", "reproduce voc_r50 --data_dir=/no/such", 'data set "voc2012" is not prepared in /no/such'),
     ("data", "main --config.train_split=trainaug", 'data set image_folder has no split "trainaug"; it has train, val'),
@@ -118,6 +121,17 @@ ROWS = [
     ("data", "prepare --source={sources}/no_names", "classes.txt is missing: write the class names into it"),
     ("data", "prepare --source={sources}/masks", '--label_map "0:0,255:1"'),
     ("checkpoint", "main --mode=eval", "no checkpoint in {tmp}/run: give a workdir"),
+    ("data", "predict --checkpoint={workdir} --output={tmp}/new http://a.b/c.jpg", "http://a.b/c.jpg: this is an addr"),
+    (
+        "data",
+        "predict --checkpoint={workdir} --output={tmp}/new 0",
+        "a camera's number is not taken: save its pictures",
+    ),
+    (
+        "data",
+        "predict --checkpoint={workdir} --output={tmp}/new drive.mp4",
+        "drive.mp4: this is a video: make pictures",
+    ),
     ("checkpoint", "predict --checkpoint=voc --output={tmp}/new {picture}", "no such file or folder, and no publ"),
     (
         "checkpoint",
@@ -363,6 +377,9 @@ def test_help_lists_the_flags_of_a_command_and_the_keys_of_its_configuration(run
     own, _, rest = text.partition("\n\nKeys of --config")
     described = re.findall(r"^  --(?:\[no\])?(\w+): \S", own, re.MULTILINE)
     assert defined and set(defined) <= set(described)
-    assert ("config" in defined) == ("model.backbone='resnet50_vd'" in rest)
+    trains, reads = command in ("main", "plan", "benchmark"), "config" in defined
+    assert ("\n  model.backbone='resnet50_vd': resnet18_vd, " in rest) == trains
+    assert ("\n  model.backbone: resnet18_vd, " in rest) == (reads and not trains)
+    assert ("learning_rate" in rest) == trains
     assert f"python -m dlv3p_jax.{command} " in text[: text.index("\nFlags:\n")]
     assert "--verbosity" not in text and text.rstrip().endswith("--helpfull lists the flags of the libraries too.")

@@ -63,7 +63,7 @@ def prepare_run(
       ValueError: configuration, data set or mesh cannot be used; subclasses name what.
       DifferenceError: another process of the run has another data set.
     """
-    configuration.check(config)
+    check_values(config)
     dataset = records.open_dataset(config.dataset, config.data_dir) if dataset is None else dataset
     config = config.copy_and_resolve_references()
     config.model.dtype = sharding.dtype(config.model.dtype)
@@ -74,6 +74,19 @@ def prepare_run(
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
     logging.info("Devices: %s", sharding.describe(mesh))
     return config, dataset, mesh
+
+
+def check_values(config) -> None:
+    """Checks what no data are needed for; whoever trains checks more (`run.check_values`).
+
+    Raises:
+      ValueError: a key has a value that cannot be used; the message names it.
+    """
+    configuration.check(config)
+    Views.of(config.eval)
+    config = config.copy_and_resolve_references()
+    config.num_classes = config.num_classes or 2
+    models.build_model(config)
 
 
 class Evaluator(Protocol):

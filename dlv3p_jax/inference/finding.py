@@ -18,6 +18,7 @@ from dlv3p_jax.datasets.folders import below
 from dlv3p_jax.datasets.pairs import EXTENSIONS, first_five
 
 OUTPUTS = ("labels", "overlays", "probabilities", "results")  # what predict makes in its folder of outputs
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 RECORD = "predict.jsonl"  # and what it keeps there of them, see `prediction_run`
 
 
@@ -63,7 +64,11 @@ def find_pictures(
     roots: list[pathlib.Path] = []
     problems: list[Problem] = []
     left_out: dict[pathlib.Path, None] = {}
-    for path in (os.path.abspath(os.path.expanduser(path)) for path in paths):
+    for given in [os.fspath(path) for path in paths]:
+        if reason := _why_no_picture(given):
+            problems.append(Problem(given, f"{given}: {reason}"))
+            continue
+        path = os.path.abspath(os.path.expanduser(given))
         is_there = os.path.exists(path)
         found, is_output, others, unread = [], False, [], len(problems)
         for match in map(pathlib.Path, [path] if is_there else _matches(path)):
@@ -102,6 +107,19 @@ def find_pictures(
     root = os.path.commonpath(roots)
     names = _names([path.relative_to(root) for path in files])
     return [Picture(path, name) for path, name in zip(files, names, strict=True)], problems
+
+
+def _why_no_picture(path: str) -> str | None:
+    """What to say of what people give that is no path of pictures; None where it may be one."""
+    if "://" in path:
+        return "this is an address: download the pictures, and give their files or folder"
+    if path.isdecimal() and not os.path.exists(path):
+        return "no such file or folder; a camera's number is not taken: save its pictures, and give their folder"
+    if pathlib.PurePath(path).suffix.lower() in VIDEOS:
+        return (
+            f'this is a video: make pictures of it, as with ffmpeg -i "{path}" frames/%06d.png, and give their folder'
+        )
+    return None
 
 
 def _warn_of_others(output: pathlib.Path, left_out: Collection[pathlib.Path]) -> None:

@@ -22,14 +22,22 @@ from dlv3p_jax.runtime import hints
 # ml_collections looks here for keys of --config: sys.argv, where it would, names flagfiles, and is read at import.
 _ARGUMENTS: list[str] = []
 _CONFIGS = pathlib.Path(common.__file__).parent
+READS: dict[str, tuple[str, ...]] = {}  # see DEFINE_config
 _PATH_KEYS = ("data_dir", "pretrained")
 
 flags.disclaim_key_flags()  # what is defined by DEFINE_config belongs to the module that calls it
 
 
-def DEFINE_config(name: str, help_string: str, flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder:  # noqa: N802
-    """Defines the flag of a file of configs/, whose keys are --NAME.KEY=VALUE; None where it is not given."""
-    return config_flags.DEFINE_config_file(name, None, help_string, flag_values=flag_values, sys_argv=_ARGUMENTS)
+def DEFINE_config(  # noqa: N802
+    name: str, help_string: str, reads: tuple[str, ...] = (), flag_values: flags.FlagValues = flags.FLAGS
+) -> flags.FlagHolder:
+    """Defines the flag of a file of configs/, whose keys are --NAME.KEY=VALUE; None where it is not given.
+
+    `reads` is how the keys begin that a command for trained models reads, for --help; (): it takes them all.
+    """
+    holder = config_flags.DEFINE_config_file(name, None, help_string, flag_values=flag_values, sys_argv=_ARGUMENTS)
+    READS[name] = reads
+    return holder
 
 
 def parse(argv: list[str], values: flags.FlagValues, defaults: dict[str, object]) -> list[str]:

@@ -1,6 +1,5 @@
 """What the commands have in common: their log, their --help, and how they answer to wrong flags and folders."""
 
-import collections
 import difflib
 import errno
 import logging as stdlib_logging
@@ -245,13 +244,24 @@ def _help(values: flags.FlagValues) -> str:
             title = (sys.modules[name].__doc__ or name).splitlines()[0].rstrip(".")
             parts.append(f"{title}:\n{_flags_of(values, name)}")
     if "config" in values:
-        groups = collections.defaultdict(list)
-        for key, default in _DEFAULTS.items():
-            groups[key.rpartition(".")[0]].append(f"{key}={default!r}".replace(" ", ""))
-        keys = (textwrap.indent(textwrap.fill(" ".join(group), 78), "  ") for group in groups.values())
-        title = "Keys of --config, as --config.KEY=VALUE, with their defaults (README.md explains them):"
-        parts.append("\n".join([title, *keys]))
+        parts.append(_keys(arguments.READS["config"]))
     return "\n\n".join([*parts, "--helpfull lists the flags of the libraries too."])
+
+
+def _keys(reads: tuple[str, ...]) -> str:
+    """The configuration's keys with their meaning, the comments of configs/common.py; `reads` as of DEFINE_config."""
+    source = (_CONFIGS / "common.py").read_text(encoding="utf-8")
+    meanings = dict(re.findall(r"^    config\.([\w.]+) = .*?  # (.*)$", source, re.MULTILINE))
+    title = "Keys of --config, as --config.KEY=VALUE, with the defaults of configs/common.py:"
+    if reads:
+        title = "Keys of --config, as --config.KEY=VALUE, that count here; what is not given is as in the file:"
+    lines = [
+        f"{key if reads else f'{key}={default!r}'.replace(' ', '')}: {meanings[key]}"
+        for key, default in _DEFAULTS.items()
+        if key.startswith(reads or "")
+    ]
+    wrapped = (textwrap.fill(line, 100, initial_indent="  ", subsequent_indent="    ") for line in lines)
+    return "\n".join([title, *wrapped])
 
 
 def _flags_of(values: flags.FlagValues, module: str) -> str:

@@ -23,7 +23,7 @@ from dlv3p_jax.runtime import board, configuration, ending, memory, preemption, 
 from dlv3p_jax.runtime.preemption import Preempted
 from dlv3p_jax.runtime.watchdog import Watchdog
 from dlv3p_jax.training import event_writer, log_files, progress, steps
-from dlv3p_jax.training.run import Run, check_run, configure_run, first_state, take_open
+from dlv3p_jax.training.run import Run, check_run, check_values, configure_run, first_state, take_open
 from dlv3p_jax.weights import checkpoint_reading, checkpoints
 
 Hook = Callable[[int, dict[str, float], steps.TrainState], Any]
@@ -103,6 +103,7 @@ def train_and_evaluate(
       GivenUp: too many starts of this run were killed or hung without getting on.
       Preempted: `told` said so, and all is saved.
     """
+    check_values(config)
     given = None
     if train is not None or val is not None:
         if train is None or val is None:

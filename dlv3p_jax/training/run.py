@@ -47,13 +47,22 @@ class Run:
         return meta
 
 
+def check_values(config) -> None:
+    """Checks what training asks for and no data are needed for.
+
+    Raises:
+      ValueError: the loss or the scales cannot be used; the message names the key.
+    """
+    losses.check_weights(config.loss)
+    augment.crop_of(config)
+
+
 def check_run(config, dataset: records.Dataset, mesh: Mesh) -> None:
     """Checks what training alone asks for, before anything is compiled, and warns of what is known to cost scores.
 
     Raises:
       ValueError: the loss, the scales or the sizes of batches and pictures cannot be used; the message names the key.
     """
-    losses.check_weights(config.loss)
     crop = augment.crop_of(config)
     memory.check_logits(config, mesh)
     sharding.check_micro_batch(mesh, config.batch_size, config.accumulate_steps, crop.size[0])
