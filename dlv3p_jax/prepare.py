@@ -20,21 +20,23 @@ from dlv3p_jax.runtime import cli, files
 _DATASET = flags.DEFINE_string(
     "dataset",
     None,
-    "toy_streets (drawn by this program), image_folder (your own data), ade20k, cityscapes, isaid, loveda, mapillary, "
-    "pascal_context, pascal_context_59, potsdam, vaihingen, voc2012, or tfds:NAME of TensorFlow Datasets' catalogue.",
+    "toy_streets (drawn by this program), image_folder, coco or ultralytics (your own data), ade20k, cityscapes, "
+    "isaid, loveda, mapillary, pascal_context, pascal_context_59, potsdam, vaihingen, voc2012, or tfds:NAME of "
+    "TensorFlow Datasets' catalogue.",
 )
 _SOURCE = flags.DEFINE_string(
     "source",
     None,
     'image_folder: a folder with train.txt and val.txt, "image label" on every line, or with images/{train,val} and '
     "labels/{train,val}, or with JPEGImages, SegmentationClass and ImageSets/Segmentation/{train,val}.txt. "
+    "coco: a folder with COCO's JSON and pictures. ultralytics: a data.yaml, or its folder. "
     "cityscapes: the folder that holds leftImg8bit and gtFine. voc2012: VOC2012, or what holds it. The other "
     "public data sets: the folder that the archives were extracted to. tfds:NAME: TFDS's data_dir, if not its default.",
 )
 _NAME = flags.DEFINE_string(
     "name",
     None,
-    "image_folder, tfds:NAME: what the data set is called, for --config.dataset and all pages; several may lie in one "
+    "What a data set of your own, or tfds:NAME, is called, for --config.dataset and all pages; several may lie in one "
     "data_dir.",
 )
 _IMAGE_KEY = flags.DEFINE_string(
@@ -45,7 +47,7 @@ _SPLITS = flags.DEFINE_list(
     "splits",
     [],
     "tfds:NAME: what to make of which splits, such as train=train[:80%],val=train[80%:]; by default all, with "
-    "validation as val.",
+    "validation as val. coco: the JSON file of each, such as train=annotations/a.json,val=annotations/b.json.",
 )
 _SBD = flags.DEFINE_string(
     "sbd", None, "voc2012: SBD's folder (benchmark_RELEASE), whose .mat files then are the augmented part."
@@ -73,8 +75,8 @@ _IGNORE_LABEL = flags.DEFINE_integer("ignore_label", 255, "image_folder: the lab
 _PICTURE_RANGE = flags.DEFINE_list(
     "picture_range",
     None,
-    "image_folder: LOW,HIGH, such as 0,4095: the values that become black and white in pictures of more than 8 bits; "
-    "by default all that their files have room for.",
+    "Your own data, tfds:NAME: LOW,HIGH, such as 0,4095: the values that become black and white in pictures of more "
+    "than 8 bits; by default all that their files have room for.",
 )
 _WORKERS = flags.DEFINE_integer(
     "workers", os.cpu_count() or 1, "Number of processes that read pictures.", lower_bound=1
@@ -97,17 +99,23 @@ def _toy_streets(name, data_dir, skip_bad):
     return ToyStreets(data_dir, workers=_WORKERS.value)
 
 
-def _label_options(skip_bad):
-    """How labels of no published layout are read."""
+def _picture_options(skip_bad):
     from dlv3p_jax.data import ranges
 
+    return {
+        "picture_range": ranges.parse(_PICTURE_RANGE.value),
+        "workers": _WORKERS.value,
+        "skip_bad": skip_bad,
+    }
+
+
+def _label_options(skip_bad):
+    """How pictures and labels of no published layout are read."""
     return {
         "class_names": _CLASS_NAMES.value,
         "label_map": _LABEL_MAP.value,
         "ignore_label": _IGNORE_LABEL.value,
-        "picture_range": ranges.parse(_PICTURE_RANGE.value),
-        "workers": _WORKERS.value,
-        "skip_bad": skip_bad,
+        **_picture_options(skip_bad),
     }
 
 
@@ -116,6 +124,20 @@ def _image_folder(name, data_dir, skip_bad):
 
     options = {"label_suffix": _LABEL_SUFFIX.value, **_label_options(skip_bad)}
     return ImageFolder(data_dir, cli.required(_SOURCE), name=name, **options)
+
+
+def _coco(name, data_dir, skip_bad):
+    from dlv3p_jax.datasets import coco
+
+    return coco.make_builder(
+        cli.required(_SOURCE), data_dir, name=name, splits=_SPLITS.value, **_picture_options(skip_bad)
+    )
+
+
+def _ultralytics(name, data_dir, skip_bad):
+    from dlv3p_jax.datasets import ultralytics
+
+    return ultralytics.make_builder(cli.required(_SOURCE), data_dir, name=name, **_picture_options(skip_bad))
 
 
 def _tfds(name, data_dir, skip_bad):
@@ -160,7 +182,8 @@ _OF_A_SOURCE = (
     *(_NAME, _LABEL_SUFFIX, _IMAGE_KEY, _LABEL_KEY, _SPLITS),
 )
 _OWN = "configs/image_folder.py"
-_OF_OWN = ("name", "source", "class_names", "label_map", "ignore_label", "picture_range", "skip_bad")
+_OF_PICTURES = ("name", "source", "picture_range", "skip_bad")
+_OF_OWN = (*_OF_PICTURES, "class_names", "label_map", "ignore_label")
 # name: (the builder, the names of those of these flags that it knows, the configuration to train it with)
 BUILDERS = {
     "toy_streets": (_toy_streets, (), "configs/quickstart.py"),
@@ -175,6 +198,8 @@ BUILDERS = {
             *(("aerial", name, "r50") for name in ("potsdam", "vaihingen", "isaid")),
         )
     },
+    "coco": (_coco, (*_OF_PICTURES, "splits"), _OWN),
+    "ultralytics": (_ultralytics, _OF_PICTURES, _OWN),
     "tfds:NAME": (_tfds, (*_OF_OWN, "image_key", "label_key", "splits"), _OWN),
 }
 

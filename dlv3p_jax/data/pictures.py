@@ -75,6 +75,7 @@ def read_pair(
     label_map: LabelMap | None = None,
     *,
     read_values: Callable[[str], np.ndarray] | None = None,
+    draw: Callable[[str, tuple[int, int]], np.ndarray] | None = None,
     advice: str | None = None,
     picture_range: ranges.Range | None = None,
 ) -> Example | Problem:
@@ -85,6 +86,7 @@ def read_pair(
         num_classes, ignore_label: what the label may hold.
         label_map: turns values or colours into indices.
         read_values: reads the indices of a label file, in place of `labels.decode` and the map.
+        draw: draws them, given the label and the (height, width) of the picture.
         advice: what to do about values outside the classes, where a label map is no way out.
         picture_range: see `read_image`.
 
@@ -99,7 +101,12 @@ def read_pair(
                 *(pair.id, image.data, b"", image.size, nothing, 0, image.notes, ()),
                 *(image.values, image.taken_for),
             )
-        label = labels.Label(read_values(pair.label)) if read_values else labels.decode(pair.label, label_map, advice)
+        if draw is not None:
+            label = labels.Label(draw(pair.label, image.size))
+        elif read_values is not None:
+            label = labels.Label(read_values(pair.label))
+        else:
+            label = labels.decode(pair.label, label_map, advice)
         if label.values.shape != image.size:
             raise DatasetError(_different_sizes(pair, image, label))
         found = count_values(label.values)

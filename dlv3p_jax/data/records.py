@@ -292,7 +292,13 @@ def local_name(dataset: str) -> str:
 def prepare_command(dataset: str, data_dir: str | os.PathLike) -> str:
     """The command that makes a data set, to be pasted into a shell."""
     flags = "" if dataset == "toy_streets" else " --source=FOLDER"
-    if dataset not in ("toy_streets", "image_folder", *downloads.HOW_TO) and not dataset.startswith("tfds_"):
+    if dataset not in (
+        "toy_streets",
+        "image_folder",
+        "coco",
+        "ultralytics",
+        *downloads.HOW_TO,
+    ) and not dataset.startswith("tfds_"):
         dataset, flags = "image_folder", f" --name={dataset} --source=FOLDER"
     elif dataset.startswith("tfds_"):
         dataset, flags = f"{TFDS}{dataset.removeprefix('tfds_').replace('__', '/')}", " --label_key=KEY"

@@ -111,7 +111,7 @@ def _read_list(path: pathlib.Path, source: pathlib.Path) -> tuple[list[Pair], li
         else:
             raise DatasetError(f"{where}: {image} has another label than on line {earlier[2]}")
     absent = {problem.id for problem in problems}
-    ids = _ids_of([image for image, _, _ in rows.values()], source)
+    ids = ids_of([image for image, _, _ in rows.values()], source)
     pairs = [
         Pair(ids[image], str(source / image), str(source / label))
         for image, label, _ in rows.values()
@@ -159,7 +159,7 @@ def _key(path: pathlib.Path) -> str:
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
-def _ids_of(images: list[str], source: pathlib.Path) -> dict[str, str]:
+def ids_of(images: list[str], source: pathlib.Path) -> dict[str, str]:
     """Names of pictures: their path below the source, without its extension where that leaves them different."""
     paths = {}
     for image in images:
