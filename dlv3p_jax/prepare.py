@@ -21,8 +21,8 @@ _DATASET = flags.DEFINE_string(
     "dataset",
     None,
     "toy_streets (drawn by this program), image_folder, coco or ultralytics (your own data), ade20k, cityscapes, "
-    "isaid, loveda, mapillary, pascal_context, pascal_context_59, potsdam, vaihingen, voc2012, or tfds:NAME of "
-    "TensorFlow Datasets' catalogue.",
+    "isaid, loveda, mapillary, pascal_context, pascal_context_59, potsdam, vaihingen, voc2012, tfds:NAME of "
+    "TensorFlow Datasets' catalogue, or hf:PATH_OR_NAME of Hugging Face's datasets.",
 )
 _SOURCE = flags.DEFINE_string(
     "source",
@@ -36,17 +36,21 @@ _SOURCE = flags.DEFINE_string(
 _NAME = flags.DEFINE_string(
     "name",
     None,
-    "What a data set of your own, or tfds:NAME, is called, for --config.dataset and all pages; several may lie in one "
-    "data_dir.",
+    "What a data set of your own, or of a library, is called, for --config.dataset and all pages; several may lie in "
+    "one data_dir.",
 )
 _IMAGE_KEY = flags.DEFINE_string(
-    "image_key", "image", "tfds:NAME: the feature that holds the picture. (image_folder's flags for labels work, too.)"
+    "image_key",
+    "image",
+    "tfds:NAME, hf:NAME: the feature or column that holds the picture. (image_folder's flags for labels work, too.)",
 )
-_LABEL_KEY = flags.DEFINE_string("label_key", None, "tfds:NAME: the feature that holds the label, a mask of classes.")
+_LABEL_KEY = flags.DEFINE_string(
+    "label_key", None, "tfds:NAME, hf:NAME: the feature or column that holds the label, a mask of classes."
+)
 _SPLITS = flags.DEFINE_list(
     "splits",
     [],
-    "tfds:NAME: what to make of which splits, such as train=train[:80%],val=train[80%:]; by default all, with "
+    "tfds:NAME, hf:NAME: what to make of which splits, such as train=train[:80%],val=train[80%:]; by default all, with "
     "validation as val. coco: the JSON file of each, such as train=annotations/a.json,val=annotations/b.json.",
 )
 _SBD = flags.DEFINE_string(
@@ -75,7 +79,7 @@ _IGNORE_LABEL = flags.DEFINE_integer("ignore_label", 255, "image_folder: the lab
 _PICTURE_RANGE = flags.DEFINE_list(
     "picture_range",
     None,
-    "Your own data, tfds:NAME: LOW,HIGH, such as 0,4095: the values that become black and white in pictures of more "
+    "Your own data: LOW,HIGH, such as 0,4095: the values that become black and white in pictures of more "
     "than 8 bits; by default all that their files have room for.",
 )
 _WORKERS = flags.DEFINE_integer(
@@ -155,6 +159,20 @@ def _tfds(name, data_dir, skip_bad):
     )
 
 
+def _hugging_face(name, data_dir, skip_bad):
+    from dlv3p_jax.datasets import hugging_face
+
+    return hugging_face.make_builder(
+        cli.required(_DATASET),
+        data_dir,
+        name=name,
+        label_key=_LABEL_KEY.value,
+        image_key=_IMAGE_KEY.value,
+        splits=_SPLITS.value,
+        **_label_options(skip_bad),
+    )
+
+
 def _cityscapes(name, data_dir, skip_bad):
     del name
     from dlv3p_jax.datasets.cityscapes import Cityscapes
@@ -201,6 +219,11 @@ BUILDERS = {
     "coco": (_coco, (*_OF_PICTURES, "splits"), _OWN),
     "ultralytics": (_ultralytics, _OF_PICTURES, _OWN),
     "tfds:NAME": (_tfds, (*_OF_OWN, "image_key", "label_key", "splits"), _OWN),
+    "hf:PATH_OR_NAME": (
+        _hugging_face,
+        (*(flag for flag in _OF_OWN if flag != "source"), "image_key", "label_key", "splits"),
+        _OWN,
+    ),
 }
 
 
@@ -249,7 +272,8 @@ def _run(arguments: list[str]) -> None:
 
 def _key(name: str) -> str:
     """The name as `BUILDERS` has it."""
-    return "tfds:NAME" if name.startswith("tfds:") else name
+    starts = {"tfds:": "tfds:NAME", "hf:": "hf:PATH_OR_NAME"}
+    return next((key for start, key in starts.items() if name.startswith(start)), name)
 
 
 # Libraries are imported after the flags have been read, so that a slip is told at once.

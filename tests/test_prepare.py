@@ -128,6 +128,7 @@ def test_bad_data_is_one_message_and_leaves_nothing(source, tmp_path):
         (["--dataset", "toy_streets", "extra"], '"extra" is no flag'),
         (["--dataset=image_folder", "--source=x", "--name=my set"], "--name=my set: letters, digits and _"),
         (["--dataset=coco", "--source=x", "--label_map=0:0"], "--label_map has no meaning for --dataset=coco"),
+        (["--dataset=hf:/no/such", "--source=x", "--label_key=y"], "--source has no meaning for --dataset=hf:/no/such"),
         (["--dataset=coco", "--source=/no/such"], "--source=/no/such: no such folder"),
         (["--dataset=ultralytics", "--source=/no/such.yaml"], "/no/such.yaml: cannot be read"),
         (["--dataset=image_folder", "--source=x", "--name=voc2012"], "--name=voc2012: "),

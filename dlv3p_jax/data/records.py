@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shlex
 import textwrap
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ OPTIONAL_METADATA = {  # what data sets that were prepared by older revisions la
 }
 
 _DIGESTS = "metadata.sha256"
-TFDS = "tfds:"  # how names of data sets of TFDS's catalogue begin, as `prepare` takes them
+TFDS, HF = "tfds:", "hf:"  # how names of data sets of TFDS and Hugging Face begin, as `prepare` takes them
 
 local_paths.mend()
 
@@ -283,25 +284,27 @@ def _changed(folder: pathlib.Path) -> list[str]:
 
 
 def local_name(dataset: str) -> str:
-    """What a data set is called once it is prepared: tfds:NAME/CONFIG is tfds_NAME__CONFIG, others as before."""
-    if not dataset.startswith(TFDS):
-        return dataset
-    return f"tfds_{dataset.removeprefix(TFDS).partition(':')[0].replace('/', '__')}"
+    """What a data set is called once it is prepared, if nobody says: a word that tells where it comes from.
+
+    tfds:NAME/CONFIG is tfds_NAME__CONFIG, hf:OWNER/NAME and hf:FOLDER/NAME are hf_NAME, others are as before.
+    """
+    if dataset.startswith(HF):
+        name = dataset.removeprefix(HF).partition(":")[0].rstrip("/").rpartition("/")[2]
+        return f"hf_{re.sub(r'[^A-Za-z0-9_]', '_', name)}"
+    if dataset.startswith(TFDS):
+        return f"tfds_{dataset.removeprefix(TFDS).partition(':')[0].replace('/', '__')}"
+    return dataset
 
 
 def prepare_command(dataset: str, data_dir: str | os.PathLike) -> str:
     """The command that makes a data set, to be pasted into a shell."""
     flags = "" if dataset == "toy_streets" else " --source=FOLDER"
-    if dataset not in (
-        "toy_streets",
-        "image_folder",
-        "coco",
-        "ultralytics",
-        *downloads.HOW_TO,
-    ) and not dataset.startswith("tfds_"):
-        dataset, flags = "image_folder", f" --name={dataset} --source=FOLDER"
-    elif dataset.startswith("tfds_"):
+    if dataset.startswith("tfds_"):
         dataset, flags = f"{TFDS}{dataset.removeprefix('tfds_').replace('__', '/')}", " --label_key=KEY"
+    elif dataset.startswith("hf_"):
+        dataset, flags = f"{HF}PATH_OR_NAME", f" --name={dataset} --label_key=KEY"
+    elif dataset not in ("toy_streets", "image_folder", "coco", "ultralytics", *downloads.HOW_TO):
+        dataset, flags = "image_folder", f" --name={dataset} --source=FOLDER"
     return f"python -m dlv3p_jax.prepare --dataset={dataset}{flags} --data_dir={shlex.quote(os.fspath(data_dir))}"
 
 

@@ -1,0 +1,160 @@
+"""Pictures and labels that another library's data sets hold as examples, and their classes."""
+
+import dataclasses
+import functools
+import io
+import os
+import pathlib
+import tempfile
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dlv3p_jax.data import labels, ranges, viz
+from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.label_map import LabelMap, count_values, parse
+from dlv3p_jax.data.pictures import Example, Pair, Problem, read_pair
+from dlv3p_jax.datasets import class_files, image_folder
+from dlv3p_jax.datasets.builder import PictureBuilder
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A picture and its label as files of bytes, and how the library names the example."""
+
+    id: str
+    image: bytes
+    label: bytes
+
+
+def build(
+    items: Mapping[str, Collection[Item]],
+    data_dir: str | os.PathLike,
+    *,
+    name: str,
+    names: list[str],
+    description: str,
+    class_names: str | os.PathLike | None = None,
+    label_map: str | None = None,
+    ignore_label: int = 255,
+    picture_range: ranges.Range | None = None,
+    workers: int = 1,
+    skip_bad: bool = False,
+) -> PictureBuilder:
+    """The builder of examples; without a label map, all labels are read first to find their values.
+
+    Where 0 is not among them, classes begin with 1.
+
+    Args:
+        items: by split; they are read whenever one goes over them.
+        data_dir: where TFDS makes NAME/VERSION.
+        name: what the data set is called here.
+        names: of classes, if the library knows them.
+        description: see `records.METADATA`.
+        class_names: a file that `class_files.read` reads; None: `names`, or the values of labels.
+        label_map, ignore_label: see `ImageFolder`.
+        picture_range, workers, skip_bad: see `PictureBuilder`.
+
+    Raises:
+        DatasetError: the classes cannot be told, or a file or a map cannot be used.
+    """
+    classes = class_files.Classes(names)
+    if class_names is not None:
+        classes = class_files.read(class_names, ".", ignore_label)
+        names = classes.names
+    remarks = classes.remarks
+    if label_map is not None:
+        table = parse(label_map, ignore_label)
+    else:
+        table = _values_as_classes(items.values(), ignore_label, len(names))
+        if min(value for value, _ in table.values):
+            remarks = (*remarks, "labels begin with 1: value 1 is class 0, 2 is 1, and so on")
+    names = names or _names(table, ignore_label)
+    image_folder.check_indices(names, ignore_label, table)
+    colors = image_folder.colors_of(dataclasses.replace(classes, names=names), table)
+    return PictureBuilder(
+        data_dir,
+        items,
+        functools.partial(
+            read_item,
+            num_classes=len(names),
+            ignore_label=ignore_label,
+            label_map=table,
+            picture_range=picture_range,
+        ),
+        name=name,
+        class_names=names,
+        palette=viz.class_colors(len(names), colors),
+        colors=colors,
+        ignore_label=ignore_label,
+        description=description,
+        synthetic=False,
+        remarks=remarks,
+        label_map=table,
+        picture_range=picture_range,
+        workers=workers,
+        skip_bad=skip_bad,
+    )
+
+
+def read_item(item: Item, **options: Any) -> Example | Problem:
+    """What `read_pair` makes of an item, whose messages then say its id; options are those of `read_pair`."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [os.path.join(folder, f"{item.id}.{kind}") for kind in ("image", "label")]
+        for path, data in zip(paths, (item.image, item.label), strict=True):
+            pathlib.Path(path).write_bytes(data)
+        result = read_pair(Pair(item.id, *paths), **options)
+        if isinstance(result, Problem):
+            return dataclasses.replace(result, message=result.message.replace(f"{folder}{os.sep}", ""))
+        return result
+
+
+def to_file(value: bytes | np.ndarray) -> bytes:
+    """The file of a picture; arrays [H, W], [H, W, 1] or [H, W, 3] become PNG, or TIFF where 8 bits are too few."""
+    if isinstance(value, bytes):
+        return value
+    values = value[..., 0] if value.shape[2:] == (1,) else value
+    small = values.dtype == bool or values.size and values.min() >= 0 and values.max() <= 255
+    picture = Image.fromarray(values.astype(np.uint8 if small else np.int32))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG" if small else "TIFF")
+    return buffer.getvalue()
+
+
+def _values_as_classes(splits: Collection[Collection[Item]], ignore_label: int, num_classes: int) -> LabelMap:
+    """A map of all values of all labels, from the first to the last.
+
+    The first is 1 where 0 is in no label, and the values are more than the `num_classes` that are known, or none are.
+    """
+    seen: set[int] = set()
+    problem = None
+    for item in (item for split in splits for item in split):
+        try:
+            seen.update(value for value, _ in count_values(labels.read_label(item.label)))
+        except DatasetError as error:  # which `read_item` tells of, if there is any other label
+            problem = error
+    seen.discard(ignore_label)
+    if not seen:
+        raise problem or DatasetError("its labels hold no class")
+    if max(seen) > 255 or max(seen) >= 2 * len(seen):
+        raise DatasetError(
+            f"its labels hold {len(seen)} values up to {max(seen)}: say with --label_map which are which classes"
+        )
+    first = 0 if 0 in seen or max(seen) < num_classes else 1
+    return LabelMap(tuple((value, value - first) for value in range(first, max(seen) + 1) if value != ignore_label))
+
+
+def _names(table: LabelMap, ignore_label: int) -> list[str]:
+    """Names of classes by the values or colours that stand for them."""
+    by_index: dict[int, list[str]] = {}
+    for value, index in (*table.values, *(("-".join(map(str, color)), index) for color, index in table.colors)):
+        by_index.setdefault(index, []).append(str(value))
+    indices = sorted(table.targets() - {ignore_label})
+    if len(indices) < 2 or indices != list(range(len(indices))):
+        raise DatasetError(
+            f"--label_map: its classes are {', '.join(map(str, indices)) or 'none'}; they go on from 0, at least two, "
+            "or --class_names=FILE names them"
+        )
+    return [f"value {' or '.join(by_index.get(index, ['other']))}" for index in indices]
