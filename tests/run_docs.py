@@ -103,7 +103,7 @@ RUN = (
 )
 TESTED = {
     r"python -m dlv3p_jax\.prepare --dataset=ade20k": "tests/datasets/test_scene_folders.py",
-    r"python -m dlv3p_jax\.prepare --dataset=hf:": "tests/datasets/test_hugging_face.py",  # downloads
+    r"python -m dlv3p_jax\.prepare --dataset=hf": "tests/datasets/test_hugging_face.py",  # downloads
     r"python -m dlv3p_jax\.prepare --dataset=coco": "tests/datasets/test_coco.py",
     r"python -m dlv3p_jax\.prepare --dataset=ultralytics": "tests/datasets/test_ultralytics.py",
     r"python -m dlv3p_jax\.convert_paddle .*--weights": "tests/test_convert_paddle.py",  # of a server of its own
