@@ -87,8 +87,17 @@ def in_float64():
     jax.config.update("jax_enable_x64", False)
 
 
-def test_logits_gradients_and_statistics_are_those_of_whole_pictures(monkeypatch, in_float64):
-    model = drawn.make_network(output_stride=16, dtype=jnp.float64)
+@pytest.mark.parametrize(
+    ("settings", "strips"),
+    [
+        ({"output_stride": 16}, 10 * [4] + 2 * [8]),  # stem, pooling and three stages; the decoder, of more rows
+        # Stem, pooling, three stages, of which the third dilates by half of two, the auxiliary head, the decoder.
+        ({"mmseg": "plain"}, 11 * [8]),
+    ],
+    ids=["paddleseg", "mmseg"],
+)
+def test_logits_gradients_and_statistics_are_those_of_whole_pictures(settings, strips, monkeypatch, in_float64):
+    model = drawn.make_network(dtype=jnp.float64, **settings)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 32, 3)))
     variables = jax.tree.map(jnp.float64, drawn.draw_variables_of(model))
 
@@ -109,5 +118,5 @@ def test_logits_gradients_and_statistics_are_those_of_whole_pictures(monkeypatch
         lambda x, *rows, add=ops.add_neighbours, **options: split.append(x.strips) or add(x, *rows, **options),
     )
     found = quick.jit(lambda images: run(images))(images)
-    assert split == 10 * [4] + 2 * [8]  # stem, pooling and three stages; the decoder, of more rows
+    assert split == strips
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)
