@@ -144,7 +144,7 @@ def forward(shared: pathlib.Path, name: str, dtype: str) -> Iterator[Row]:
         found |= {f"stage{i + 1}": tiles.whole(x) for i, x in enumerate(features)}
         branches = [stages["aspp"][f"branch{i + 1}"]["__call__"][0] for i in range(4)]
         found |= {f"aspp_block{i}": tiles.whole(branch) for i, branch in enumerate(branches)}
-        found |= {name: stages[name]["__call__"][0] for name in ("aspp", "decoder")}
+        found |= {name: tiles.whole(stages[name]["__call__"][0]) for name in ("aspp", "decoder")}
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         ours = np.asarray(found[name][..., : value.shape[-1]])

@@ -6,18 +6,23 @@ import cv2
 import jax.numpy as jnp
 import numpy as np
 
-from dlv3p_jax.models import ops
+from dlv3p_jax.models import resizing, tiles
 
 
 class FormulaModel:
     """Logits of every pixel from itself, its left neighbour (so that flips matter) and the mean of what is seen."""
 
-    def apply(self, variables, images, train, output_size=None):
+    def apply(self, variables, images, train, output_size=None, sizes=None, output_sizes=None):
         assert not train
         own, left, mean = variables["params"]["kernels"]
         shifted = jnp.pad(images, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
-        logits = images @ own + shifted @ left + images.mean((1, 2), keepdims=True) @ mean
-        return ops.resize(logits, output_size or images.shape[1:3], align_corners=False)
+        seen = images.mean((1, 2), keepdims=True)
+        if sizes is not None:
+            seen = tiles.cleared(tiles.Tiled(images, sizes=sizes)).sum((1, 2)) / sizes.prod(1, keepdims=True)
+            seen = seen[:, None, None]
+        logits = tiles.Tiled(images @ own + shifted @ left + seen @ mean, sizes=sizes)
+        to = images.shape[1:3], False, output_size, sizes, output_sizes
+        return resizing.resize(logits, *to).array
 
     @staticmethod
     def numpy(kernels, image):

@@ -3,7 +3,7 @@
 import flax.linen as nn
 
 from dlv3p_jax.configs import common
-from dlv3p_jax.models import ops
+from dlv3p_jax.models import resizing
 from dlv3p_jax.runtime import preemption
 
 SETTINGS = {
@@ -40,7 +40,7 @@ class Tiny(nn.Module):
         x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
         x = nn.Dropout(0.1, deterministic=not train)(nn.relu(x))
         logits = nn.Conv(self.num_classes, (1, 1), name="decoder")(x)
-        return ops.resize(logits, output_size or images.shape[1:3], align_corners=False)
+        return resizing.resize(logits, output_size or images.shape[1:3], align_corners=False)
 
 
 def build_model(config) -> Tiny:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,8 @@ import numpy as np
 
 from dlv3p_jax.data import colors
 from dlv3p_jax.evaluation import grey_levels
-from dlv3p_jax.models import ops
+from dlv3p_jax.models import resizing, tiles
+from dlv3p_jax.models.tiles import Tiled
 
 AVERAGES = ("logits", "legacy", "probabilities")
 
@@ -37,7 +38,7 @@ class Views:
       average: what is averaged over the views, 'logits', 'legacy' or 'probabilities', see above.
       resize: a longer and a shorter side, in any order, that the picture is made to fit before, keeping its ratio, in
         grey levels; with several scales, these two times the scale. None: the picture's own size.
-      align_corners: how logits are brought back to the picture's own size, see `ops.resize`.
+      align_corners: how logits are brought back to the picture's own size, see `resizing.resize`.
 
     Raises:
       ValueError: an unknown `average`, no scales or one that is not positive, a stride larger than the window, or
@@ -103,6 +104,10 @@ class Views:
             (max(math.floor(height * factor + 0.5), 1), max(math.floor(width * factor + 0.5), 1)) for factor in factors
         ]
 
+    def all_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """The picture's own, then those of its views: what `predict_logits` takes of each picture."""
+        return [size, *self.sizes(size)]
+
     @property
     def name(self) -> str:
         """As part of a file's name, such as 'plain', 'scales-0.75-1-1.25-flip' or 'window-32-48-stride-16-24'."""
@@ -147,52 +152,77 @@ def _is_size(size) -> bool:
 PLAIN = Views()
 
 
-def predict_logits(model, variables, images: jax.Array, views: Views = PLAIN) -> jax.Array:
-    """The mean over all views of a picture; pure and jittable (everything but variables and images is static).
+def predict_logits(
+    model,
+    variables,
+    images: jax.Array,
+    views: Views = PLAIN,
+    sizes: jax.Array | None = None,
+    rooms: Sequence[tuple[int, int]] | None = None,
+) -> jax.Array:
+    """The mean over all views of a picture; pure and jittable (everything but variables, images and sizes is static).
 
     Args:
-      model: what `build_model` gave, or whose `apply` takes the same, `output_size` included.
+      model: what `build_model` gave, or whose `apply` takes the same, `output_size` and `sizes` included.
       variables: {'params': …, 'batch_stats': …}.
       images: float32 `[B, H, W, 3]`, normalised.
       views: how to look at them.
+      sizes: where pictures of several sizes share the batch, int32 `[B, 1 + scales, 2]`: of each, whose (height, width)
+        it fills from the top left, what `Views.all_sizes` gives. None: all have that of `images`.
+      rooms: for these, a (height, width) for each scale that holds all views.
 
     Returns:
-      float32 `[B, H, W, num_classes]`: mean logits, or mean probabilities; see `Views.gives_probabilities`.
+      float32 `[B, H, W, num_classes]`: mean logits, or mean probabilities; see `Views.gives_probabilities`. Of pictures
+      with `sizes`, what lies beyond means nothing.
     """
     size = (images.shape[1], images.shape[2])
+    own = None if sizes is None else sizes[:, 0]
 
-    def forward(view: jax.Array) -> jax.Array:
+    def see(view: Tiled, **options) -> jax.Array:
+        more = options if view.sizes is None else options | {"sizes": view.sizes}
+        return model.apply(variables, view.array, train=False, **more)
+
+    def forward(view: Tiled) -> jax.Array:
         if views.window is None and not views.align_corners:
-            return model.apply(variables, view, train=False, output_size=size)
-        see = functools.partial(model.apply, variables, train=False)
+            return see(view, output_size=size, **({} if own is None else {"output_sizes": own}))
         logits = see(view) if views.window is None else _slide(see, view, views.window, views.stride)
-        return ops.resize(logits, size, views.align_corners)
+        return tiles.whole(resizing.resize(tiles.like(view, logits), size, views.align_corners, sizes=own))
 
-    def scores_of(view: jax.Array, mirrored: jax.Array | bool) -> jax.Array:
-        logits = _mirror(forward(_mirror(view, mirrored)), mirrored)
+    def scores_of(view: Tiled, mirrored: jax.Array | bool) -> jax.Array:
+        logits = _mirror(Tiled(forward(_mirror(view, mirrored)), sizes=own), mirrored).array
         return jax.nn.softmax(logits) if views.gives_probabilities else logits
 
-    def scaled(picture: jax.Array, scaled_size: tuple[int, int]) -> jax.Array:
+    def scaled(picture: Tiled, scale: int) -> Tiled:
+        room, to = (views.sizes(size)[scale], None) if rooms is None else (rooms[scale], sizes[:, 1 + scale])
         if views.average == "probabilities" or views.resize is not None:
-            return colors.normalize(grey_levels.resize(colors.grey_levels(picture), scaled_size))
-        return ops.resize(picture, scaled_size, align_corners=False)
+            levels = grey_levels.resize(colors.grey_levels(picture.array), room, picture.sizes, to)
+            return Tiled(colors.normalize(levels), sizes=to)
+        if picture is pictures and views.scales[scale] == 1 and room == size:
+            return picture
+        return resizing.resize(picture, room, align_corners=False, sizes=to)
 
+    pictures = view = Tiled(images, sizes=own)
     if len(views.scales) == 1 and not views.flip:
-        return scores_of(scaled(images, *views.sizes(size)), False)
+        return scores_of(scaled(pictures, 0), False)
     # A loop for each scale: both mirror images run through one compiled network, and since the sum goes from loop to
     # loop, the scales run one after the other, so that memory does not grow with their number (but by pictures). XLA
     # must not know how often a loop of one turn runs: it would unroll it, and then run several networks at once.
     turns = jax.lax.optimization_barrier(jnp.int32(2 if views.flip else 1))
-    total = jnp.zeros(jax.eval_shape(functools.partial(scores_of, mirrored=False), images).shape, jnp.float32)
-    view = images
-    for scaled_size in views.sizes(size):
-        view = scaled(view if views.average == "legacy" else images, scaled_size)
+    total = jnp.zeros(jax.eval_shape(functools.partial(scores_of, mirrored=False), pictures).shape, jnp.float32)
+    for scale in range(len(views.scales)):
+        view = scaled(view if views.average == "legacy" else pictures, scale)
         total = jax.lax.fori_loop(0, turns, lambda i, total, view=view: total + scores_of(view, i == 1), total)
     return total / (len(views.scales) * (2 if views.flip else 1))
 
 
-def _mirror(x: jax.Array, mirrored: jax.Array | bool) -> jax.Array:
-    return x if mirrored is False else jnp.where(mirrored, x[:, :, ::-1], x)
+def _mirror(x: Tiled, mirrored: jax.Array | bool) -> Tiled:
+    if mirrored is False:
+        return x
+    if x.sizes is None:
+        return Tiled(jnp.where(mirrored, x.array[:, :, ::-1], x.array))
+    places, widths = jnp.arange(x.shape[2]), x.sizes[:, 1:]
+    places = jnp.where(mirrored & (places < widths), widths - 1 - places, places)
+    return tiles.like(x, jax.vmap(lambda picture, places: picture[:, places])(x.array, places))
 
 
 def _starts(side: int, window: int, stride: int) -> list[int]:
@@ -201,28 +231,59 @@ def _starts(side: int, window: int, stride: int) -> list[int]:
     return [max(min(i * stride, side - window), 0) for i in range(count)]
 
 
-def _slide(apply: Callable, view: jax.Array, window: tuple[int, int], stride: tuple[int, int] | None) -> jax.Array:
+def _slide(apply: Callable, view: Tiled, window: tuple[int, int], stride: tuple[int, int] | None) -> jax.Array:
     """Logits of `view` as the mean of those of overlapping windows, one window at a time."""
     height, width = view.shape[1:3]
     if stride is None:
         stride = max(window[0] * 2 // 3, 1), max(window[1] * 2 // 3, 1)
     window = (min(window[0], height), min(window[1], width))
-    starts = [(y, x) for y in _starts(height, window[0], stride[0]) for x in _starts(width, window[1], stride[1])]
-    if len(starts) == 1:
+    if window == (height, width):
         return apply(view)
+    if view.sizes is not None:
+        return _slide_each(apply, view, window, stride)
+    starts = [(y, x) for y in _starts(height, window[0], stride[0]) for x in _starts(width, window[1], stride[1])]
     visits = np.zeros((height, width, 1), np.float32)
     for y, x in starts:
         visits[y : y + window[0], x : x + window[1]] += 1
 
     def add_window(total, start):
         y, x = start
-        patch = jax.lax.dynamic_slice(view, (0, y, x, 0), (view.shape[0], *window, view.shape[3]))
-        logits = apply(patch)
+        patch = jax.lax.dynamic_slice(view.array, (0, y, x, 0), (view.shape[0], *window, view.shape[3]))
+        logits = apply(Tiled(patch))
         before = jax.lax.dynamic_slice(total, (0, y, x, 0), logits.shape)
         return jax.lax.dynamic_update_slice(total, before + logits, (0, y, x, 0)), None
 
-    patch_shape = jax.ShapeDtypeStruct((view.shape[0], *window, view.shape[3]), view.dtype)
-    num_classes = jax.eval_shape(apply, patch_shape).shape[-1]
-    total = jnp.zeros((view.shape[0], height, width, num_classes), jnp.float32)
+    total = jnp.zeros((view.shape[0], height, width, _num_classes(apply, view, window)), jnp.float32)
     total, _ = jax.lax.scan(add_window, total, np.array(starts, np.int32))
     return total / visits
+
+
+def _slide_each(apply: Callable, view: Tiled, window: tuple[int, int], stride: tuple[int, int]) -> jax.Array:
+    """The same of pictures that have sizes, and so windows, of their own; a batch takes as many as its largest."""
+    sizes = view.sizes
+    windows = jnp.minimum(sizes, jnp.array(window))  # of a picture that is smaller, all of it
+    counts = -(-(sizes - windows) // jnp.array(stride)) + 1
+    num_windows = counts.prod(1)
+
+    def add_window(i, totals):
+        index = jnp.stack([i // counts[:, 1], i % counts[:, 1]], 1)
+        starts = jnp.minimum(index * jnp.array(stride), sizes - windows)
+        cut = jax.vmap(lambda picture, start: jax.lax.dynamic_slice(picture, (*start, 0), (*window, picture.shape[2])))
+        paste = jax.vmap(lambda picture, patch, start: jax.lax.dynamic_update_slice(picture, patch, (*start, 0)))
+        logits = apply(Tiled(cut(view.array, starts), sizes=windows))
+        sizes_now = jnp.where((i < num_windows)[:, None], windows, 0)  # nothing of one that has no more windows
+
+        def add(total, patch):
+            return paste(total, cut(total, starts) + tiles.cleared(Tiled(patch, sizes=sizes_now)), starts)
+
+        return add(totals[0], logits), add(totals[1], jnp.ones_like(logits[..., :1]))
+
+    shape = view.shape[:3]
+    totals = [jnp.zeros((*shape, channels), jnp.float32) for channels in (_num_classes(apply, view, window), 1)]
+    total, visits = jax.lax.fori_loop(0, num_windows.max(), add_window, tuple(totals))
+    return total / jnp.maximum(visits, 1)
+
+
+def _num_classes(apply: Callable, view: Tiled, window: tuple[int, int]) -> int:
+    patch = jax.ShapeDtypeStruct((view.shape[0], *window, view.shape[3]), view.array.dtype)
+    return jax.eval_shape(lambda patch: apply(tiles.like(view, patch)), patch).shape[-1]

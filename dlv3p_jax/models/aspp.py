@@ -1,14 +1,14 @@
 """Atrous spatial pyramid pooling (Chen et al., 2017) with separable convolutions (Chen et al., 2018)."""
 
 import functools
+import math
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from dlv3p_jax.models import tiles
 from dlv3p_jax.models.layers import ConvBN, SeparableConvBN
-from dlv3p_jax.models.tiles import Tiled
+from dlv3p_jax.models.tiles import Pictures
 
 
 class ASPP(nn.Module):
@@ -35,8 +35,8 @@ class ASPP(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array | Tiled, train: bool) -> jax.Array:
-        """x: [B, H, W, C] -> [B, H, W, channels]."""
+    def __call__(self, x: Pictures, train: bool) -> Pictures:
+        """x: [B, H, W, C] -> [B, H, W, channels], of `Tiled` too in one part each."""
         parts = tiles.glue_for(tiles.of(x), *(rate for rate in self.rates if rate > 1))
         conv = functools.partial(ConvBN, self.channels, use_bias=self.use_bias, dtype=self.dtype)
         branches = []
@@ -52,15 +52,19 @@ class ASPP(nn.Module):
             branches.append(branch(parts, train))
 
         count = 4**parts.cuts
-        pictures = parts.array.reshape(-1, count, *parts.shape[1:])
+        pictures = tiles.cleared(parts).reshape(-1, count, *parts.shape[1:])
         pooled = pictures.mean((1, 2, 3), dtype=jnp.promote_types(self.dtype, jnp.float32))[:, None, None]
+        if parts.sizes is not None:
+            share = parts.sizes.prod(1)[:, None, None, None] / math.prod(pictures.shape[1:4])
+            pooled = pooled / share.astype(pooled.dtype)
         pooled = ConvBN(self.channels, use_bias=False, dtype=self.dtype, name="image_pooling")(pooled, train)
         # Resizing a single pixel, in whatever way, repeats it.
         pooled = jnp.broadcast_to(jnp.repeat(pooled, count, axis=0), branches[0].shape)
         branches.insert(0 if self.pooling_first else len(branches), tiles.like(parts, pooled))
 
-        joined = jax.tree.map(lambda *arrays: jnp.concatenate(arrays, -1), *branches)
+        joined = tiles.each(lambda *arrays: jnp.concatenate(arrays, -1), *branches)
         if self.projection_size > 1:
             joined = tiles.glue_for(joined, 1)
         joined = conv(size=self.projection_size, name="projection")(joined, train)
-        return nn.Dropout(self.dropout, deterministic=not train)(tiles.whole(joined))
+        joined = tiles.assemble(joined)
+        return tiles.given(x, tiles.like(joined, nn.Dropout(self.dropout, deterministic=not train)(joined.array)))

@@ -1,12 +1,11 @@
 """The decoder of DeepLabV3+ (Chen et al., 2018)."""
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dlv3p_jax.models import ops, tiles
+from dlv3p_jax.models import resizing, tiles
 from dlv3p_jax.models.layers import Conv, ConvBN, SeparableConvBN
-from dlv3p_jax.models.tiles import Tiled
+from dlv3p_jax.models.tiles import Pictures
 
 
 class Decoder(nn.Module):
@@ -18,7 +17,7 @@ class Decoder(nn.Module):
         channels: of the two 3x3 convolutions over both.
         use_bias: whether convolutions before the classifier add a bias.
         depthwise_relu: see `SeparableConvBN`.
-        align_corners: how the coarse features are resized, see `ops.resize`.
+        align_corners: how the coarse features are resized, see `resizing.resize`.
         dtype: type of the computation.
     """
 
@@ -31,16 +30,19 @@ class Decoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, coarse: jax.Array | Tiled, fine: jax.Array | Tiled, train: bool) -> jax.Array:
-        """coarse: [B, h, w, C], fine: [B, H, W, D] -> logits [B, H, W, num_classes] in `dtype`."""
-        fine = tiles.whole(fine)
-        resized = tiles.split(Tiled(ops.resize(tiles.whole(coarse), fine.shape[1:3], self.align_corners)), stride=1)
+    def __call__(self, coarse: Pictures, fine: Pictures, train: bool) -> Pictures:
+        """coarse: [B, h, w, C], fine: [B, H, W, D] -> logits [B, H, W, num_classes] in `dtype`.
+
+        Of `Tiled` too in one part each.
+        """
+        pictures, resized = tiles.assemble(fine), tiles.assemble(coarse)
+        resized = resizing.resize(resized, pictures.shape[1:3], self.align_corners, sizes=pictures.sizes)
         projection = ConvBN(
             self.low_level_channels, use_bias=self.use_bias, dtype=self.dtype, name="low_level_projection"
         )
-        projected = projection(tiles.split(Tiled(fine), stride=1), train)
-        x = jax.tree.map(lambda *arrays: jnp.concatenate(arrays, -1), resized, projected)
+        projected = projection(tiles.split(pictures, stride=1), train)
+        x = tiles.each(lambda *arrays: jnp.concatenate(arrays, -1), tiles.split(resized, stride=1), projected)
         for name in ("fuse1", "fuse2"):
             fuse = SeparableConvBN(*(self.channels, 1, self.use_bias, self.depthwise_relu), dtype=self.dtype, name=name)
             x = fuse(x, train)
-        return tiles.whole(Conv(self.num_classes, dtype=self.dtype, name="classifier")(x))
+        return tiles.given(fine, tiles.assemble(Conv(self.num_classes, dtype=self.dtype, name="classifier")(x)))

@@ -50,7 +50,7 @@ class Conv(nn.Module):
         inputs = 1 if self.depthwise else x.shape[-1]
         init = depthwise_he_normal if self.depthwise else he_normal
         kernel = self.param("kernel", init, (self.size, self.size, inputs, self.features))
-        x = jax.tree.map(lambda x: x.astype(self.dtype), x)
+        x = tiles.each(lambda x: x.astype(self.dtype), x)
         if self.depthwise:
             x = ops.depthwise_conv3x3(x, kernel, self.dilation)
         elif self.size == 1:
@@ -61,7 +61,7 @@ class Conv(nn.Module):
             x = ops.conv3x3(x, kernel, self.stride, self.dilation)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            x = jax.tree.map(lambda x: x + bias.astype(self.dtype), x)
+            x = tiles.each(lambda x: x + bias.astype(self.dtype), x)
         return x
 
 
@@ -101,7 +101,7 @@ class ConvBN(nn.Module):
         geometry = (self.size, self.stride, self.dilation, self.depthwise)
         x = Conv(self.features, *geometry, self.use_bias, self.dtype, name="conv")(x)
         x = BatchNorm(self.dtype, name="batch_norm")(x, train)
-        return jax.tree.map(nn.relu, x) if self.relu else x
+        return tiles.each(nn.relu, x) if self.relu else x
 
 
 class SeparableConvBN(nn.Module):

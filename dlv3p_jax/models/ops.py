@@ -18,8 +18,8 @@ All forms are the same function with the same gradients. Padding is explicit eve
 convolutions unevenly, which PaddleSeg does not.
 """
 
+import dataclasses
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from jax import lax
 
 from dlv3p_jax.models import products, tiles, winograd
 from dlv3p_jax.models.products import precision
-from dlv3p_jax.models.tiles import Pictures, add_neighbours
+from dlv3p_jax.models.tiles import Pictures, Tiled, add_neighbours
 from dlv3p_jax.runtime import sharding
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -61,10 +61,10 @@ def _conv1x1(x, kernel, form):
 
 def conv7x7(x: Pictures, kernel: jax.Array) -> Pictures:
     """A 7x7 convolution with stride 2, padded by 3. [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), D], type of `x`."""
-    parts = tiles.of(x)
+    parts = _cleared(x)
     split = parts.strips > 1
     pixels = add_neighbours(parts, 3, 2) if split else parts.array
-    return tiles.like(x, _conv(pixels, kernel, stride=2, pad_rows=not split))
+    return tiles.like(x, _conv(pixels, kernel, stride=2, pad_rows=not split), stride=2)
 
 
 def conv3x3(x: Pictures, kernel: jax.Array, stride: int = 1, dilation: int = 1, form: str = "auto") -> Pictures:
@@ -83,8 +83,8 @@ def conv3x3(x: Pictures, kernel: jax.Array, stride: int = 1, dilation: int = 1, 
     Raises:
         ValueError: `x` is in parts that such a convolution mixes.
     """
-    parts = tiles.of(x)
-    return tiles.like(x, _conv3x3(parts, kernel, stride, _dilation_within(parts, stride, dilation), form))
+    parts = _cleared(x)
+    return tiles.like(x, _conv3x3(parts, kernel, stride, _dilation_within(parts, stride, dilation), form), stride)
 
 
 def _conv3x3(parts, kernel, stride, dilation, form):
@@ -139,7 +139,7 @@ def depthwise_conv3x3(x: Pictures, kernel: jax.Array, dilation: int = 1, form: s
     Raises:
         ValueError: as `conv3x3`.
     """
-    parts = tiles.of(x)
+    parts = _cleared(x)
     dilation = _dilation_within(parts, 1, dilation)
     if parts.strips > 1:
         y = _conv(add_neighbours(parts, 1, 1), kernel, groups=x.shape[-1], pad_rows=False)
@@ -165,13 +165,13 @@ def _depthwise_conv3x3(x, kernel, dilation, form, whole):
 
 def max_pool3x3(x: Pictures) -> Pictures:
     """3x3 max pooling with stride 2 and padding 1. [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
-    parts, rows = tiles.of(x), (1, 1)
+    parts, rows = _cleared(x, -np.inf), (1, 1)
     pixels = parts.array
     if parts.strips > 1:
         pixels, rows = add_neighbours(parts, 1, 0, padding=-np.inf), (0, 0)
     # The initial value has to be a Python number: with an array, XLA does not see a max pool, and there is no gradient.
     padding = ((0, 0), rows, (1, 1), (0, 0))
-    return tiles.like(x, lax.reduce_window(pixels, -np.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding))
+    return tiles.like(x, lax.reduce_window(pixels, -np.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding), stride=2)
 
 
 def avg_pool2x2(x: Pictures) -> Pictures:
@@ -179,63 +179,24 @@ def avg_pool2x2(x: Pictures) -> Pictures:
 
     x: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C].
     """
+    parts = _cleared(x)
     height, width = x.shape[1:3]
     # Repeating an odd last row leaves the mean over the real pixels as it is.
-    y = jnp.pad(tiles.of(x).array, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    return tiles.like(x, (y[:, ::2, ::2] + y[:, 1::2, ::2] + y[:, ::2, 1::2] + y[:, 1::2, 1::2]) / 4)
+    y = jnp.pad(parts.array, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    y = (y[:, ::2, ::2] + y[:, 1::2, ::2] + y[:, ::2, 1::2] + y[:, 1::2, 1::2]) / 4
+    y = tiles.like(x, y, stride=2)
+    if parts.sizes is None:
+        return y
+    # A window that hangs over the border of a picture, on one side or on both, has taken in zeros.
+    ones = dataclasses.replace(parts, array=jnp.ones((*x.shape[:3], 1), x.array.dtype))
+    share = avg_pool2x2(dataclasses.replace(ones, array=tiles.cleared(ones), sizes=None)).array
+    return tiles.each(lambda y: y / jnp.maximum(share, 0.25), y)
 
 
-def resize(
-    x: jax.Array, size: Sequence[int], align_corners: bool, output_size: tuple[int, int] | None = None
-) -> jax.Array:
-    """Bilinear interpolation without antialiasing, as two products with interpolation matrices.
-
-    Args:
-        x: [B, H, W, C].
-        size: (height, width) of the result.
-        align_corners: True maps the centres of the corner pixels onto each other; False has pixel centres at
-            i + 1/2 and repeats the border.
-        output_size: (height, width) that this is resized to once more, with pixel centres at i + 1/2; in the same
-            products, so that nothing of `size` is ever in memory.
-
-    Returns:
-        [B, height, width, C] in the type of `x`.
-    """
-    height, width = x.shape[1:3]
-    last_height, last_width = output_size or size
-    rows = _interpolation_matrix(height, size[0], last_height, align_corners)
-    columns = _interpolation_matrix(width, size[1], last_width, align_corners)
-    dot = functools.partial(jnp.einsum, precision=precision(x.dtype))
-    if rows is not None:
-        # Over the rows that a mesh holds, the product would need all of them everywhere.
-        x = jnp.pad(sharding.by_height(x), ((0, 0), (0, 0), (0, -width % sharding.num_row_shards()), (0, 0)))
-        x = sharding.by_columns(dot("yh,bhwc->bywc", jnp.asarray(rows, x.dtype), sharding.by_columns(x)))
-        x = sharding.by_height(x)[:, :, :width]
-    if columns is not None:
-        x = dot("xw,bhwc->bhxc", jnp.asarray(columns, x.dtype), x)
-    return x
-
-
-def _interpolation_matrix(source: int, target: int, last: int, align_corners: bool) -> np.ndarray | None:
-    """[last, source]: the weights of `last` pixels, resized from `source` to `target` before. None: nothing to do."""
-    if source == target == last:
-        return None
-    matrix = _bilinear_matrix(source, target, align_corners)
-    return matrix if target == last else _bilinear_matrix(target, last, align_corners=False) @ matrix
-
-
-def _bilinear_matrix(source: int, target: int, align_corners: bool) -> np.ndarray:
-    index = np.arange(target)
-    if align_corners:
-        position = index * ((source - 1) / (target - 1)) if target > 1 else np.zeros(1)
-    else:
-        position = np.clip((index + 0.5) * (source / target) - 0.5, 0, source - 1)
-    low = np.minimum(np.floor(position).astype(int), source - 1)
-    high = np.minimum(low + 1, source - 1)
-    matrix = np.zeros((target, source))
-    np.add.at(matrix, (index, low), 1 - (position - low))
-    np.add.at(matrix, (index, high), position - low)
-    return matrix
+def _cleared(x: Pictures, padding: float = 0.0) -> Tiled:
+    """`x`, whose neighbours an operation looks at, with what it has to meet outside of each picture."""
+    parts = tiles.of(x)
+    return dataclasses.replace(parts, array=tiles.cleared(parts, padding))
 
 
 def _conv(x, kernel, stride=1, dilation=1, groups=1, pad_rows=True):

@@ -55,9 +55,9 @@ class Block(nn.Module):
             y = conv(self.width, size=3, dilation=second, relu=False, name="conv2")(y, train)
         if self.shortcut:
             if self.stride == 2:
-                x = ops.avg_pool2x2(x) if self.avg_down else tiles.like(x, tiles.of(x).array[:, ::2, ::2])
+                x = ops.avg_pool2x2(x) if self.avg_down else tiles.like(x, tiles.of(x).array[:, ::2, ::2], stride=2)
             x = conv(y.shape[-1], relu=False, name="shortcut")(x, train)
-        return jax.tree.map(lambda x, y: nn.relu(x + y), x, y)
+        return tiles.each(lambda x, y: nn.relu(x + y), x, y)
 
 
 class ResNet(nn.Module):

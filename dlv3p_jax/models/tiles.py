@@ -4,14 +4,19 @@ Compilers lay the batch into their vector units. With one or two pictures most o
 operation costs several times as much a picture as with eight. So dilated stages run on sub-images, the others, on a
 TPU, on strips. Both are the same function of the same parameters as on whole pictures: `ops` reads from a `Tiled` what
 has to be done otherwise.
+
+Pictures of different sizes share a batch, too: each lies at the top left, and `sizes` tells its own. Whatever lies
+beyond it is no part of it: `ops` puts there, before it looks at neighbours, what it would meet outside of a picture.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from dlv3p_jax.runtime import sharding
@@ -21,18 +26,20 @@ _SUBLANES = 16
 
 @struct.dataclass
 class Tiled:
-    """Pictures [B, H, W, C] in parts; a tree of one array, so that `jax.tree.map` maps it elementwise.
+    """Pictures [B, H, W, C] in parts; `each` maps them elementwise.
 
     Attributes:
         array: the parts, those of a picture next to each other: [B strips, H / strips, W, C], from top to bottom, or
             [4**cuts B, H / 2**cuts, W / 2**cuts, C].
         cuts: how often the pictures were cut into sub-images, see `cut`; 0 where there are strips.
         strips: how many strips of rows a picture is split into, see `split`.
+        sizes: integers [B, 2], the height and width that each picture has itself; None: all of the array.
     """
 
     array: jax.Array
     cuts: int = struct.field(pytree_node=False, default=0)
     strips: int = struct.field(pytree_node=False, default=1)
+    sizes: jax.Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,17 +55,60 @@ def of(x: jax.Array | Tiled) -> Tiled:
     return x if isinstance(x, Tiled) else Tiled(x)
 
 
-def like(x: Pictures, array: jax.Array) -> Pictures:
-    """`array` in the form of `x`, whose parts it was computed from."""
-    return cast(Pictures, dataclasses.replace(x, array=array) if isinstance(x, Tiled) else array)
+def like(x: Pictures, array: jax.Array, stride: int = 1) -> Pictures:
+    """`array` in the form of `x`, whose parts it was computed from, by an operation with this stride."""
+    if not isinstance(x, Tiled):
+        return cast(Pictures, array)
+    return cast(Pictures, dataclasses.replace(x, array=array, sizes=strided(x.sizes, stride)))
+
+
+def given(x: Pictures, result: Tiled) -> Pictures:
+    """`result`, which was computed from `x`, as `Tiled` if that is, else its array."""
+    return cast(Pictures, result if isinstance(x, Tiled) else result.array)
+
+
+def strided(sizes: jax.Array | None, stride: int) -> jax.Array | None:
+    """What an operation with this stride makes of `Tiled.sizes`."""
+    return None if sizes is None else -(-sizes // stride)
+
+
+def each(function: Callable[..., jax.Array], x: Pictures, *others: Pictures) -> Pictures:
+    """`function`, which has to be elementwise, of pictures that are in the same parts."""
+    return like(x, function(of(x).array, *(of(other).array for other in others)))
 
 
 def whole(x: jax.Array | Tiled) -> jax.Array:
     """The pictures [B, H, W, C]."""
+    return assemble(x).array
+
+
+def assemble(x: jax.Array | Tiled) -> Tiled:
+    """The same pictures in one part each."""
     x = join(of(x))
     while x.cuts:
         x = glue(x)
-    return x.array
+    return x
+
+
+def cleared(x: Tiled, padding: float = 0.0) -> jax.Array:
+    """The array of parts, with `padding` wherever a picture does not reach."""
+    if x.sizes is None:
+        return x.array
+    height, width = x.shape[1:3]
+    parts = np.arange(4**x.cuts * x.strips)
+
+    def reached(axis, first, side):  # [B, parts, side]
+        places = first[:, None] + 2**x.cuts * np.arange(side)
+        return places < x.sizes[:, axis, None, None]
+
+    def first(bit):
+        # Each cut adds two bits to the number of a part, whether its rows and its columns are the odd ones.
+        return sum(((parts >> 2 * i + bit & 1) << x.cuts - 1 - i for i in range(x.cuts)), np.zeros_like(parts))
+
+    rows = reached(0, first(1) + parts // 4**x.cuts * height, height)
+    columns = reached(1, first(0), width)
+    inside = (rows[..., None] & columns[:, :, None]).reshape(-1, height, width, 1)
+    return jnp.where(inside, x.array, jnp.asarray(padding, x.array.dtype))
 
 
 def split(x: Tiled, stride: int) -> Tiled:
@@ -73,7 +123,7 @@ def split(x: Tiled, stride: int) -> Tiled:
     if sharding.platform() == "tpu" and sharding.num_row_shards() == 1 and height % stride == 0:
         wanted = _SUBLANES // math.gcd(_SUBLANES, batch // sharding.num_picture_shards())
         strips = math.gcd(wanted, height // stride)
-    return Tiled(x.array.reshape(batch * strips, height // strips, *rest), strips=strips)
+    return dataclasses.replace(x, array=x.array.reshape(batch * strips, height // strips, *rest), strips=strips)
 
 
 def join(x: Tiled) -> Tiled:
@@ -127,7 +177,7 @@ def cut(x: Tiled) -> Tiled:
     parts = parts.transpose(0, 2, 4, 1, 3, 5).reshape(4 * batch, height // 2, width // 2, channels)
     if not are_on_one_device(x):
         parts = sharding.by_height(parts)  # the compiler finds no way from rows to sub-images while it cuts
-    return _lay_out(Tiled(parts, cuts=x.cuts + 1))
+    return _lay_out(dataclasses.replace(x, array=parts, cuts=x.cuts + 1))
 
 
 def glue(x: Tiled) -> Tiled:
@@ -137,7 +187,8 @@ def glue(x: Tiled) -> Tiled:
     if not _are_on_one_device(batch, x.cuts - 1):
         parts = sharding.by_height(parts)
     parts = parts.reshape(batch, 2, 2, height, width, channels).transpose(0, 3, 1, 4, 2, 5)
-    return _lay_out(Tiled(parts.reshape(batch, 2 * height, 2 * width, channels), cuts=x.cuts - 1))
+    parts = parts.reshape(batch, 2 * height, 2 * width, channels)
+    return _lay_out(dataclasses.replace(x, array=parts, cuts=x.cuts - 1))
 
 
 def glue_for(x: Tiled, *dilations: int) -> Tiled:

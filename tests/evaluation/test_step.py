@@ -9,7 +9,7 @@ from formula import KERNELS, MODEL, VARIABLES, FormulaModel, expected_scores
 
 from dlv3p_jax.configs import common
 from dlv3p_jax.evaluation.step import make_eval_step, run_step
-from dlv3p_jax.models import ops
+from dlv3p_jax.models import resizing
 from dlv3p_jax.runtime import sharding
 
 
@@ -74,7 +74,7 @@ def test_the_views_of_the_configuration_are_taken():
 
 class BrightestChannel:
     def apply(self, variables, images, train, output_size):
-        return ops.resize(images, output_size, align_corners=False)
+        return resizing.resize(images, output_size, align_corners=False)
 
 
 def test_predictions_under_ignored_pixels_count_nothing():
@@ -170,7 +170,7 @@ class WideNet(nn.Module):
         x = images
         for channels in (64, 64, 3):
             x = nn.relu(nn.Conv(channels, (3, 3))(x))
-        return ops.resize(x, output_size or images.shape[1:3], align_corners=False)
+        return resizing.resize(x, output_size or images.shape[1:3], align_corners=False)
 
 
 @pytest.mark.parametrize(("average", "flip"), [("logits", True), ("legacy", True)])

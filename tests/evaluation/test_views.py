@@ -51,6 +51,34 @@ def test_views_against_numpy(settings):
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
 
+OWN = [(13, 22), (1, 1), (9, 22), (13, 5), (8, 9)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"flip": True},
+        {"scales": (0.5, 1.3, 1.0), "flip": True},
+        {"scales": (0.5, 1.3, 1.0), "flip": True, "average": "legacy"},
+        {"scales": (0.5, 1.3), "flip": True, "average": "probabilities"},
+        {"resize": (40, 17), "align_corners": True},
+        {"window": (8, 9), "stride": (5, 4), "scales": (0.75, 2.0), "flip": True},
+        {"window": (6, 30), "stride": (5, 20), "align_corners": True},
+    ],
+)
+def test_pictures_of_several_sizes_in_one_batch_are_looked_at_as_if_alone(settings):
+    levels = np.random.default_rng(1).integers(0, 256, (len(OWN), 15, 24, 3), dtype=np.uint8)
+    images, views = np.asarray(colors.normalize(levels)), Views(**settings)
+    sizes = np.array([views.all_sizes(size) for size in OWN], np.int32)
+    rooms = [tuple(side + 3 for side in room) for room in sizes[:, 1:].max(0).tolist()]
+    result = jax.jit(lambda *arrays: predict_logits(MODEL, VARIABLES, arrays[0], views, arrays[1], rooms))(
+        images, sizes
+    )
+    for image, scores, (height, width) in zip(images, result, OWN, strict=True):
+        expected = predict_logits(MODEL, VARIABLES, image[None, :height, :width], views)[0]
+        np.testing.assert_allclose(scores[:height, :width], expected, rtol=1e-4, atol=2e-5)
+
+
 def test_windows_overlap_by_a_third_unless_a_stride_is_given():
     images = np.random.default_rng(1).normal(size=(1, 13, 22, 3)).astype(np.float32)
     default, given = (predict_logits(MODEL, VARIABLES, images, Views(window=(9, 12), stride=s)) for s in (None, (6, 8)))

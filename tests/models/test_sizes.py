@@ -1,0 +1,58 @@
+"""Pictures of several sizes in one padded batch: the logits of each are those of the picture alone."""
+
+import dataclasses
+
+import drawn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import quick
+
+ROOM = (64, 96)
+SIZES = [(1, 1), (1, 70), (16, 16), (17, 31), (33, 64), (63, 65), (64, 96)]
+
+
+@pytest.fixture
+def in_float64():
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+def of_mmseg(model):
+    """The same with what MMSegmentation's networks have otherwise."""
+    backbone = dataclasses.replace(
+        *(model.backbone,), stem="plain", avg_down=False, contract_dilation=True, bottleneck=True, parent=None
+    )
+    aspp = dataclasses.replace(model.aspp, projection_size=3, depthwise_relu=True, use_bias=False, parent=None)
+    decoder = dataclasses.replace(model.decoder, depthwise_relu=True, use_bias=False, parent=None)
+    return type(model)(backbone, aspp, decoder, mean=(120.0, 110.0, 100.0), std=(60.0, 55.0, 50.0))
+
+
+def draw_variables(model):
+    """With normalisations that make something of nothing, as trained ones do."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda leaf: leaf + rng.uniform(0.1, 0.5, leaf.shape) if leaf.ndim == 1 else np.float64(leaf),
+        drawn.draw_variables_of(model),
+    )
+
+
+NETWORKS = {
+    "stride 8": drawn.make_network(dtype=jnp.float64),
+    "stride 16, corners": drawn.make_network(output_stride=16, rates=(1, 3), align_corners=True, dtype=jnp.float64),
+    "as MMSegmentation's": of_mmseg(drawn.make_network(dtype=jnp.float64)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_each_picture_is_seen_as_if_alone(name, in_float64):
+    model = NETWORKS[name]
+    variables, rng = draw_variables(model), np.random.default_rng(0)
+    images = rng.normal(size=(len(SIZES), *ROOM, 3))  # noise beyond the pictures, too
+    apply = quick.jit(lambda variables, images, sizes: model.apply(variables, images, train=False, sizes=sizes))
+    found = apply(variables, images, np.array(SIZES))
+    for image, logits, (height, width) in zip(images, found, SIZES, strict=True):
+        expected = apply(variables, image[None, :height, :width], None)[0]
+        np.testing.assert_allclose(logits[:height, :width], expected, rtol=1e-9, atol=1e-9 * np.std(expected))
