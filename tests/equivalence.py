@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from dlv3p_jax.configs import common
-from dlv3p_jax.data import colors
+from dlv3p_jax.data import buckets, colors
 from dlv3p_jax.evaluation import metrics
 from dlv3p_jax.evaluation.step import clear_padding
 from dlv3p_jax.evaluation.views import Views, predict_logits
@@ -115,8 +115,17 @@ FORWARD = {
 }
 
 
-def forward(shared: pathlib.Path, name: str, dtype: str) -> Iterator[Row]:
-    """Logits, where recorded also features of the stages, and the classes that they give."""
+def beside_another(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures [B, H, W, 3] in a larger batch, with noise around them and one more picture, and the size of each."""
+    batch, height, width, _ = images.shape
+    room = -(-(height + 5) // 32) * 32, -(-(width + 37) // 32) * 32
+    padded = np.random.default_rng(1).normal(size=(batch + 1, *room, 3)).astype(np.float32)
+    padded[:batch, :height, :width] = images
+    return padded, np.array([(height, width)] * batch + [room], np.int32)
+
+
+def forward(shared: pathlib.Path, name: str, dtype: str, beside: bool = False) -> Iterator[Row]:
+    """Logits, where recorded also features of the stages, and the classes that they give; perhaps `beside_another`."""
     expected = {key: last(value) for key, value in recorded(shared, f"forward_{name}").items()}
     num_classes = expected["logits"].shape[-1]
     model, variables = network(shared, num_classes=num_classes, dtype=dtype, **FORWARD[name])
@@ -125,12 +134,14 @@ def forward(shared: pathlib.Path, name: str, dtype: str) -> Iterator[Row]:
         return (module.name or "").startswith(("backbone", "aspp", "branch", "decoder"))
 
     @jax.jit
-    def run(variables, images):
-        return model.apply(variables, images, train=False, capture_intermediates=is_stage)
+    def run(variables, images, sizes):
+        return model.apply(variables, images, train=False, sizes=sizes, capture_intermediates=is_stage)
 
-    logits, state = run(variables, expected.pop("x"))
+    images = expected.pop("x")
+    logits, state = run(variables, *(beside_another(images) if beside else (images, None)))
+    logits = logits[: len(images), : images.shape[1], : images.shape[2]]
     assert logits.dtype == np.float32
-    case = f"forward_{name}, {dtype}"
+    case = f"forward_{name}, {dtype}" + beside * ", beside another"
     labels = np.argmax(expected["logits"], -1)
     differing = float(np.mean(np.argmax(logits, -1) != labels))
     if dtype == "bfloat16":
@@ -147,7 +158,7 @@ def forward(shared: pathlib.Path, name: str, dtype: str) -> Iterator[Row]:
         found |= {name: tiles.whole(stages[name]["__call__"][0]) for name in ("aspp", "decoder")}
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        ours = np.asarray(found[name][..., : value.shape[-1]])
+        ours = np.asarray(found[name][tuple(map(slice, value.shape))])
         assert ours.shape == value.shape
         error = float(np.abs(ours - value).max() / value.std())
         yield Row("forward", case, f"{name}: largest difference, in standard deviations", error, 1e-4)
@@ -278,17 +289,28 @@ VIEWS = {
 }
 
 
-def views(shared: pathlib.Path, file: str, case: str) -> Iterator[Row]:
+def predict(model, variables, images, looked_at: Views, beside: bool) -> np.ndarray:
+    """Mean scores of pictures [B, H, W, 3], perhaps `beside_another`."""
+    if not beside:
+        return jax.jit(lambda *inputs: predict_logits(model, *inputs, looked_at))(variables, images)
+    padded, sizes = beside_another(images)
+    every = looked_at.sizes_of_each(map(tuple, sizes.tolist()))
+    rooms = [buckets.room(tuple(room)) for room in every[:, 1:].max(0).tolist()]
+    run = jax.jit(lambda variables, images, sizes: predict_logits(model, variables, images, looked_at, sizes, rooms))
+    return run(variables, padded, every)[: len(images), : images.shape[1], : images.shape[2]]
+
+
+def views(shared: pathlib.Path, file: str, case: str, beside: bool = False) -> Iterator[Row]:
     model, variables = network(shared)
     arrays = recorded(shared, file)
     kind = "probabilities" if file == "tta_legacy_r18" else "logits"
-    predict = jax.jit(lambda variables, images: predict_logits(model, variables, images, Views(**VIEWS[file, case])))
-    result = predict(variables, last(arrays["x"]))
+    result = predict(model, variables, last(arrays["x"]), Views(**VIEWS[file, case]), beside)
     expected = last(arrays[f"{case}/{kind}"])
     assert result.dtype == jnp.float32 and result.shape == expected.shape
-    yield Row("views", f"{file}, {case}", f"{kind}: largest difference", float(np.abs(result - expected).max()), 1e-5)
+    name = f"{file}, {case}" + beside * ", beside another"
+    yield Row("views", name, f"{kind}: largest difference", float(np.abs(result - expected).max()), 1e-5)
     differing = np.mean(np.argmax(result, -1) != arrays[f"{case}/pred"].reshape(result.shape[:-1]))
-    yield Row("views", f"{file}, {case}", "pixels of another class (share)", float(differing), 0)
+    yield Row("views", name, "pixels of another class (share)", float(differing), 0)
 
 
 # Transforms.
@@ -449,14 +471,16 @@ def pieces(shared: pathlib.Path) -> dict[str, list[Iterator[Row]]]:
     """What measures the rows of each piece, which nothing does until they are asked for."""
     return {
         "weights": [weights(shared, *state) for state in STATES],
-        "forward": [forward(shared, name, dtype) for dtype in ("float32", "bfloat16") for name in FORWARD],
+        "forward": [
+            forward(shared, name, *how) for how in (("float32",), ("float32", True), ("bfloat16",)) for name in FORWARD
+        ],
         "losses": [
             *(cross_entropy(shared, name) for name in CROSS_ENTROPY),
             *(rmi(shared, name) for name in ("rmi_c19", "rmi_c5", "mixed")),
             *(dice_lovasz(shared, name) for name in DICE_LOVASZ),
         ],
         "training": [training(shared, step, dtype) for step in (1, 5) for dtype in ("float32", "float64")],
-        "views": [views(shared, file, case) for file, case in VIEWS],
+        "views": [views(shared, file, case, beside) for file, case in VIEWS for beside in (False, True)],
         "transforms": [transforms(shared), geometry(shared)],
         "metrics": [scores(shared)],
         "a trained model": [_trained_anew(shared)],
@@ -506,6 +530,8 @@ Made {made}.
   together is the same where the kept pixels are valid, as recorded. Where ignored pixels are kept too, for want of
   others, PaddleSeg's denominator counts them with the weight of class 0; here they weigh nothing. That case is held by
   `tests/training/test_losses.py` alone.
+- **Beside another**: the picture lies in a larger batch with noise around it, next to a picture of another size, and
+  the network is told their sizes (`eval.buckets`).
 - **Views**: `tta_r18` is today's definition (`eval.average=logits`), `tta_legacy_r18` the one of 2020 to 2023
   (`eval.average=legacy`), which PaddleSeg's published flip and first ms + flip columns were measured with.
 - **Metrics** are with `absent_class=one`, PaddleSeg's convention for a class in neither labels nor predictions.

@@ -3,7 +3,7 @@
 import flax.linen as nn
 
 from dlv3p_jax.configs import common
-from dlv3p_jax.models import resizing
+from dlv3p_jax.models import resizing, tiles
 from dlv3p_jax.runtime import preemption
 
 SETTINGS = {
@@ -35,12 +35,13 @@ class Tiny(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, images, train, output_size=None):
-        x = nn.Conv(4, (3, 3), name="backbone")(images)
+    def __call__(self, images, train, output_size=None, sizes=None, output_sizes=None):
+        x = nn.Conv(4, (3, 3), name="backbone")(tiles.cleared(tiles.Tiled(images, sizes=sizes)))
         x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
         x = nn.Dropout(0.1, deterministic=not train)(nn.relu(x))
         logits = nn.Conv(self.num_classes, (1, 1), name="decoder")(x)
-        return resizing.resize(logits, output_size or images.shape[1:3], align_corners=False)
+        to = images.shape[1:3], False, output_size, sizes, output_sizes
+        return resizing.resize(tiles.Tiled(logits, sizes=sizes), *to).array
 
 
 def build_model(config) -> Tiny:

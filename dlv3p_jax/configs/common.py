@@ -108,6 +108,7 @@ def get_config() -> ConfigDict:
     config.eval.average = "logits"  # "logits" or "legacy" of the views, or MMSegmentation's "probabilities"
     config.eval.resize = config_dict.placeholder(tuple)  # fit pictures into these sides before; None: do not
     config.eval.align_corners = False  # how logits are brought back to the size of the picture
+    config.eval.buckets = 16  # pictures of many sizes share so many programs; 0: each size has its own
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that split the batch; -1: all

@@ -6,9 +6,7 @@ without reading what came before, and several processes take disjoint rows of on
 """
 
 import atexit
-import collections
 import contextlib
-import dataclasses
 import functools
 import itertools
 import re
@@ -18,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from dlv3p_jax.data import augment, padding, records
+from dlv3p_jax.data import augment, buckets, records
 from dlv3p_jax.data.errors import DatasetError
 
 # For functions of a pipeline: they are graphs as they stand, and to look for Python's `if` in them takes a second.
@@ -113,63 +111,24 @@ def cache_bytes(dataset: records.Dataset, split: str) -> int:
     return sum(4 * height * width for height, width in dataset.sizes(split))
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalPlan:
-    """How a split is cut into batches: `batches` lists the pictures' indices, all of one padded size within a batch."""
-
-    batches: tuple[tuple[int, ...], ...]
-    sizes: frozenset[tuple[int, int]]
-
-
-def plan_evaluation(
-    sizes: Sequence[tuple[int, int]], batch_size: int, eval_size: Sequence[int] | None = None
-) -> EvalPlan:
-    """Groups pictures of equal padded size: each is compiled once, and no picture is padded for a neighbour's sake.
-
-    Args:
-        sizes: (height, width) of every picture in the split.
-        batch_size: the largest batch; a size's last batch may hold fewer pictures and is filled up when it is read.
-        eval_size: (height, width) that smaller pictures are padded to, or None.
-    """
-    groups = collections.defaultdict(list)
-    for index, size in enumerate(sizes):
-        groups[padding.padded_size(size, eval_size)].append(index)
-    batches = [
-        tuple(indices[start : start + batch_size])
-        for indices in groups.values()
-        for start in range(0, len(indices), batch_size)
-    ]
-    return EvalPlan(tuple(batches), frozenset(groups))
-
-
 def eval_batches(
-    dataset: records.Dataset,
-    split: str,
-    *,
-    batch_size: int,
-    ignore_label: int,
-    eval_size: Sequence[int] | None = None,
-    rows: Sequence[int] | None = None,
+    dataset: records.Dataset, split: str, plan: Sequence[buckets.Bucket], *, ignore_label: int, rows: Sequence[int]
 ) -> Iterator[Batch]:
-    """The `rows` (None: all) of the batches of `plan_evaluation`: every picture of the split exactly once.
+    """The `rows` of the batches of a split, one for each entry of `plan`, which `buckets.batches` gave.
 
-    Pictures smaller than `eval_size` lie at the top left of it, and their label is ignored beyond them. A batch that is
-    not full is filled with pictures of no size, whose id is empty.
+    Pictures smaller than their bucket's room lie at the top left of it, and their label is ignored beyond them. A batch
+    that is not full is filled with pictures of no size, whose id is empty.
 
     Yields:
         {'image': uint8 `[b, H, W, 3]`, 'label': uint8 `[b, H, W]`, 'size': int32 `[b, 2]`, each picture's own height
-        and width, 'id': bytes `[b]`, 'indices': the positions of the whole batch's pictures, of all rows}; H and W
-        differ between batches.
+        and width, 'id': bytes `[b]`}; H and W differ between batches.
 
     Raises:
         DatasetError: the split has no labels.
     """
     dataset.require_labels(split)
-    source, plan = dataset.source(split), plan_evaluation(dataset.sizes(split), batch_size, eval_size)
-    rows = range(batch_size) if rows is None else rows
-    ours = [{place: batch[row] for place, row in enumerate(rows) if row < len(batch)} for batch in plan.batches]
-    own_sizes = dataset.sizes(split)
-    batch_shapes = [padding.padded_size(own_sizes[batch[0]], eval_size) for batch in plan.batches]
+    source = dataset.source(split)
+    ours = [{i: batch.indices[row] for i, row in enumerate(rows) if row < len(batch.indices)} for batch in plan]
     to_read = np.array([index for batch in ours for index in batch.values()], np.int64)
 
     def make_example(index):
@@ -179,9 +138,9 @@ def eval_batches(
     examples = examples.map(_as_it_is(make_example), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     examples = examples.prefetch(2 * len(rows)).as_numpy_iterator()
     examples = _closed_at_exit(_naming_damage(examples, lambda count: [int(to_read[count])], dataset, split, source))
-    for indices, batch, shape in zip(plan.batches, ours, batch_shapes, strict=True):
-        images = np.zeros((len(rows), *shape, 3), np.uint8)
-        labels = np.full((len(rows), *shape), ignore_label, np.uint8)
+    for planned, batch in zip(plan, ours, strict=True):
+        images = np.zeros((len(rows), *planned.room, 3), np.uint8)
+        labels = np.full((len(rows), *planned.room), ignore_label, np.uint8)
         sizes = np.zeros((len(rows), 2), np.int32)
         ids = np.full(len(rows), b"", object)
         for row, index in batch.items():
@@ -189,7 +148,7 @@ def eval_batches(
             _check_sizes(dataset, split, index, ids[row], image, label)
             height, width = sizes[row] = label.shape
             images[row, :height, :width], labels[row, :height, :width] = image, label
-        yield {"image": images, "label": labels, "size": sizes, "id": ids, "indices": np.array(indices)}
+        yield {"image": images, "label": labels, "size": sizes, "id": ids}
 
 
 _open_iterators: weakref.WeakSet[Generator] = weakref.WeakSet()

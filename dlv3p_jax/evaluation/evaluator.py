@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dlv3p_jax import models
-from dlv3p_jax.data import pipeline, records, viz
+from dlv3p_jax.data import buckets, padding, pipeline, records, viz
 from dlv3p_jax.evaluation import files, metrics, picture_scores
 from dlv3p_jax.evaluation.step import INPUTS, jit_eval_step, run_step
 from dlv3p_jax.evaluation.views import Views
@@ -106,12 +106,12 @@ def make_evaluator(
     before_batch: Callable[[bool], None] = lambda compiles: None,
     between_batches: Callable[[], None] = lambda: None,
 ) -> Evaluator:
-    """A function that evaluates variables and writes what it finds; the program is compiled once for each picture size.
+    """A function that evaluates variables and writes what it finds; pictures of many sizes share few programs.
 
     `run(variables, step, suffix) -> Result` writes what `files.write` does below WORKDIR/eval. `suffix` ('' or 'ema')
     tells two models of one step apart. `absent_class` is how `metrics.summarize` counts a class that occurs nowhere.
     `checkpoint` is where the variables are from, for the reports; None: from the run of `workdir`. `before_batch` is
-    called with each batch that was read, and whether it is the first of its size, for which a program is compiled;
+    called with each batch that was read, and whether it is the first of its bucket, for which a program is compiled;
     `between_batches` is called after each batch, and what it raises ends the evaluation.
 
     Raises:
@@ -120,22 +120,27 @@ def make_evaluator(
     """
     source = checkpoint_reading.absolute(workdir if checkpoint is None else checkpoint)
     dataset.require_labels(config.eval_split)
-    plan = pipeline.plan_evaluation(dataset.sizes(config.eval_split), config.eval.batch_size, config.eval_size)
-    for height, _ in plan.sizes:
+    plan = _plan(config, dataset, mesh)
+    for height, _ in {batch.room for batch in plan}:
         sharding.check_batch(mesh, config.eval.batch_size, height, "config.eval.batch_size")
-    eval_step, views = jit_eval_step(config, mesh, model), files.evaluation_name(config)
-    samples = [index for batch in plan.batches[:NUM_SAMPLES] for index in batch][:NUM_SAMPLES]
-    compiled: set[tuple[int, ...]] = set()
+    step_for = functools.cache(functools.partial(jit_eval_step, config, mesh, model))
+    views = files.evaluation_name(config)
+    samples = [index for batch in plan[:NUM_SAMPLES] for index in batch.indices][:NUM_SAMPLES]
+    compiled: set[tuple] = set()
+
+    def eval_step(variables, batch):
+        return step_for(batch["view_rooms"])(variables, {name: batch[name] for name in INPUTS if name in batch})
 
     def run(variables: Variables, step: int, suffix: str = "") -> Result:
         num_pictures = dataset.num_pictures(config.eval_split)
         logging.info(
-            "Evaluating %d pictures of %s %s (%s), %d at a time, in %d sizes, each compiled at its first batch",
-            *(num_pictures, dataset.title, config.eval_split, views, config.eval.batch_size, len(plan.sizes)),
+            "Evaluating %d pictures of %s %s (%s), %d at a time, by %d programs, each compiled at its first batch",
+            *(num_pictures, dataset.title, config.eval_split, views, config.eval.batch_size),
+            len({(batch.room, batch.view_rooms) for batch in plan}),
         )
         start = time.monotonic()
         collector = picture_scores.Collector(dataset.sizes(config.eval_split), config.num_classes, samples)
-        batches = _on_devices(config, dataset, mesh, compiled, before_batch)
+        batches = _on_devices(config, dataset, mesh, plan, compiled, before_batch)
         ids, loss = _count(eval_step, variables, batches, collector, between_batches)
         seconds = time.monotonic() - start
         _check_pixels(collector.matrix, dataset, config.eval_split)
@@ -214,27 +219,33 @@ def print_result(result: Result, dataset: records.Dataset) -> None:
     print(f"\n{result.title}\n{table}\nreport: {result.path}.json\npictures: {result.path}.png", flush=True)
 
 
-def _on_devices(config, dataset, mesh, compiled, before_batch) -> Iterator[dict[str, Any]]:
+def _plan(config, dataset: records.Dataset, mesh: Mesh) -> tuple[buckets.Bucket, ...]:
+    views = Views.of(config.eval)
+    sizes = [views.all_sizes(padding.padded_size(size, config.eval_size)) for size in dataset.sizes(config.eval_split)]
+    return buckets.batches(sizes, config.eval.batch_size, config.eval.buckets, mesh.shape[sharding.SPACE])
+
+
+def _on_devices(config, dataset, mesh, plan, compiled, before_batch) -> Iterator[dict[str, Any]]:
     """The evaluation batches on the mesh, one ahead of what is being computed, each announced to `before_batch`.
 
     'indices' are the positions of a batch's pictures, and 'ids' {position: id} of those that this process has read.
     """
-    rows = sharding.local_rows(mesh, config.eval.batch_size)
-    batches = pipeline.eval_batches(
-        dataset,
-        config.eval_split,
-        batch_size=config.eval.batch_size,
-        ignore_label=config.ignore_label,
-        eval_size=config.eval_size,
-        rows=rows,
-    )
-    for batch in batches:
-        indices = batch["indices"].tolist()
-        ids = {indices[row]: name for row, name in zip(rows, batch["id"], strict=True) if row < len(indices)}
-        arrays = sharding.put_batch(mesh, {name: batch[name] for name in INPUTS})
-        before_batch(arrays["image"].shape not in compiled)
-        compiled.add(arrays["image"].shape)
-        yield arrays | {"indices": indices, "ids": ids}
+    rows, views = sharding.local_rows(mesh, config.eval.batch_size), Views.of(config.eval)
+    batches = pipeline.eval_batches(dataset, config.eval_split, plan, ignore_label=config.ignore_label, rows=rows)
+    for planned, batch in zip(plan, batches, strict=True):
+        ids = {
+            planned.indices[row]: name
+            for row, name in zip(rows, batch["id"], strict=True)
+            if row < len(planned.indices)
+        }
+        if planned.view_rooms is not None:
+            sizes = (padding.padded_size(size, config.eval_size) for size in batch["size"].tolist())
+            batch["view_sizes"] = views.sizes_of_each(sizes)
+        arrays = sharding.put_batch(mesh, {name: batch[name] for name in INPUTS if name in batch})
+        program = planned.room, planned.view_rooms
+        before_batch(program not in compiled)
+        compiled.add(program)
+        yield arrays | {"indices": planned.indices, "ids": ids, "view_rooms": planned.view_rooms}
 
 
 def _count(

@@ -9,24 +9,21 @@ import numpy as np
 _ONE = 2048  # OpenCV's weights are integers of 11 bits
 
 
-def resize(
-    levels: jax.Array, size: Sequence[int], sizes: jax.Array | None = None, to_sizes: jax.Array | None = None
-) -> jax.Array:
+def resize(levels: jax.Array, size: Sequence[int], sizes: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
     """`cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)` of uint8, in the same integers.
 
     Args:
       levels: integers `[B, H, W, C]` in 0..255.
       size: (height, width) of the result.
-      sizes: where pictures have sizes of their own, integers `[B, 2]`: (height, width) that each fills from the top
-        left.
-      to_sizes: of these, what each is resized to.
+      sizes: where pictures have sizes of their own, two arrays of integers `[B, 2]`: (height, width) that each fills
+        from the top left, and what it is resized to.
 
     Returns:
       int32 `[B, height, width, C]` in 0..255.
     """
     levels = levels.astype(jnp.int32)
     if sizes is not None:
-        sides = zip(sizes.T, to_sizes.T, size, strict=True)
+        sides = zip(sizes[0].T, sizes[1].T, size, strict=True)
         return jax.vmap(_combine)(levels, *(_neighbours_of_each(*side) for side in sides))
     if tuple(size) == levels.shape[1:3]:
         return levels

@@ -12,16 +12,17 @@ from dlv3p_jax.evaluation import metrics
 from dlv3p_jax.evaluation.views import Views, predict_logits
 from dlv3p_jax.runtime import sharding
 
-INPUTS = ("image", "label", "size")  # what a step takes of a batch
+INPUTS = ("image", "label", "size", "view_sizes")  # what a step takes of a batch
 
 
-def make_eval_step(config, model) -> Callable:
+def make_eval_step(config, model, view_rooms: Sequence[tuple[int, int]] | None = None) -> Callable:
     """A pure function that predicts a batch and counts: `eval_step(variables, batch) -> (counts, predictions)`.
 
     `batch` is {'image': uint8 `[B, H, W, 3]`, 'label': uint8 `[B, H, W]`}; pictures are normalised and padded at the
     bottom and right to `eval_size` with 0 (which is 127.5 before normalisation), and the padding is cut off the logits.
     Where pictures of several sizes were padded on the host, to share a batch and a program, 'size' int32 `[B, 2]` tells
-    their own (height, width); the padding's label is the ignore label.
+    their own (height, width); the padding's label is the ignore label. The network takes that padding for a part of the
+    picture, unless there are `view_rooms`: then 'view_sizes' is `sizes` of `predict_logits`, and these its `rooms`.
     `counts` has 'matrices', the pictures' int32 `[B, num_classes, num_classes]` confusion matrices [label, prediction]
     without ignored pixels, and 'losses', see `sum_losses`; `predictions` is uint8 `[B, H, W]`, which stays on the
     devices unless somebody asks for it.
@@ -37,7 +38,8 @@ def make_eval_step(config, model) -> Callable:
         if eval_size is not None:
             bottom, right = max(eval_size[0] - height, 0), max(eval_size[1] - width, 0)
             images = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
-        logits = predict_logits(model, variables, images, views)[:, :height, :width]
+        each = () if view_rooms is None else (batch["view_sizes"], view_rooms)
+        logits = predict_logits(model, variables, images, views, *each)[:, :height, :width]
         predictions = jnp.argmax(logits, axis=-1).astype(jnp.uint8)
         labels = batch["label"]
         if views.gives_probabilities:
@@ -82,13 +84,16 @@ def clear_padding(images: jax.Array, sizes: jax.Array) -> jax.Array:
     return jnp.where((rows & columns)[..., None], images, 0)
 
 
-def jit_eval_step(config, mesh: Mesh, model) -> jax.stages.Wrapped:
-    """`make_eval_step`'s function for batches on `mesh`, 'size' included."""
-    replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
+def jit_eval_step(config, mesh: Mesh, model, view_rooms: Sequence[tuple[int, int]] | None = None) -> jax.stages.Wrapped:
+    """`make_eval_step`'s function for batches on `mesh`, with 'size', and with `view_rooms` also 'view_sizes'."""
+    replicated, batched, each = sharding.replicated(mesh), sharding.batched(mesh), sharding.per_picture(mesh)
+    inputs = {"image": batched, "label": batched, "size": each}
+    if view_rooms is not None:
+        inputs["view_sizes"] = each
     return sharding.jit(
         mesh,
-        make_eval_step(config, model),
-        in_shardings=(replicated, {"image": batched, "label": batched, "size": sharding.per_picture(mesh)}),
+        make_eval_step(config, model, view_rooms),
+        in_shardings=(replicated, inputs),
         out_shardings=(replicated, batched),
     )
 
@@ -99,17 +104,17 @@ def run_step(
     """Runs a jitted `eval_step` over all batches.
 
     Args:
-      eval_step: what `make_eval_step` gave, jitted.
+      eval_step: what `make_eval_step` gave, jitted, or what finds that for a batch.
       variables: on the devices.
-      batches: {'image', 'label'} and perhaps 'size' on the devices, and whatever else. Pictures that only fill up a
-        batch carry the ignore label everywhere and so count nothing.
+      batches: what `eval_step` takes, on the devices. Pictures that only fill up a batch carry the ignore label
+        everywhere and so count nothing.
 
     Yields:
       Each batch, its counts on the host, and its predictions on the devices.
     """
     pending = None
     for batch in batches:
-        outputs = eval_step(variables, {name: batch[name] for name in INPUTS if name in batch})
+        outputs = eval_step(variables, batch)
         if pending is not None:  # one behind, so that the devices never wait for the host
             before, counts, predictions = pending
             yield before, jax.device_get(counts), predictions

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -105,8 +105,13 @@ class Views:
         ]
 
     def all_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """The picture's own, then those of its views: what `predict_logits` takes of each picture."""
-        return [size, *self.sizes(size)]
+        """The picture's own (height, width), 1 at least, then those of its views."""
+        own = max(size[0], 1), max(size[1], 1)
+        return [own, *self.sizes(own)]
+
+    def sizes_of_each(self, sizes: Iterable[tuple[int, int]]) -> np.ndarray:
+        """int32 `[B, 1 + scales, 2]`, what `predict_logits` takes of pictures of these (height, width)."""
+        return np.array(list(map(self.all_sizes, sizes)), np.int32)
 
     @property
     def name(self) -> str:
@@ -193,9 +198,11 @@ def predict_logits(
         return jax.nn.softmax(logits) if views.gives_probabilities else logits
 
     def scaled(picture: Tiled, scale: int) -> Tiled:
-        room, to = (views.sizes(size)[scale], None) if rooms is None else (rooms[scale], sizes[:, 1 + scale])
+        room = views.sizes(size)[scale] if rooms is None else rooms[scale]
+        to = None if sizes is None else sizes[:, 1 + scale]
         if views.average == "probabilities" or views.resize is not None:
-            levels = grey_levels.resize(colors.grey_levels(picture.array), room, picture.sizes, to)
+            both = None if picture.sizes is None or to is None else (picture.sizes, to)
+            levels = grey_levels.resize(colors.grey_levels(picture.array), room, both)
             return Tiled(colors.normalize(levels), sizes=to)
         if picture is pictures and views.scales[scale] == 1 and room == size:
             return picture
@@ -240,7 +247,7 @@ def _slide(apply: Callable, view: Tiled, window: tuple[int, int], stride: tuple[
     if window == (height, width):
         return apply(view)
     if view.sizes is not None:
-        return _slide_each(apply, view, window, stride)
+        return _slide_each(apply, view, view.sizes, window, stride)
     starts = [(y, x) for y in _starts(height, window[0], stride[0]) for x in _starts(width, window[1], stride[1])]
     visits = np.zeros((height, width, 1), np.float32)
     for y, x in starts:
@@ -258,9 +265,10 @@ def _slide(apply: Callable, view: Tiled, window: tuple[int, int], stride: tuple[
     return total / visits
 
 
-def _slide_each(apply: Callable, view: Tiled, window: tuple[int, int], stride: tuple[int, int]) -> jax.Array:
+def _slide_each(
+    apply: Callable, view: Tiled, sizes: jax.Array, window: tuple[int, int], stride: tuple[int, int]
+) -> jax.Array:
     """The same of pictures that have sizes, and so windows, of their own; a batch takes as many as its largest."""
-    sizes = view.sizes
     windows = jnp.minimum(sizes, jnp.array(window))  # of a picture that is smaller, all of it
     counts = -(-(sizes - windows) // jnp.array(stride)) + 1
     num_windows = counts.prod(1)

@@ -1,6 +1,5 @@
 """Prediction of picture files with a trained model: any formats and sizes in, labels out; nothing is written here."""
 
-import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -15,7 +14,7 @@ from absl import logging
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from dlv3p_jax.data import colors, decoding, padding, ranges
+from dlv3p_jax.data import buckets, colors, decoding, padding, ranges
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Problem, Stored, read_image
 from dlv3p_jax.evaluation.step import clear_padding
@@ -25,6 +24,8 @@ from dlv3p_jax.models import Variables
 from dlv3p_jax.runtime import memory, sharding
 
 _READERS = 4  # threads that decode
+
+_Known = tuple[Picture, Sequence[tuple[int, int]]]  # with its size, padded as in evaluation, and those of its views
 
 
 class _Row(NamedTuple):
@@ -48,19 +49,22 @@ class Prediction:
     probabilities: np.ndarray | None
 
 
-def make_predict_step(config, model, probabilities: DTypeLike | None = None) -> Callable:
-    """A pure function `predict_step(variables, images, sizes) -> (labels, probabilities)` with the views of `config`.
+def make_predict_step(
+    config, model, probabilities: DTypeLike | None = None, view_rooms: Sequence[tuple[int, int]] | None = None
+) -> Callable:
+    """A pure function `predict_step(variables, images, sizes, view_sizes=None) -> (labels, probabilities)`.
 
     `images` is uint8 `[B, H, W, 3]`, each of which fills `sizes` (int32 `[B, 2]`, height and width) from the top left.
-    What lies beyond becomes 0 after normalisation, as the padding of an evaluation is, whatever it holds. `labels` is
-    uint8 `[B, H, W]`, and means nothing beyond the picture. `probabilities` is `[B, H, W, C]` of the type that is asked
-    for, or None.
+    What lies beyond becomes 0 after normalisation, as the padding of an evaluation is, whatever it holds, and is a part
+    of what the network sees; unless there are `view_rooms`: then `view_sizes` and these are `sizes` and `rooms` of
+    `predict_logits`. The views are those of `config`. `labels` is uint8 `[B, H, W]`, and means nothing beyond the
+    picture. `probabilities` is `[B, H, W, C]` of the type that is asked for, or None.
     """
     views = Views.of(config.eval)
 
-    def predict_step(variables, images, sizes):
+    def predict_step(variables, images, sizes, view_sizes=None):
         images = clear_padding(colors.normalize(images), sizes)
-        scores = predict_logits(model, variables, images, views)
+        scores = predict_logits(model, variables, images, views, view_sizes, view_rooms)
         labels = jnp.argmax(scores, axis=-1).astype(jnp.uint8)
         if probabilities is None:
             return labels, None
@@ -80,7 +84,9 @@ def predict_pictures(
     probabilities: bool = False,
     picture_range: ranges.Range | None = None,
 ) -> Iterator[Prediction | Problem]:
-    """Predicts all pictures, size by size; what is smaller than `config.eval_size` is padded to it, as in evaluation.
+    """Predicts all pictures; what is smaller than `config.eval_size` is padded to it, as in evaluation.
+
+    Of many sizes, several share a program (`config.eval.buckets`), which sees each as if it were alone.
 
     Args:
         config, model, variables: of a `weights.TrainedModel`.
@@ -97,44 +103,42 @@ def predict_pictures(
     Raises:
         ValueError: a view or the mesh cannot be used.
     """
-    predict_step = sharding.jit(
-        mesh,
-        make_predict_step(config, model, jnp.float16 if probabilities else None),
-        in_shardings=(sharding.replicated(mesh), sharding.batched(mesh), sharding.per_picture(mesh)),
-        out_shardings=sharding.batched(mesh),
-    )
-    groups: dict[tuple[int, int], list[Picture]] = collections.defaultdict(list)
+    views, known = Views.of(config.eval), list[_Known]()
     for picture in pictures:
         size = _read_size(picture)
         if not isinstance(size, Problem):
-            groups[padding.padded_size(size, config.eval_size)].append(picture)
+            known.append((picture, views.all_sizes(padding.padded_size(size, config.eval_size))))
         elif picture.name not in done:
             yield size
-    left = {size: [picture for picture in group if picture.name not in done] for size, group in groups.items()}
+    to_do = _choose(config, known, mesh, config.eval.buckets, done)
     logging.info(
-        "Predicting %d pictures in %d sizes, each compiled at its first batch, on %s%s",
-        *(sum(map(len, left.values())), sum(map(bool, left.values())), sharding.describe(mesh)),
+        "Predicting %d pictures by %d programs, each compiled at its first batch, on %s%s",
+        *(sum(picture.name not in done for picture, _ in known), len(to_do), sharding.describe(mesh)),
         f"; {len(done)} are there already" if done else "",
     )
     variables = jax.device_put(variables, sharding.replicated(mesh))
     pending, said = None, _Said()
     with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
-        for size, group in groups.items():
-            if not left[size]:
-                continue
-            num_rows = _num_rows(min(config.eval.batch_size, len(group)), size, mesh)
+        while to_do:
+            bucket, group = to_do.pop(0)
+            num_rows = _num_rows(min(config.eval.batch_size, len(group)), bucket.room, mesh)
+            step = make_predict_step(config, model, jnp.float16 if probabilities else None, bucket.view_rooms)
             try:
-                program = _compile(predict_step, variables, num_rows, size, mesh)
+                program = _compile(step, variables, num_rows, bucket, mesh)
             except MemoryError as error:
-                yield from (Problem(picture.name, f"{picture.path}: {error}") for picture in left[size])
+                if len({sizes[0] for _, sizes in group}) > 1:  # each size by itself, then: some may do
+                    to_do += _choose(config, group, mesh, 0, done)
+                    continue
+                left = [picture for picture, _ in group if picture.name not in done]
+                yield from (Problem(picture.name, f"{picture.path}: {error}") for picture in left)
                 continue
-            read = functools.partial(_read, padded_size=size, eval_size=config.eval_size, picture_range=picture_range)
+            read = functools.partial(_read, eval_size=config.eval_size, picture_range=picture_range)
             for batch in _batches(group, config.eval.batch_size, done):
                 results = list(readers.map(read, batch))
                 yield from (result for result in results if isinstance(result, Problem))
                 rows = [None if isinstance(result, Problem) else result for result in results]
                 said.add(rows)
-                outputs = program(variables, *_stack(rows, size, num_rows, mesh))
+                outputs = program(variables, *_stack(rows, bucket, num_rows, config, mesh))
                 if pending is not None:  # one behind, so that the devices compute while the host decodes
                     yield from _cut(*pending)
                 pending = (rows, *outputs)
@@ -164,9 +168,19 @@ class _Said:
             logging.warning("%s", complaint)
 
 
-def _batches(group: Sequence[Picture], batch_size: int, done: Collection[str]) -> list[list[Picture | None]]:
+def _choose(
+    config, known: Sequence[_Known], mesh: Mesh, limit: int, done: Collection[str]
+) -> list[tuple[buckets.Bucket, list[_Known]]]:
+    """What `buckets.choose` gives for all, with the pictures of each bucket; only where one is left to do."""
+    sizes = [sizes for _, sizes in known]
+    chosen = buckets.choose(sizes, config.eval.batch_size, limit, mesh.shape[sharding.SPACE])
+    groups = [(bucket, [known[index] for index in bucket.indices]) for bucket in chosen]
+    return [(bucket, group) for bucket, group in groups if any(each.name not in done for each, _ in group)]
+
+
+def _batches(group: Sequence[_Known], batch_size: int, done: Collection[str]) -> list[list[_Known | None]]:
     """The batches in which something is left to do, with None in the places of what is done."""
-    places = [None if picture.name in done else picture for picture in group]
+    places = [None if known[0].name in done else known for known in group]
     batches = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
     return [batch for batch in batches if any(batch)]
 
@@ -180,19 +194,24 @@ def _num_rows(num_pictures: int, size: tuple[int, int], mesh: Mesh) -> int:
 
 
 def _compile(
-    predict_step, variables: Variables, num_rows: int, size: tuple[int, int], mesh: Mesh
+    predict_step, variables: Variables, num_rows: int, bucket: buckets.Bucket, mesh: Mesh
 ) -> Callable[..., tuple[jax.Array, jax.Array | None]]:
-    """The program for batches of one size. It is dropped after them: of thousands of sizes, not all could be kept.
+    """The program for the batches of a bucket. It is dropped after them: each size may have its own.
 
     Raises:
         MemoryError: it needs more than there is.
     """
-    images = jax.ShapeDtypeStruct((num_rows, *size, 3), jnp.uint8)
-    sizes = jax.ShapeDtypeStruct((num_rows, 2), jnp.int32)
+    size, batched, each = bucket.room, sharding.batched(mesh), sharding.per_picture(mesh)
+    inputs = [((*size, 3), jnp.uint8, batched), ((2,), jnp.int32, each)]
+    if bucket.view_rooms is not None:
+        inputs.append(((1 + len(bucket.view_rooms), 2), jnp.int32, each))
+    arguments = [jax.ShapeDtypeStruct((num_rows, *shape), dtype) for shape, dtype, _ in inputs]
+    shardings = (sharding.replicated(mesh), *(place for *_, place in inputs))
     what = f"{size[0]}x{size[1]} pixels (height x width), {num_rows} at a time"
     advice = "give a smaller --batch_size, or --window=HEIGHT,WIDTH"
     try:
-        program = predict_step.lower(variables, images, sizes).compile()
+        jitted = sharding.jit(mesh, predict_step, in_shardings=shardings, out_shardings=batched)
+        program = jitted.lower(variables, *arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -225,13 +244,11 @@ def _read_size(picture: Picture) -> tuple[int, int] | Problem:
 
 
 def _read(
-    picture: Picture | None,
-    padded_size: tuple[int, int],
-    eval_size: tuple[int, int] | None,
-    picture_range: ranges.Range | None,
+    known: _Known | None, eval_size: tuple[int, int] | None, picture_range: ranges.Range | None
 ) -> _Row | Problem | None:
-    if picture is None:
+    if known is None:
         return None
+    picture, (padded_size, *_) = known
     try:
         stored = read_image(picture.path, picture_range)
         image = stored.pixels()
@@ -243,18 +260,21 @@ def _read(
 
 
 def _stack(
-    rows: Sequence[_Row | None], size: tuple[int, int], num_rows: int, mesh: Mesh
-) -> tuple[jax.Array, jax.Array]:
-    """The pictures in one array on the mesh, each in its own row, and their sizes; the other rows are empty."""
-    stacked = np.zeros((num_rows, *size, 3), np.uint8)
+    rows: Sequence[_Row | None], bucket: buckets.Bucket, num_rows: int, config, mesh: Mesh
+) -> tuple[jax.Array, ...]:
+    """What a program takes beside the variables: each picture in its own row; the other rows are empty."""
+    stacked = np.zeros((num_rows, *bucket.room, 3), np.uint8)
     sizes = np.zeros((num_rows, 2), np.int32)
     for index, row in enumerate(rows):
         if row is not None:
             image = row.image
             height, width = sizes[index] = image.shape[:2]
             stacked[index, :height, :width] = image
-    batch = sharding.put_batch(mesh, {"image": stacked, "size": sizes})
-    return batch["image"], batch["size"]
+    batch: dict[str, np.ndarray] = {"image": stacked, "size": sizes}
+    if bucket.view_rooms is not None:
+        padded = (padding.padded_size(size, config.eval_size) for size in sizes.tolist())
+        batch["view_sizes"] = Views.of(config.eval).sizes_of_each(padded)
+    return tuple(sharding.put_batch(mesh, batch).values())
 
 
 def _cut(rows: Sequence[_Row | None], labels: jax.Array, probabilities: jax.Array | None) -> Iterator[Prediction]:

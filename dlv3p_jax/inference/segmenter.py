@@ -1,6 +1,7 @@
 """A trained model as a Python object: a picture in, the classes of its pixels out."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any, TypedDict, Unpack
@@ -13,7 +14,7 @@ from absl import logging
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
-from dlv3p_jax.data import decoding, padding, ranges, viz
+from dlv3p_jax.data import buckets, decoding, padding, ranges, viz
 from dlv3p_jax.data.pictures import read_image, to_eight_bits
 from dlv3p_jax.evaluation.views import Views
 from dlv3p_jax.inference import predictor
@@ -46,9 +47,10 @@ class Segmenter:
     `prepare` takes, and are turned as their EXIF orientation says; alpha is dropped, and more than 8 bits are read by
     `picture_range`. Labels are those of `python -m dlv3p_jax.predict`.
 
-    The first picture of each size is slow, for a program is compiled for it, and kept as long as the segmenter;
-    `warm_up` does so beforehand. All methods may be called from several threads at once. A process that is
-    forked after JAX was used has to load its own (ValueError).
+    Programs are kept as long as the segmenter, and pictures of many sizes share them: between a side and its double
+    there are four rooms, so that 16 programs serve all sizes there. The first picture in a room is slow, for its
+    program is compiled. `warm_up` does so beforehand for one size, exactly. All methods may be called from several
+    threads at once. A process that is forked after JAX was used has to load its own (ValueError).
 
     Attributes:
         classes: the names of the C classes.
@@ -79,15 +81,16 @@ class Segmenter:
         everywhere = sharding.replicated(self._mesh)
         self._variables = jax.device_put(trained.variables, everywhere)
         self._trained = dataclasses.replace(trained, variables=self._variables)
-        self._programs = {
-            kind: sharding.jit(
-                self._mesh,
-                predictor.make_predict_step(trained.config, trained.model, dtype),
-                in_shardings=everywhere,
-                out_shardings=everywhere,
-            )
-            for kind, dtype in (("labels", None), ("probabilities", jnp.float32))
-        }
+        self._views = Views.of(trained.config.eval)
+        self._exact = {trained.config.eval_size}  # sizes with a program of their own
+
+        @functools.cache
+        def program(probabilities: bool, view_rooms: tuple[buckets.Size, ...] | None) -> jax.stages.Wrapped:
+            dtype = jnp.float32 if probabilities else None
+            step = predictor.make_predict_step(trained.config, trained.model, dtype, view_rooms)
+            return sharding.jit(self._mesh, step, in_shardings=everywhere, out_shardings=everywhere)
+
+        self._program = program
 
     @classmethod
     def from_checkpoint(
@@ -137,11 +140,11 @@ class Segmenter:
         Raises:
             ValueError: it is no picture, or cannot be read; the message names it.
         """
-        return self._predict("labels", as_array(image, self.picture_range)).astype(np.int32)
+        return self._predict(as_array(image, self.picture_range)).astype(np.int32)
 
     def probabilities(self, image: PictureLike) -> NDArray[np.float32]:
         """The probability of each class at each pixel, float32 `[H, W, C]`, of sum 1; raises as a call does."""
-        return self._predict("probabilities", as_array(image, self.picture_range))
+        return self._predict(as_array(image, self.picture_range), probabilities=True)
 
     def overlay(self, image: PictureLike, alpha: float = 0.5) -> NDArray[np.uint8]:
         """The picture with the classes' colours laid over, uint8 `[H, W, 3]`.
@@ -154,22 +157,32 @@ class Segmenter:
             ValueError: as a call does; `alpha` is another.
         """
         array = as_array(image, self.picture_range)
-        return viz.overlay(array, self._predict("labels", array), self.palette, alpha)
+        return viz.overlay(array, self._predict(array), self.palette, alpha)
 
     def warm_up(self, size: tuple[int, int]) -> None:
-        """Compiles what a call for pictures of this (height, width) runs, and runs it once."""
-        self._predict("labels", np.zeros((*size, 3), np.uint8))
+        """Compiles a program for pictures of this (height, width) alone, without any padding, and runs it once."""
+        self._exact.add(padding.padded_size(size, self.config.eval_size))
+        self._predict(np.zeros((*size, 3), np.uint8))
 
     def __repr__(self) -> str:
         return f"Segmenter({self.source!r}, {len(self.classes)} classes)"
 
-    def _predict(self, kind: str, image: np.ndarray) -> np.ndarray:
+    def _predict(self, image: np.ndarray, probabilities: bool = False) -> np.ndarray:
+        """Labels, or probabilities."""
         sharding.check_process()
         height, width = image.shape[:2]
-        images = np.zeros((1, *padding.padded_size((height, width), self.config.eval_size), 3), np.uint8)
+        own = padding.padded_size((height, width), self.config.eval_size)
+        room, view_rooms, view_sizes = own, None, None
+        if own not in self._exact:
+            room, *rooms = map(buckets.room, self._views.all_sizes(own))
+            # Those of all pictures in this room, where they follow from it.
+            view_rooms = tuple(rooms if self._views.resize else map(buckets.room, self._views.sizes(room)))
+            view_sizes = self._views.sizes_of_each([own])
+        images = np.zeros((1, *room, 3), np.uint8)
         images[0, :height, :width] = image
-        labels, probabilities = self._programs[kind](self._variables, images, np.array([[height, width]], np.int32))
-        return np.asarray(labels if probabilities is None else probabilities)[0, :height, :width]
+        program = self._program(probabilities, view_rooms)
+        found = program(self._variables, images, np.array([[height, width]], np.int32), view_sizes)
+        return np.asarray(found[1] if probabilities else found[0])[0, :height, :width]
 
 
 def as_array(image: PictureLike, picture_range: tuple[float, float] | None = None) -> NDArray[np.uint8]:

@@ -184,13 +184,12 @@ def avg_pool2x2(x: Pictures) -> Pictures:
     # Repeating an odd last row leaves the mean over the real pixels as it is.
     y = jnp.pad(parts.array, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     y = (y[:, ::2, ::2] + y[:, 1::2, ::2] + y[:, ::2, 1::2] + y[:, 1::2, 1::2]) / 4
-    y = tiles.like(x, y, stride=2)
     if parts.sizes is None:
-        return y
+        return tiles.like(x, y)
     # A window that hangs over the border of a picture, on one side or on both, has taken in zeros.
-    ones = dataclasses.replace(parts, array=jnp.ones((*x.shape[:3], 1), x.array.dtype))
-    share = avg_pool2x2(dataclasses.replace(ones, array=tiles.cleared(ones), sizes=None)).array
-    return tiles.each(lambda y: y / jnp.maximum(share, 0.25), y)
+    ones = dataclasses.replace(parts, array=jnp.ones((*x.shape[:3], 1), y.dtype))
+    share = avg_pool2x2(tiles.cleared(ones))
+    return tiles.like(x, y / jnp.maximum(share, 0.25), stride=2)
 
 
 def _cleared(x: Pictures, padding: float = 0.0) -> Tiled:

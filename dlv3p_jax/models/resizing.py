@@ -41,16 +41,17 @@ def resize(
         rows, columns = (_matrix(*sides, align_corners) for sides in zip(x.shape[1:3], size, last, strict=True))
         return tiles.like(x, _product(parts.array, rows, columns, ""))
 
-    dtype = jnp.promote_types(parts.array.dtype, jnp.float32)
-
-    def matrix(axis):
-        first = _matrices(parts.sizes[:, axis], sizes[:, axis], (x.shape[1 + axis], size[axis]), align_corners, dtype)
-        if output_sizes is None:
-            return first
-        again = _matrices(sizes[:, axis], output_sizes[:, axis], (size[axis], last[axis]), False, dtype)
-        return jnp.einsum("bzy,byh->bzh", again, first, precision=jax.lax.Precision.HIGHEST)
-
-    resized = _product(tiles.cleared(parts), matrix(0), matrix(1), "b")
+    if sizes is None:
+        raise ValueError("pictures that have sizes of their own need `sizes`, what each is resized to")
+    dtype, matrices = jnp.promote_types(parts.array.dtype, jnp.float32), []
+    for axis in (0, 1):
+        room = x.shape[1 + axis], size[axis]
+        matrix = _matrices(parts.sizes[:, axis], sizes[:, axis], room, align_corners, dtype)
+        if output_sizes is not None:
+            again = _matrices(sizes[:, axis], output_sizes[:, axis], (size[axis], last[axis]), False, dtype)
+            matrix = jnp.einsum("bzy,byh->bzh", again, matrix, precision=jax.lax.Precision.HIGHEST)
+        matrices.append(matrix)
+    resized = _product(tiles.cleared(parts), matrices[0], matrices[1], "b")
     return tiles.given(x, Tiled(resized, sizes=sizes if output_sizes is None else output_sizes))
 
 

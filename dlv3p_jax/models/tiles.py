@@ -92,14 +92,15 @@ def assemble(x: jax.Array | Tiled) -> Tiled:
 
 def cleared(x: Tiled, padding: float = 0.0) -> jax.Array:
     """The array of parts, with `padding` wherever a picture does not reach."""
-    if x.sizes is None:
+    sizes = x.sizes
+    if sizes is None:
         return x.array
     height, width = x.shape[1:3]
     parts = np.arange(4**x.cuts * x.strips)
 
     def reached(axis, first, side):  # [B, parts, side]
         places = first[:, None] + 2**x.cuts * np.arange(side)
-        return places < x.sizes[:, axis, None, None]
+        return places < sizes[:, axis, None, None]
 
     def first(bit):
         # Each cut adds two bits to the number of a part, whether its rows and its columns are the odd ones.

@@ -135,6 +135,7 @@ def check(config) -> None:
         f"config.batch_size={config.batch_size} must divide into so many micro-batches, of at least 2 pictures",
     )
     require(config.eval.batch_size >= 1, "eval.batch_size", "must be at least 1")
+    require(config.eval.buckets >= 0, "eval.buckets", "must not be negative")
     padded_too = config.eval.resize is not None and config.eval_size is not None
     require(not padded_too, "eval.resize", "pictures are resized or padded (config.eval_size), not both")
     for key in ("num_train_steps", "log_every_steps", "eval_every_steps", "checkpoint_every_steps", "keep_checkpoints"):

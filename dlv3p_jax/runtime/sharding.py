@@ -210,11 +210,12 @@ def check_micro_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulate_ste
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows of a batch -> global arrays on the mesh, without waiting for the transfer.
 
-    The rows are those of `local_rows`, whole pictures in this order. Images and labels are laid out as `batched` says,
-    arrays of one or two dimensions as `per_picture` says.
+    The rows are those of `local_rows`, whole pictures in this order. 'image' and 'label' are laid out as `batched`
+    says, all else as `per_picture` says.
     """
     return {
-        name: _put(mesh, batched(mesh) if array.ndim > 2 else per_picture(mesh), array) for name, array in batch.items()
+        name: _put(mesh, (batched if name in ("image", "label") else per_picture)(mesh), array)
+        for name, array in batch.items()
     }
 
 

@@ -11,13 +11,14 @@ import threading
 import time
 import types
 
+import eval_batches
 import fake_gcs
 import numpy as np
 import pytest
 from PIL import Image
 
 from dlv3p_jax import prepare
-from dlv3p_jax.data import bucket, pipeline, records
+from dlv3p_jax.data import bucket, records
 from dlv3p_jax.data.errors import DatasetError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -167,7 +168,7 @@ def test_a_damaged_copy_comes_again_when_it_is_removed(gcs, target):
     content[len(content) // 4 :] = bytes(len(content) - len(content) // 4)
     shard.write_bytes(content)
     with pytest.raises(DatasetError, match=f"{shard} is damaged .*; remove this copy, .* from {URL}, or prepare"):
-        list(pipeline.eval_batches(dataset, "train", batch_size=2, ignore_label=255))
+        list(eval_batches.of(dataset, "train", 2))
     shutil.rmtree(target)
     assert len(list(records.open_dataset("image_folder", URL).source("train"))) == 11
 

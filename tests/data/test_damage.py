@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import eval_batches
 import numpy as np
 import pytest
 import tiny
@@ -78,7 +79,7 @@ def read_all(data, what, midway=lambda: None):
     if what == "train":
         batches = pipeline.train_batches(dataset, "train", CROP, first_step=0, **SETTINGS)
     else:
-        batches = pipeline.eval_batches(dataset, "train", batch_size=2, ignore_label=255)
+        batches = eval_batches.of(dataset, "train", 2)
     next(batches)
     midway()
     return list(batches)
@@ -110,7 +111,7 @@ def test_files_that_are_removed_while_they_are_read_are_read_to_the_end_and_miss
     dataset = records.open_dataset("image_folder", data)
     assert len(read_all(data, "train", midway=lambda: shutil.rmtree(data))) == 49
     with pytest.raises(DatasetError, match=r"train: record 2 cannot be read: number 2 in .*00000-of-00003"):
-        next(pipeline.eval_batches(dataset, "train", batch_size=2, ignore_label=255))
+        next(eval_batches.of(dataset, "train", 2))
 
 
 def test_a_disk_that_fails_only_once_is_told(data, monkeypatch):
@@ -157,7 +158,7 @@ def test_a_picture_that_was_stored_damaged_is_named(tmp_path, prepared, part, ca
     with pytest.raises(DatasetError, match=expected):
         list(pipeline.train_batches(dataset, "train", CROP, first_step=0, cache=cache, **SETTINGS))
     with pytest.raises(DatasetError, match=expected):
-        list(pipeline.eval_batches(dataset, "train", batch_size=3, ignore_label=255))
+        list(eval_batches.of(dataset, "train", 3))
 
 
 def test_a_run_whose_data_go_keeps_what_it_saved_and_goes_on_from_there(data, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import io
 
+import eval_batches
 import numpy as np
 import pytest
 from PIL import Image
@@ -59,7 +60,7 @@ def test_a_run_can_start_at_any_step_bit_for_bit(dataset, more):
 def test_nothing_reads_ahead_while_the_interpreter_ends(dataset):
     iterators = [
         pipeline.train_batches(dataset, "train", CROP, first_step=0, **SETTINGS),
-        pipeline.eval_batches(dataset, "val", batch_size=1, ignore_label=255),
+        eval_batches.of(dataset, "val", 1),
     ]
     assert all(next(iterator) for iterator in iterators)
     pipeline._close_iterators()
@@ -94,9 +95,10 @@ def test_processes_take_disjoint_rows_of_one_global_batch(dataset):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 6])
 def test_evaluation_sees_every_picture_once_at_its_own_size(dataset, batch_size):
     seen = {}
-    for batch in pipeline.eval_batches(dataset, "val", batch_size=batch_size, ignore_label=255):
+    plan = eval_batches.plan(dataset, "val", batch_size)
+    for planned, batch in zip(plan, eval_batches.of(dataset, "val", batch_size), strict=True):
         assert len(batch["id"]) == batch_size
-        expected = [dataset.source("val")[index]["id"] for index in batch["indices"]]
+        expected = [dataset.source("val")[index]["id"] for index in planned.indices]
         assert [picture_id for picture_id in batch["id"] if picture_id] == expected
         for picture_id, image, label in zip(batch["id"], batch["image"], batch["label"], strict=True):
             if picture_id:
@@ -114,15 +116,15 @@ def test_evaluation_sees_every_picture_once_at_its_own_size(dataset, batch_size)
 
 def test_evaluation_pads_smaller_pictures_into_one_size_and_tells_their_own(dataset):
     own = {}
-    for batch in pipeline.eval_batches(dataset, "val", batch_size=1, ignore_label=255):
+    for batch in eval_batches.of(dataset, "val", 1):
         assert batch["size"].tolist() == [list(batch["label"].shape[1:])]
         own[batch["id"][0]] = (batch["image"][0], batch["label"][0])
     assert {label.shape for _, label in own.values()} == {(40, 56), (33, 47)}
 
     for eval_size, shapes in (((40, 60), [(40, 60)] * 3), ((35, 35), [(40, 56), (40, 56), (35, 47)])):
-        batches = list(pipeline.eval_batches(dataset, "val", batch_size=2, ignore_label=255, eval_size=eval_size))
-        assert [batch["label"].shape[1:] for batch in batches] == shapes
-        rows = [row for batch in batches for row in zip(*(batch[name] for name in BATCH), strict=True)]
+        found = list(eval_batches.of(dataset, "val", 2, eval_size=eval_size))
+        assert [batch["label"].shape[1:] for batch in found] == shapes
+        rows = [row for batch in found for row in zip(*(batch[name] for name in BATCH), strict=True)]
         assert sorted(picture_id for *_, picture_id in rows if picture_id) == sorted(own)
         for image, label, (height, width), picture_id in rows:
             expected = own.get(picture_id, (np.zeros((0, 0, 3)), np.zeros((0, 0))))
@@ -133,18 +135,9 @@ def test_evaluation_pads_smaller_pictures_into_one_size_and_tells_their_own(data
 
 
 def test_a_process_evaluates_its_rows_of_the_whole(dataset):
-    whole = list(pipeline.eval_batches(dataset, "val", batch_size=4, ignore_label=255))
+    whole = list(eval_batches.of(dataset, "val", 4))
     for rows in ([0, 2], [1, 3], [3]):
-        parts = pipeline.eval_batches(dataset, "val", batch_size=4, ignore_label=255, rows=rows)
+        parts = eval_batches.of(dataset, "val", 4, rows=rows)
         for expected, part in zip(whole, parts, strict=True):
             for name in BATCH:
                 np.testing.assert_array_equal(part[name], expected[name][rows])
-
-
-def test_the_plan_keeps_sizes_apart_and_fills_batches():
-    sizes = [(2, 3), (4, 5), (2, 3), (2, 3), (4, 5)]
-    plan = pipeline.plan_evaluation(sizes, 2)
-    assert plan.batches == ((0, 2), (3,), (1, 4))
-    assert plan.sizes == {(2, 3), (4, 5)}
-    plan = pipeline.plan_evaluation([*sizes, (9, 1)], 3, eval_size=(4, 6))
-    assert plan.batches == ((0, 1, 2), (3, 4), (5,)) and plan.sizes == {(4, 6), (9, 6)}

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import eval_batches
 import numpy as np
 import pytest
 from PIL import Image
@@ -144,11 +145,11 @@ def test_a_split_without_labels_is_neither_learnt_from_nor_scored(source, tmp_pa
     dataset, _ = prepare(source, tmp_path / "data")
     message = 'split "test" of cityscapes has no labels.*with labels: train, val'
     with pytest.raises(DatasetError, match=message):
-        next(pipeline.eval_batches(dataset, "test", batch_size=2, ignore_label=255))
+        next(eval_batches.of(dataset, "test", 2))
     crop = augment.Crop((2, 2), min_scale=1.0, max_scale=1.0, scale_step=0.0, flip=False, ignore_label=255)
     with pytest.raises(DatasetError, match=message):
         pipeline.train_batches(dataset, "test", crop, batch_size=2, first_step=0, num_steps=1, seed=0)
-    (batch,) = pipeline.eval_batches(dataset, "val", batch_size=1, ignore_label=255)
+    (batch,) = eval_batches.of(dataset, "val", 1)
     np.testing.assert_array_equal(batch["label"], [[[0, 11], [0, 11]]])
 
 

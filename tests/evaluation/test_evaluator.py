@@ -86,6 +86,19 @@ def test_reports_go_where_the_checkpoint_belongs_and_say_of_what_they_are(data_d
     assert f"report: {other}/eval/{STEP}.json" in output
 
 
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
+def test_pictures_of_several_sizes_count_the_same_by_one_program(data_dir, workdirs, mesh, caplog):
+    views = {"eval.scales": (0.5, 1.0), "eval.flip": True}
+    counts = []
+    for changes in ({"eval.buckets": 0}, {"eval.buckets": 1, "mesh.data": mesh[0], "mesh.space": mesh[1]}):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            result = evaluator.evaluate_checkpoint(tiny.make_config(data_dir, **views, **changes), workdirs[0])
+        counts.append(json.loads((result.path.parent / f"{result.path.name}.json").read_text())["confusion_matrix"])
+    assert "by 1 programs" in caplog.text
+    assert counts[0] == counts[1]
+
+
 def test_another_split_of_the_same_step_has_a_report_of_its_own(data_dir, workdirs):
     workdir = workdirs[0]
     evaluator.evaluate_checkpoint(tiny.make_config(data_dir), workdir)

@@ -20,11 +20,16 @@ from dlv3p_jax.evaluation.views import Views, predict_logits
 
 # The rest of what is recorded takes long to compile and is measured for docs/equivalence.md.
 @pytest.mark.parametrize(
-    ("file", "case"),
-    [("tta_r18", "ms"), ("tta_r18", "slide"), ("tta_legacy_r18", "flip"), ("tta_legacy_r18", "ms_flip")],
+    ("file", "case", "beside"),
+    [
+        ("tta_r18", "ms", True),
+        ("tta_r18", "slide", True),
+        ("tta_legacy_r18", "flip", False),
+        ("tta_legacy_r18", "ms_flip", True),
+    ],
 )
-def test_views_of_paddleseg(shared, file, case):
-    equivalence.hold(equivalence.views(shared, file, case))
+def test_views_of_paddleseg(shared, file, case, beside):
+    equivalence.hold(equivalence.views(shared, file, case, beside))
 
 
 # Against NumPy.

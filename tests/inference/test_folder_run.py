@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_as_if_it_had_not(workdir
 
     process = subprocess.run(command, env=environment, **options)
     assert process.returncode == 0, process.stderr
-    assert "Predicting 3 pictures in 2 sizes" in process.stderr and "3 are there already" in process.stderr
+    assert "Predicting 3 pictures by 2 programs" in process.stderr and "3 are there already" in process.stderr
     assert changed(before, times(output)) == {"1", "4", "5"}
     assert contents(output) == contents(tmp_path / "whole")
     assert names_of(output / "predict.jsonl") == ["0", "1", "2", "3", "4", "5"]

@@ -56,7 +56,7 @@ def test_batches_over_devices_change_nothing(network, pictures, caplog):
     """Three pictures of one size and two of another, two at a time, rounded up to three for as many devices."""
     with caplog.at_level(logging.INFO):
         results = predict(network, pictures, sharding.make_mesh(3, 1))
-    assert "Predicting 5 pictures in 2 sizes" in caplog.text
+    assert "Predicting 5 pictures by 2 programs" in caplog.text
     assert "Compiled for 32x48 pixels (height x width), 3 at a time: 0.0 GiB of memory" in caplog.text
     assert sorted(results) == ["0", "1", "2", "3", "4"]
     classes = set()
@@ -67,6 +67,15 @@ def test_batches_over_devices_change_nothing(network, pictures, caplog):
         assert result.label.dtype == np.uint8 and result.probabilities is None
         classes |= set(np.unique(result.label))
     assert classes == {0, 1, 2}
+
+
+def test_all_sizes_through_one_program(network, pictures, caplog):
+    with caplog.at_level(logging.INFO):
+        results = predict(network, pictures, **{"eval.buckets": 1, "eval.scales": (0.5, 1.0), "eval.flip": True})
+    assert "Predicting 5 pictures by 1 programs" in caplog.text
+    for picture in pictures:
+        expected = expected_scores(network, picture, scales=(0.5, 1.0), flip=True)
+        np.testing.assert_array_equal(results[picture.name].label, expected.argmax(-1))
 
 
 @pytest.mark.parametrize("average", ["logits", "legacy"])
@@ -89,7 +98,7 @@ def test_what_is_done_keeps_its_place_so_that_the_others_come_out_to_the_same_bi
     caplog.clear()
     with caplog.at_level(logging.INFO):
         rest = predict(network, pictures, done={"0", "1", "4"}, probabilities=True, **{"eval.batch_size": 4})
-    assert "Predicting 2 pictures in 1 sizes" in caplog.text and "3 are there already" in caplog.text
+    assert "Predicting 2 pictures by 1 programs" in caplog.text and "3 are there already" in caplog.text
     assert "32x48 pixels (height x width), 3 at a time" in caplog.text  # not 2, which would be another program
     assert "20x24" not in caplog.text
     assert sorted(rest) == ["2", "3"]
@@ -97,9 +106,10 @@ def test_what_is_done_keeps_its_place_so_that_the_others_come_out_to_the_same_bi
         assert result.probabilities.tobytes() == whole[name].probabilities.tobytes()
 
 
-def test_pictures_too_large_for_the_memory_cost_only_themselves(network, pictures, monkeypatch):
+@pytest.mark.parametrize("num_programs", [16, 1])
+def test_pictures_too_large_for_the_memory_cost_only_themselves(network, pictures, monkeypatch, num_programs):
     monkeypatch.setattr(predictor, "_free_memory", lambda mesh: 25_000)  # 14,000 bytes are needed, or 45,000
-    results = predict(network, pictures, **{"eval.batch_size": 1})
+    results = predict(network, pictures, **{"eval.batch_size": 1, "eval.buckets": num_programs})
     assert [name for name, result in results.items() if isinstance(result, Problem)] == ["0", "2", "3"]
     assert "0.png: 32x48 pixels (height x width), 1 at a time, take 0.0 GiB" in results["0"].message
     assert "--window=HEIGHT,WIDTH" in results["0"].message

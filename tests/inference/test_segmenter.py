@@ -120,6 +120,17 @@ def test_nothing_is_compiled_after_warm_up(segmenter, caplog):
     assert "Compiling" not in caplog.text
 
 
+def test_pictures_of_many_sizes_share_programs(segmenter, caplog):
+    """Rather than one, of 20 MiB and more, for each size that ever comes."""
+    rng = np.random.default_rng(0)
+    pictures = [draw_picture(rng, *size) for size in rng.integers(33, 65, (12, 2)).tolist()]
+    with jax.log_compiles():
+        labels = list(map(segmenter, pictures))
+    assert caplog.text.count("Compiling on_mesh") + caplog.text.count("Compiling jit(on_mesh)") <= 1
+    for picture, found in list(zip(pictures, labels, strict=True))[:2]:
+        np.testing.assert_array_equal(found, expected_scores(picture).argmax(-1))
+
+
 @pytest.mark.parametrize(
     ("picture", "message"),
     [
@@ -158,7 +169,7 @@ def test_a_path_and_a_pil_image_of_16_bits_are_one_picture(image, tmp_path, monk
     np.testing.assert_array_equal(as_array(tmp_path / "colors.png", (0, 2550)), image)
     with pytest.raises(ValueError, match=r"colors\.png.*path"):
         as_array(Image.open(tmp_path / "colors.png"), (0, 2550))
-    monkeypatch.setattr(ranged, "_predict", lambda kind, seen: seen)
+    monkeypatch.setattr(ranged, "_predict", lambda seen, probabilities=False: seen)
     for method in (ranged, ranged.probabilities):
         np.testing.assert_array_equal(method(tmp_path / "16.png"), np.stack([grey] * 3, -1))
 

@@ -10,7 +10,7 @@ import pytest
 from dlv3p_jax.configs import common
 from dlv3p_jax.configs import mmseg as recipes
 from dlv3p_jax.data import colors
-from dlv3p_jax.evaluation.views import Views, predict_logits
+from dlv3p_jax.evaluation.views import Views
 from dlv3p_jax.models import build_model
 from dlv3p_jax.models.tiles import Tiled
 from dlv3p_jax.weights import mmseg
@@ -45,23 +45,24 @@ def make_variables(shared, weights, model):
     return mmseg.convert(state, model)
 
 
-@pytest.mark.parametrize("name", FORWARD)
-def test_float32_logits(shared, name):
+@pytest.mark.parametrize(("name", "beside"), [("r18_odd", False), *((name, True) for name in FORWARD)])
+def test_float32_logits(shared, name, beside):
     weights, backbone, changes = FORWARD[name]
     model = make_model(backbone, **AS_RECORDED, **changes)
     recorded = {
         key: equivalence.last(value) for key, value in equivalence.recorded(shared, f"mmseg/forward_{name}").items()
     }
     expected = recorded["logits"]
-    logits = jax.jit(lambda variables, images: model.apply(variables, images, train=False))(
-        make_variables(shared, weights, model), recorded["x"]
-    )
+    run = jax.jit(lambda variables, images, sizes: model.apply(variables, images, train=False, sizes=sizes))
+    variables, images = make_variables(shared, weights, model), recorded["x"]
+    logits = run(variables, *(equivalence.beside_another(images) if beside else (images, None)))
+    logits = logits[tuple(map(slice, expected.shape))]
     assert np.abs(logits - expected).max() <= 1e-4 * expected.std()
     assert np.mean(np.argmax(logits, -1) == np.argmax(expected, -1)) >= 0.9999
 
 
-@pytest.mark.parametrize("name", PREDICT)
-def test_a_picture_through_the_whole_test(shared, name):
+@pytest.mark.parametrize(("name", "beside"), [("r18", False), ("r18_align_slide", True), ("r50_ade20k_resized", True)])
+def test_a_picture_through_the_whole_test(shared, name, beside):
     """Resized, cut into windows, at several scales and mirrored, as MMSegmentation's own test did it."""
     weights, backbone, num_classes, settings = PREDICT[name]
     model = make_model(backbone, num_classes, align_corners=settings.get("align_corners", False))
@@ -70,8 +71,7 @@ def test_a_picture_through_the_whole_test(shared, name):
     images = colors.normalize(recorded["image"][None])
 
     def predict(**more):
-        views = Views(**settings, **more)
-        return jax.jit(lambda variables, images: predict_logits(model, variables, images, views))(variables, images)[0]
+        return equivalence.predict(model, variables, images, Views(**settings, **more), beside)[0]
 
     expected = np.moveaxis(recorded["logits"], 0, -1)
     logits = predict()
