@@ -26,9 +26,8 @@ import numpy as np
 from PIL import Image
 
 from dlv3p_jax.configs import common
-from dlv3p_jax.data import buckets, colors
+from dlv3p_jax.data import colors, size_buckets
 from dlv3p_jax.evaluation import metrics
-from dlv3p_jax.evaluation.step import clear_padding
 from dlv3p_jax.evaluation.views import Views, predict_logits
 from dlv3p_jax.models import build_model, tiles
 from dlv3p_jax.training import losses, steps
@@ -295,7 +294,7 @@ def predict(model, variables, images, looked_at: Views, beside: bool) -> np.ndar
         return jax.jit(lambda *inputs: predict_logits(model, *inputs, looked_at))(variables, images)
     padded, sizes = beside_another(images)
     every = looked_at.sizes_of_each(map(tuple, sizes.tolist()))
-    rooms = [buckets.room(tuple(room)) for room in every[:, 1:].max(0).tolist()]
+    rooms = [size_buckets.room(tuple(room)) for room in every[:, 1:].max(0).tolist()]
     run = jax.jit(lambda variables, images, sizes: predict_logits(model, variables, images, looked_at, sizes, rooms))
     return run(variables, padded, every)[: len(images), : images.shape[1], : images.shape[2]]
 
@@ -364,7 +363,7 @@ def geometry(shared: pathlib.Path) -> Iterator[Row]:
     padded = arrays["pad_eval/image"]
     ours = np.zeros((1, *padded.shape), np.float32)
     ours[0, : image.shape[0], : image.shape[1]] = image
-    ours = clear_padding(colors.normalize(ours), np.array([image.shape[:2]]))
+    ours = tiles.cleared(tiles.Tiled(colors.normalize(ours), sizes=np.array([image.shape[:2]])))
     error = float(np.abs(ours[0] - (padded / 127.5 - 1)).max())
     yield Row("transforms", "pad_eval", "normalised: largest difference", error, 2e-7)
 

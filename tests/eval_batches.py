@@ -1,11 +1,11 @@
 """Evaluation batches of a prepared split, every size by itself."""
 
-from dlv3p_jax.data import buckets, padding, pipeline
+from dlv3p_jax.data import padding, pipeline, size_buckets
 
 
 def plan(dataset, split, batch_size, eval_size=None):
     sizes = [[padding.padded_size(size, eval_size)] * 2 for size in dataset.sizes(split)]
-    return buckets.batches(sizes, batch_size, 0)
+    return size_buckets.batches(sizes, batch_size, 0)
 
 
 def of(dataset, split, batch_size, eval_size=None, rows=None):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from dlv3p_jax.data import augment, buckets, records
+from dlv3p_jax.data import augment, records, size_buckets
 from dlv3p_jax.data.errors import DatasetError
 
 # For functions of a pipeline: they are graphs as they stand, and to look for Python's `if` in them takes a second.
@@ -112,9 +112,9 @@ def cache_bytes(dataset: records.Dataset, split: str) -> int:
 
 
 def eval_batches(
-    dataset: records.Dataset, split: str, plan: Sequence[buckets.Bucket], *, ignore_label: int, rows: Sequence[int]
+    dataset: records.Dataset, split: str, plan: Sequence[size_buckets.Bucket], *, ignore_label: int, rows: Sequence[int]
 ) -> Iterator[Batch]:
-    """The `rows` of the batches of a split, one for each entry of `plan`, which `buckets.batches` gave.
+    """The `rows` of the batches of a split, one for each entry of `plan`, which `size_buckets.batches` gave.
 
     Pictures smaller than their bucket's room lie at the top left of it, and their label is ignored beyond them. A batch
     that is not full is filled with pictures of no size, whose id is empty.

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dlv3p_jax import models
-from dlv3p_jax.data import buckets, padding, pipeline, records, viz
+from dlv3p_jax.data import padding, pipeline, records, size_buckets, viz
 from dlv3p_jax.evaluation import files, metrics, picture_scores
 from dlv3p_jax.evaluation.step import INPUTS, jit_eval_step, run_step
 from dlv3p_jax.evaluation.views import Views
@@ -219,10 +219,10 @@ def print_result(result: Result, dataset: records.Dataset) -> None:
     print(f"\n{result.title}\n{table}\nreport: {result.path}.json\npictures: {result.path}.png", flush=True)
 
 
-def _plan(config, dataset: records.Dataset, mesh: Mesh) -> tuple[buckets.Bucket, ...]:
+def _plan(config, dataset: records.Dataset, mesh: Mesh) -> tuple[size_buckets.Bucket, ...]:
     views = Views.of(config.eval)
     sizes = [views.all_sizes(padding.padded_size(size, config.eval_size)) for size in dataset.sizes(config.eval_split)]
-    return buckets.batches(sizes, config.eval.batch_size, config.eval.buckets, mesh.shape[sharding.SPACE])
+    return size_buckets.batches(sizes, config.eval.batch_size, config.eval.buckets, mesh.shape[sharding.SPACE])
 
 
 def _on_devices(config, dataset, mesh, plan, compiled, before_batch) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from dlv3p_jax.data import colors
 from dlv3p_jax.evaluation import metrics
 from dlv3p_jax.evaluation.views import Views, predict_logits
+from dlv3p_jax.models import tiles
 from dlv3p_jax.runtime import sharding
 
 INPUTS = ("image", "label", "size", "view_sizes")  # what a step takes of a batch
@@ -33,7 +34,7 @@ def make_eval_step(config, model, view_rooms: Sequence[tuple[int, int]] | None =
     def eval_step(variables, batch):
         images = colors.normalize(batch["image"])
         if "size" in batch:
-            images = clear_padding(images, batch["size"])
+            images = tiles.cleared(tiles.Tiled(images, sizes=batch["size"]))
         height, width = images.shape[1:3]
         if eval_size is not None:
             bottom, right = max(eval_size[0] - height, 0), max(eval_size[1] - width, 0)
@@ -74,14 +75,6 @@ def sum_losses(
     # Not by a gather, which does not shard on a TPU.
     losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(is_class, logits, 0), axis=-1)
     return jnp.stack([jnp.sum(jnp.where(weights > 0, weights * losses, 0), (1, 2)), jnp.sum(weights, (1, 2))], axis=-1)
-
-
-def clear_padding(images: jax.Array, sizes: jax.Array) -> jax.Array:
-    """`[B, H, W, C]` with 0 wherever a picture, of (height, width) `[B, 2]` from the top left, does not reach."""
-    height, width = images.shape[1:3]
-    rows = jnp.arange(height)[:, None] < sizes[:, 0, None, None]
-    columns = jnp.arange(width) < sizes[:, 1, None, None]
-    return jnp.where((rows & columns)[..., None], images, 0)
 
 
 def jit_eval_step(config, mesh: Mesh, model, view_rooms: Sequence[tuple[int, int]] | None = None) -> jax.stages.Wrapped:

@@ -34,7 +34,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _SCALES = ((1.0,), (0.75, 1.0, 1.25), (0.5, 0.75, 1.0, 1.25, 1.5, 1.75))  # what the page offers
 _OPACITY = 0.5  # at first
 _FORM_BYTES = 10_000  # of an upload beside the file
-_KEPT_VIEWS = 4  # flip and scales; each keeps a compiled program for every size of picture that it has seen
+_KEPT_VIEWS = 4  # flip and scales; each keeps its compiled programs
 _CSS = """
 :root { --opacity: OPACITY }
 .layers { display: grid; justify-items: start }

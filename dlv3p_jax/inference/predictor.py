@@ -14,13 +14,12 @@ from absl import logging
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from dlv3p_jax.data import buckets, colors, decoding, padding, ranges
+from dlv3p_jax.data import colors, decoding, padding, ranges, size_buckets
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Problem, Stored, read_image
-from dlv3p_jax.evaluation.step import clear_padding
 from dlv3p_jax.evaluation.views import Views, predict_logits
 from dlv3p_jax.inference.finding import Picture
-from dlv3p_jax.models import Variables
+from dlv3p_jax.models import Variables, tiles
 from dlv3p_jax.runtime import memory, sharding
 
 _READERS = 4  # threads that decode
@@ -63,7 +62,7 @@ def make_predict_step(
     views = Views.of(config.eval)
 
     def predict_step(variables, images, sizes, view_sizes=None):
-        images = clear_padding(colors.normalize(images), sizes)
+        images = tiles.cleared(tiles.Tiled(colors.normalize(images), sizes=sizes))
         scores = predict_logits(model, variables, images, views, view_sizes, view_rooms)
         labels = jnp.argmax(scores, axis=-1).astype(jnp.uint8)
         if probabilities is None:
@@ -170,10 +169,10 @@ class _Said:
 
 def _choose(
     config, known: Sequence[_Known], mesh: Mesh, limit: int, done: Collection[str]
-) -> list[tuple[buckets.Bucket, list[_Known]]]:
-    """What `buckets.choose` gives for all, with the pictures of each bucket; only where one is left to do."""
+) -> list[tuple[size_buckets.Bucket, list[_Known]]]:
+    """What `size_buckets.choose` gives for all, with the pictures of each bucket; only where one is left to do."""
     sizes = [sizes for _, sizes in known]
-    chosen = buckets.choose(sizes, config.eval.batch_size, limit, mesh.shape[sharding.SPACE])
+    chosen = size_buckets.choose(sizes, config.eval.batch_size, limit, mesh.shape[sharding.SPACE])
     groups = [(bucket, [known[index] for index in bucket.indices]) for bucket in chosen]
     return [(bucket, group) for bucket, group in groups if any(each.name not in done for each, _ in group)]
 
@@ -194,7 +193,7 @@ def _num_rows(num_pictures: int, size: tuple[int, int], mesh: Mesh) -> int:
 
 
 def _compile(
-    predict_step, variables: Variables, num_rows: int, bucket: buckets.Bucket, mesh: Mesh
+    predict_step, variables: Variables, num_rows: int, bucket: size_buckets.Bucket, mesh: Mesh
 ) -> Callable[..., tuple[jax.Array, jax.Array | None]]:
     """The program for the batches of a bucket. It is dropped after them: each size may have its own.
 
@@ -260,7 +259,7 @@ def _read(
 
 
 def _stack(
-    rows: Sequence[_Row | None], bucket: buckets.Bucket, num_rows: int, config, mesh: Mesh
+    rows: Sequence[_Row | None], bucket: size_buckets.Bucket, num_rows: int, config, mesh: Mesh
 ) -> tuple[jax.Array, ...]:
     """What a program takes beside the variables: each picture in its own row; the other rows are empty."""
     stacked = np.zeros((num_rows, *bucket.room, 3), np.uint8)

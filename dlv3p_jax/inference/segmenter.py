@@ -14,7 +14,7 @@ from absl import logging
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
-from dlv3p_jax.data import buckets, decoding, padding, ranges, viz
+from dlv3p_jax.data import decoding, padding, ranges, size_buckets, viz
 from dlv3p_jax.data.pictures import read_image, to_eight_bits
 from dlv3p_jax.evaluation.views import Views
 from dlv3p_jax.inference import predictor
@@ -85,7 +85,7 @@ class Segmenter:
         self._exact = {trained.config.eval_size}  # sizes with a program of their own
 
         @functools.cache
-        def program(probabilities: bool, view_rooms: tuple[buckets.Size, ...] | None) -> jax.stages.Wrapped:
+        def program(probabilities: bool, view_rooms: tuple[size_buckets.Size, ...] | None) -> jax.stages.Wrapped:
             dtype = jnp.float32 if probabilities else None
             step = predictor.make_predict_step(trained.config, trained.model, dtype, view_rooms)
             return sharding.jit(self._mesh, step, in_shardings=everywhere, out_shardings=everywhere)
@@ -174,9 +174,9 @@ class Segmenter:
         own = padding.padded_size((height, width), self.config.eval_size)
         room, view_rooms, view_sizes = own, None, None
         if own not in self._exact:
-            room, *rooms = map(buckets.room, self._views.all_sizes(own))
+            room, *rooms = map(size_buckets.room, self._views.all_sizes(own))
             # Those of all pictures in this room, where they follow from it.
-            view_rooms = tuple(rooms if self._views.resize else map(buckets.room, self._views.sizes(room)))
+            view_rooms = tuple(rooms if self._views.resize else map(size_buckets.room, self._views.sizes(room)))
             view_sizes = self._views.sizes_of_each([own])
         images = np.zeros((1, *room, 3), np.uint8)
         images[0, :height, :width] = image
