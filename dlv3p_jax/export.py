@@ -2,12 +2,14 @@
 
     python -m dlv3p_jax.export --checkpoint=WORKDIR --output=DIR --format=stablehlo,savedmodel
     python -m dlv3p_jax.export --checkpoint=WORKDIR --output=DIR --format=stablehlo,savedmodel --height=512 --width=1024
+    python -m dlv3p_jax.export --checkpoint=WORKDIR --output=DIR --format=stablehlo --dynamic --height=512 --width=1024
     python -m dlv3p_jax.export --checkpoint=WORKDIR --output=DIR --format=onnx --dynamic
 
 DIR/FORMAT gets the model, and model.json with classes, palette, sizes and normalisation. The model takes uint8 RGB
 pictures, [B, H, W, 3], any number of one size (by default that which it is evaluated at), and gives labels, [B, H, W],
-and logits: one plain view of each picture, computed in float32. Normalisation is inside. Before it says done, the
-command compares it with the network.
+and logits: one plain view of each picture, computed in float32. Normalisation is inside. With --dynamic, a StableHLO
+program takes pictures of all sizes up to this one, and the (height, width) of each, [B, 2], beside them; ONNX takes any
+size. Before it says done, the command compares it with the network.
 """
 
 import pathlib
@@ -31,7 +33,9 @@ _HEIGHT = flags.DEFINE_integer(
     "height", None, "Of the pictures that the model takes; by default it is evaluated at this size.", lower_bound=1
 )
 _WIDTH = flags.DEFINE_integer("width", None, "As --height.", lower_bound=1)
-_DYNAMIC = flags.DEFINE_bool("dynamic", False, "Take pictures of any size; for ONNX only.")
+_DYNAMIC = flags.DEFINE_bool(
+    "dynamic", False, "Take pictures of any size with --format=onnx, up to --height x --width with --format=stablehlo."
+)
 _VERSION = flags.DEFINE_integer(
     "version", None, "Write savedmodel/VERSION/, a numbered folder, which TensorFlow Serving looks for.", lower_bound=0
 )
@@ -46,11 +50,10 @@ def main(argv: list[str]) -> None:
     for name in names:
         if name not in folders.FORMATS:
             raise app.UsageError(f"--format={name}: choose from {', '.join(folders.FORMATS)}")
-    if _DYNAMIC.value and names != ["onnx"]:
-        raise app.UsageError(
-            "--dynamic is for --format=onnx alone: a StableHLO program, which a SavedModel holds too, is for one size; "
-            "leave it out"
-        )
+    if _DYNAMIC.value and len(names) > 1:
+        raise app.UsageError("--dynamic means something else in each format: export one after the other")
+    if _DYNAMIC.value and names == ["savedmodel"]:
+        raise app.UsageError("--dynamic is for --format=onnx or stablehlo: a SavedModel is for one size; leave it out")
     if _VERSION.value is not None and "savedmodel" not in names:
         raise app.UsageError("--version is for --format=savedmodel")
     if "://" in folder:
@@ -73,7 +76,7 @@ def _given_size() -> tuple[int, int] | None:
     height, width = _HEIGHT.value, _WIDTH.value
     if height is None and width is None:
         return None
-    if _DYNAMIC.value:
+    if _DYNAMIC.value and _FORMATS.value == ["onnx"]:
         raise app.UsageError("--dynamic is for any size: leave out --height and --width")
     if height is None or width is None:
         raise app.UsageError("give both of --height and --width, the size of the pictures, or neither")
@@ -106,7 +109,8 @@ def _export(checkpoint: str, output: pathlib.Path, names: list[str], size: tuple
     origin = "--height and --width"
     # A .pdparams file alone does not say on what it was trained and evaluated.
     known = _CONFIG.value is not None or not pathlib.Path(checkpoint).is_file()
-    if size is None and not _DYNAMIC.value:
+    up_to = _DYNAMIC.value and names == ["stablehlo"]
+    if size is None and (up_to or not _DYNAMIC.value):
         if not known:
             raise ValueError(f"{checkpoint} does not say which pictures it is for: {sizes.ASK}")
         size, origin = sizes.evaluated_at(loaded.config)
@@ -114,7 +118,7 @@ def _export(checkpoint: str, output: pathlib.Path, names: list[str], size: tuple
     if known and size is not None and (remark := sizes.remark(size, loaded.config)):
         logging.warning("%s", remark)
     for name in names:
-        comparison = write.export(loaded, name, _folder(output, name), size, picture, origin)
+        comparison = write.export(loaded, name, _folder(output, name), size, picture, origin, up_to)
         compared = " and ".join(f"{height}x{width}" for height, width in comparison.sizes)
         print(
             f"{name}: {_folder(output, name)}\n"

@@ -99,6 +99,23 @@ def test_stablehlo(trained, tmp_path):
     assert [str(shape) for shape in exported.in_avals] == ["uint8[batch,48,80,3]"]
 
 
+def test_one_stablehlo_file_serves_all_pictures_up_to_its_size(trained, tmp_path):
+    comparison = write.export(trained, "stablehlo", tmp_path / "stablehlo", (64, 96), up_to=True)
+    assert comparison.sizes == ((64, 96), (33, 49)) and comparison.equal_labels > 0.9999
+    description = json.loads((tmp_path / "stablehlo" / "model.json").read_text())
+    assert description["size"] == {"name": "size", "dtype": "int32", "shape": ["batch", 2]}
+    call = jax.export.deserialize(bytearray((tmp_path / "stablehlo" / "model.stablehlo").read_bytes())).call
+    sizes = np.array([SIZE, (33, 50)], np.int32)
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
+    for index, (height, width) in enumerate(sizes):
+        inside = (slice(index, index + 1), slice(height), slice(width))
+        images[inside] = pictures(height, width)[:1]
+    outputs = jax.jit(call)(images, sizes)
+    for index, (height, width) in enumerate(sizes):
+        inside = (slice(index, index + 1), slice(height), slice(width))
+        assert_equal({name: values[inside] for name, values in outputs.items()}, expected(trained, images[inside]))
+
+
 def test_savedmodel_in_tensorflow_alone(trained, tmp_path):
     write.export(trained, "savedmodel", tmp_path / "savedmodel", SIZE)
     images = pictures(*SIZE)
@@ -243,7 +260,8 @@ def test_a_size_far_from_the_training_crops_is_told(size, said):
         (["--format=onnx", "--height=64"], "give both of --height and --width"),
         (["--format=onnx", "--height=64", "--width=64", "--version=1"], "--version is for --format=savedmodel"),
         (["--format=tflite", "--height=64", "--width=64"], "--format=tflite: choose from stablehlo, savedmodel, onnx"),
-        (["--format=onnx,stablehlo", "--dynamic"], "--dynamic is for --format=onnx alone"),
+        (["--format=onnx,stablehlo", "--dynamic"], "--dynamic means something else"),
+        (["--format=savedmodel", "--dynamic"], "--dynamic is for --format=onnx or stablehlo"),
         (["--format=onnx", "--dynamic", "--width=64"], "leave out --height and --width"),
     ],
 )

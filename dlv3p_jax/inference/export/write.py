@@ -50,6 +50,7 @@ def export(
     size: tuple[int, int] | None,
     picture: np.ndarray | None = None,
     size_from: str = "",
+    up_to: bool = False,
 ) -> Difference:
     """Writes into `folder` the model and its description, `model.json`; nothing if the comparison fails.
 
@@ -60,23 +61,25 @@ def export(
         size: (height, width) of the pictures that the model takes; None, for ONNX alone: any.
         picture: what to compare on, uint8 `[H, W, 3]`, which is resized to `size`; None: a drawn street.
         size_from: where `size` is from, for the description.
+        up_to: for StableHLO alone: the model takes pictures of all sizes up to this one.
 
     Raises:
         OSError: the files cannot be written.
         ExportError: less than `LEAST_EQUAL` of the labels are equal, or the network's logits are not finite.
     """
     picture = scenes.draw_scene("val", 0)[0] if picture is None else picture
-    sizes = (size,) if size else _two_sizes(*picture.shape[:2])
+    sizes = (size,) if size and not up_to else _two_sizes(*(size or picture.shape[:2]))
     format_ = importlib.import_module(f"dlv3p_jax.inference.export.{name}")
     with files.replacing_folder(folder) as unfinished:
-        format_.write(trained.model, trained.variables, unfinished, *(size or (None, None)))
+        options = {"up_to": True} if up_to else {}
+        format_.write(trained.model, trained.variables, unfinished, *(size or (None, None)), **options)
         comparison = _compare(format_.load(unfinished), trained, picture, sizes)
         if comparison.equal_labels < LEAST_EQUAL:
             raise ExportError(
                 f"{name}: only {comparison.equal_labels:.3%} of the labels are those of the network, so nothing was "
                 "written: please report it, with what `pip freeze` lists"
             )
-        description = json.dumps(_describe(trained, name, size, size_from, comparison), indent=2)
+        description = json.dumps(_describe(trained, name, size, size_from, comparison, up_to), indent=2)
         (unfinished / folders.DESCRIPTION).write_text(f"{description}\n", encoding="utf-8")
     return comparison
 
@@ -108,14 +111,19 @@ def _apply(model, variables, images):
     return model.apply(variables, colors.normalize(images), train=False)
 
 
-def _describe(trained: TrainedModel, name: str, size, size_from: str, comparison: Difference) -> dict[str, Any]:
+def _describe(
+    trained: TrainedModel, name: str, size, size_from: str, comparison: Difference, up_to: bool = False
+) -> dict[str, Any]:
     config, (height, width) = trained.config, size or ("height", "width")
+    # (height, width) that each picture fills from the top left; beyond it, outputs mean nothing.
+    each = {"size": {"name": "size", "dtype": "int32", "shape": ["batch", 2]}} if up_to else {}
     return {
         "producer": folders.PRODUCER,
         "format": name,
         "platforms": ["any"] if name == "onnx" else list(programs.PLATFORMS),
         "checkpoint": trained.source,
         "input": {"name": "image", "dtype": "uint8", "shape": ["batch", height, width, 3], "colors": "RGB"},
+        **each,
         # The values that became 0 and 255 in pictures of more than 8 bits, in the data that it was trained on.
         "picture_range": trained.picture_range,
         "size_from": size_from if size else "any size",
