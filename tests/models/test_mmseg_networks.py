@@ -45,7 +45,7 @@ def make_variables(shared, weights, model):
     return mmseg.convert(state, model)
 
 
-@pytest.mark.parametrize(("name", "beside"), [("r18_odd", False), *((name, True) for name in FORWARD)])
+@pytest.mark.parametrize(("name", "beside"), [(name, name == "r18_odd") for name in FORWARD])
 def test_float32_logits(shared, name, beside):
     weights, backbone, changes = FORWARD[name]
     model = make_model(backbone, **AS_RECORDED, **changes)
