@@ -114,6 +114,7 @@ TESTED = {
     r"(JAX_PLATFORMS=cpu .*)?python -m benchmarks\.compare|… --work=train": "tests/benchmarks/test_compare.py",
     r"python -m benchmarks\.compile_study": "tests/benchmarks/test_compile_study.py",
     r"python -m benchmarks\.growth": "tests/benchmarks/test_growth.py",
+    r"python -m benchmarks\.many_sizes": "tests/benchmarks/test_many_sizes.py",
     r"python -m benchmarks\.input": "tests/benchmarks/test_input.py",
     r"python -m benchmarks\.scaling_table": "tests/benchmarks/test_scaling_table.py",
     r"python -m tests\.equivalence": "tests/test_equivalence.py",
