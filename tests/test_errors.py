@@ -115,6 +115,18 @@ ROWS = [
         "prepare --source={sources}/good --label_suffix=_mask",
         "0.png has no label (looked for labels/train/0_mask.*)",
     ),
+    ("flags", "prepare --source={sources}/good --name=my-set", "--name=my-set: letters, digits and _, a letter first"),
+    (
+        "data",
+        "prepare --dataset=coco --source={sources}/good",
+        "no train split (looked for annotations/instances_train",
+    ),
+    (
+        "data",
+        "prepare --dataset=ultralytics --source={sources}/good",
+        "give the YAML file of the data set; in this folder",
+    ),
+    ("data", "prepare --dataset=hf:{tmp}/none --label_key=mask", "--dataset=hf:{tmp}/none: "),
     ("data", "prepare --source={sources}/truncated", "images/train/0.png: damaged or truncated"),
     ("data", "prepare --source={sources}/colours", 'for the colours of all labels: --label_map "'),
     ("data", "prepare --source={sources}/sizes", "images/train/0.png is 14x10 (width x height) but its label"),
