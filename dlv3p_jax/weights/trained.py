@@ -218,7 +218,8 @@ def read_pretrained(source: epath.PathLike, model: DeepLabV3Plus) -> Pretrained:
     if path.is_file():
         return Pretrained(load_foreign(path, model, allow_new_head=True), path, averaged=False)
     variables, averaged = checkpoint_reading.read_model(path)
-    if (config := checkpoint_reading.read_config(path)) is not None:
+    config = checkpoint_reading.read_config(path)
+    if config is not None and isinstance(model, DeepLabV3Plus):  # another network, of a user's own, has no such keys
         try:
             renamed.check_function(model, config.model, variables["params"].keys() == {"backbone"})
         except renamed.ConversionError as error:

@@ -1,6 +1,8 @@
 """Pictures of several sizes in one padded batch: the logits of each are those of the picture alone."""
 
 import dataclasses
+import functools
+import types
 
 import drawn
 import jax
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 import quick
 
+from dlv3p_jax.models import tiles
+from dlv3p_jax.models.tiles import Tiled
 from dlv3p_jax.runtime import sharding
 
 ROOM = (64, 96)
@@ -48,14 +52,19 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_each_picture_is_seen_as_if_alone(name, in_float64):
-    model = NETWORKS[name]
+@pytest.mark.parametrize("name", [*NETWORKS, "in strips"])
+def test_each_picture_is_seen_as_if_alone(name, in_float64, monkeypatch):
+    model = NETWORKS[name.replace("in strips", "stride 8")]
+    if name == "in strips":
+        like_a_tpu = types.SimpleNamespace(**vars(sharding) | {"platform": lambda: "tpu"})
+        monkeypatch.setattr("dlv3p_jax.models.tiles.sharding", like_a_tpu)  # all else in the forms of a CPU
+        assert tiles.split(Tiled(jnp.zeros((2, *ROOM, 3))), 8).strips > 1
+    sizes = SIZES if name == "stride 8" else SIZES[2:4]
     variables, rng = draw_variables(model), np.random.default_rng(0)
-    images = rng.normal(size=(len(SIZES), *ROOM, 3))  # noise beyond the pictures, too
+    images = rng.normal(size=(len(sizes), *ROOM, 3))  # noise beyond the pictures, too
     apply = quick.jit(lambda variables, images, sizes: model.apply(variables, images, train=False, sizes=sizes))
-    found = apply(variables, images, np.array(SIZES))
-    for image, logits, (height, width) in zip(images, found, SIZES, strict=True):
+    found = apply(variables, images, np.array(sizes))
+    for image, logits, (height, width) in zip(images, found, sizes, strict=True):
         expected = apply(variables, image[None, :height, :width], None)[0]
         np.testing.assert_allclose(logits[:height, :width], expected, rtol=1e-9, atol=1e-9 * np.std(expected))
 
@@ -71,8 +80,9 @@ def test_devices_may_share_rows_of_such_pictures():
         return model.apply(variables, images, train=False, sizes=sizes)
 
     shardings = sharding.replicated(mesh), sharding.batched(mesh), sharding.per_picture(mesh)
-    found = sharding.jit(mesh, predict, in_shardings=shardings, out_shardings=shardings[1])(variables, images, sizes)
-    expected = jax.jit(predict)(variables, images, sizes)
+    jit = functools.partial(sharding.jit, mesh, predict, compiler_options=quick.COMPILER_OPTIONS)
+    found = jit(in_shardings=shardings, out_shardings=shardings[1])(variables, images, sizes)
+    expected = quick.jit(predict)(variables, images, sizes)
     for logits, alone, (height, width) in zip(np.asarray(found), expected, sizes, strict=True):
         error = np.abs(logits - alone)[:height, :width].max()
         assert error <= 1e-4 * np.std(alone[:height, :width])
