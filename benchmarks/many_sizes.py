@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
     for way in WAYS:
         number = values.alone if way.startswith("each") and values.alone else values.pictures
         command = [sys.executable, "-m", "benchmarks.many_sizes", *sys.argv[1:], f"--way={way}", f"--pictures={number}"]
-        output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+        output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
         found = json.loads(output.splitlines()[-1])
         seconds = f"cold {found['cold'] / number:.3f} and warm {found['warm'] / number:.3f} s a picture"
         counts = f"{found['pictures']} pictures, {found['programs']} programs, padding {found['padding']:.1%}"

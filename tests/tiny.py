@@ -33,6 +33,8 @@ class Tiny(nn.Module):
     """Takes and gives what the real network does."""
 
     num_classes: int
+    mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    std: tuple[float, float, float] = (127.5, 127.5, 127.5)
 
     @nn.compact
     def __call__(self, images, train, output_size=None, sizes=None, output_sizes=None):
