@@ -5,17 +5,14 @@ set, a run of the network of `tiny` that was ended after step 6 of 8, without th
 that version reached when it went on with it.
 """
 
-import json
 import os
 import pathlib
 import subprocess
 import sys
 import tarfile
 
-import jaxlib
 import kill_at_random
 import numpy as np
-import tensorflow as tf
 
 from dlv3p_jax.data import records
 
@@ -35,17 +32,6 @@ loop.train_and_evaluate(tiny.make_config(folder / "data", **settings), folder / 
 """
 
 
-def is_same_machine(made_on: dict) -> bool:
-    """Whether the processor, its two cores and the versions are those of the archive: others round otherwise."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = {line.partition(":")[2].strip() for line in lines if line.startswith(("flags", "model name"))}
-    return os.cpu_count() == 2 and made_on == {
-        "cpu": sorted(cpu),
-        "jaxlib": jaxlib.__version__,
-        "tensorflow": tf.__version__,
-    }
-
-
 def is_close(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether two values differ as between processors; true of what is no number."""
     return one.dtype.kind not in "fiu" or np.allclose(one, other, rtol=1e-3)
@@ -62,15 +48,11 @@ def test_a_run_of_an_older_version_goes_on_as_it_would_have_there(tmp_path):
     subprocess.run([sys.executable, "-c", GO_ON, str(tmp_path)], cwd=ROOT, env=environment | PATHS, check=True)
     assert (begun_from.stat().st_ino, begun_from.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
+    # Processors round differently, and one name of a processor does not say which: so within 1e-3. Another order of the
+    # pictures, another seed or another step's rate is much further away.
+    found = kill_at_random.outcome(tmp_path / "run", same=is_close)
     with np.load(tmp_path / "expected.npz") as expected:
-        assert len(expected.files) > 50
-        if is_same_machine(json.loads((tmp_path / "machine.json").read_text())):
-            found = kill_at_random.outcome(tmp_path / "run")
-            for name in expected.files:
-                np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
-            return
-        found = kill_at_random.outcome(tmp_path / "run", same=is_close)
-        assert found.keys() >= set(expected.files)
+        assert len(expected.files) > 50 and found.keys() >= set(expected.files)
         for name in expected.files:
             if expected[name].dtype.kind in "fiu":  # not of reports, which are text
                 pixels = 1e-3 if "eval" in name else 0  # that round to another class
