@@ -27,7 +27,7 @@ _ELSEWHERE = {
     "steps": "num_train_steps",
 }
 
-OTHERWISE = "README.md has a table of all keys"  # where nothing comes near
+OTHERWISE = "docs/configuration.md has a table of all keys"  # where nothing comes near
 
 
 def meant(name: str, keys: Collection[str]) -> str | None:

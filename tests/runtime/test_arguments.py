@@ -93,7 +93,7 @@ def test_order_and_words_beside_flags_are_kept(parse):
             "--config.backbone: no such key: did you mean --config.model.",
         ),
         (["--flip=x"], "--flip: no such flag: did you mean --config.augment.flip or --config.eval.flip?"),
-        (["--config.nothing=x"], "--config.nothing: no such key: README.md has a table of all keys"),
+        (["--config.nothing=x"], "--config.nothing: no such key: docs/configuration.md has a table of all keys"),
         (["--workdirr=x"], "Unknown command line flag 'workdirr'. Did you mean: workdir"),
         (["--config.eval.scales=(1.0,)", "--config.eval.scales=(0.5,)"], "--config.eval.scales is given twice"),
         (["--config.eval.scales", "(1.0,)", "--config.eval.scales=(0.5,)"], "--config.eval.scales is given twice"),
