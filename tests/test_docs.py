@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import api_page
 import pytest
 import run_docs
 
@@ -48,12 +49,16 @@ def test_commands_have_flags_and_keys_that_there_are():
                 assert f'"{flag}"' in source or f'"no{flag}"' in source, f"{command.page}: {command.text}"
 
 
+def test_the_page_of_functions_has_their_docstrings():
+    assert (ROOT / "docs" / "api.md").read_text() == api_page.text(), "run python -m tests.api_page docs/api.md"
+
+
 def test_keys_that_pages_name_are_keys():
     """Words such as `augment.min_scale`, `eval.flip` or `loss.rmi` in running text and tables."""
     config = common.get_config()
     for page in run_docs.PAGES:
         for group, key in re.findall(r"`(augment|loss|model|eval|mesh)\.([a-z_]+)[`=]", page.read_text()):
-            assert key in config[group] or key in ("json", "md", "py"), f"{page.name}: {group}.{key}"
+            assert key in config[group] or key in ("json", "md", "py", "apply"), f"{page.name}: {group}.{key}"
 
 
 @pytest.mark.parametrize("page", PAGES)
