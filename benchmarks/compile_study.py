@@ -21,6 +21,8 @@ from dlv3p_jax.runtime import arguments, cli, text
 _TRANSPOSE = re.compile(
     r"^\s*%?(?:wrapped_transpose|transpose|\w*transpose_fusion|input_transpose\w*)[\w.]* = (.*?) fusion\("
 )
+# What `steps.make_train_step` and the network's modules call their parts, in the names of JAX's operations.
+_PART = re.compile(r"/backbone/(stage\d)|/(backbone|aspp|decoder|auxiliary_head)/|[/(](distort|loss|optimizer)[/)]")
 
 
 def define_flags() -> None:
@@ -30,6 +32,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("kind", "train", ("train", "evaluate"), "Evaluation is with the views of the configuration.")
     flags.DEFINE_list("size", ["1024", "2048"], "HEIGHT,WIDTH of the evaluated pictures.")
     flags.DEFINE_enum("effort", "full", ("low", "full"), "Of the TPU's compiler.")
+    flags.DEFINE_bool("parts", False, "Show the cycles of a training step for TPUs by part, forward and backward.")
     flags.DEFINE_bool("straightforward", True, "Compile the straightforward network too; of training only.")
 
 
@@ -40,6 +43,24 @@ def read_tpu(text: str) -> dict[str, float]:
     cycles = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', text)))
     exchanged = {f"{item.kind} MiB": item.bytes / 2**20 for item in hlo.collectives(text)}
     return {"million cycles": cycles / 1e6} | exchanged
+
+
+def read_parts(text: str) -> dict[str, float]:
+    """Of a training step compiled for TPUs: estimated millions of cycles of each part, forward and backward.
+
+    An instruction belongs to the part that the name of its root has; where several were fused, that is the last.
+    """
+    parts: collections.Counter[str] = collections.Counter()
+    for line in text.splitlines():
+        if cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
+            name = re.search(r'op_name="([^"]*)"', line)
+            found = _PART.search(name[1]) if name else None
+            part = next(filter(None, found.groups())) if found else "other"
+            way = (
+                ", backward" if name and "transpose(" in name[1] else ", forward" if name and "jvp(" in name[1] else ""
+            )
+            parts[f"{part}{way}, million cycles"] += int(cycles[1]) / 1e6
+    return dict(sorted(parts.items()))
 
 
 def read_gpu(text: str, least_side: int = 8) -> dict[str, float]:
@@ -60,7 +81,9 @@ def read_gpu(text: str, least_side: int = 8) -> dict[str, float]:
     }
 
 
-def study(config, mesh, kind: str, size: tuple[int, int], straight: bool) -> dict[str, dict[str, float]]:
+def study(
+    config, mesh, kind: str, size: tuple[int, int], straight: bool, parts: bool = False
+) -> dict[str, dict[str, float]]:
     """{'ours' (and 'straightforward'): what `read_tpu` or `read_gpu` reads, memory, operations} of a compiled program.
 
     Args:
@@ -69,6 +92,7 @@ def study(config, mesh, kind: str, size: tuple[int, int], straight: bool) -> dic
         kind: 'train' or 'evaluate'.
         size: (height, width) of evaluated pictures.
         straight: whether to compile the straightforward network's training step too.
+        parts: whether to read `read_parts` too.
     """
     from dlv3p_jax.models import build_model
     from dlv3p_jax.performance import straightforward, workloads
@@ -91,6 +115,8 @@ def study(config, mesh, kind: str, size: tuple[int, int], straight: bool) -> dic
     for name, load in loads.items():
         program = load.jitted.lower(*load.arguments).compile()
         results[name] = read(program.as_text())
+        if parts:
+            results[name] |= read_parts(program.as_text())
         results[name]["temporary MiB"] = program.memory_analysis().temp_size_in_bytes / 2**20
         if cost := program.cost_analysis():  # of programs for a GPU that is not here, nothing
             total = cost["flops"] * turns * mesh.size
@@ -122,7 +148,7 @@ def main(argv: list[str]) -> None:
             mesh = sharding.make_mesh(1, 1, gpu.devices)
         else:
             mesh = compile_child.make_mesh(config, tpu.find(values.target))
-        results = study(config, mesh, values.kind, size, values.straightforward)
+        results = study(config, mesh, values.kind, size, values.straightforward, values.parts)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"compile_study: {error}")
     keys = list(dict.fromkeys(key for result in results.values() for key in result))

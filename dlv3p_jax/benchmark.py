@@ -11,11 +11,9 @@ import logging as stdlib_logging
 import pathlib
 import sys
 
-import jax
 from absl import app, flags
 
-from dlv3p_jax.performance import measured
-from dlv3p_jax.runtime import arguments, cli, configuration, files, text
+from dlv3p_jax.runtime import arguments, cli, files, text
 
 _INPUT_SIZE = (1024, 2048)  # of Cityscapes
 
@@ -26,7 +24,7 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "kind",
         "train",
-        measured.KINDS,
+        ["train", "predict", "evaluate", "input"],
         "A training step; a forward pass; evaluation plain, with flip and with flip + scales, with counts; or the "
         "training pipeline from prepared PNG records to crops, with decoding and with decoded pictures kept.",
     )
@@ -53,6 +51,10 @@ def main(argv: list[str]) -> None:
     if values.json is not None:
         cli.check_folder("benchmark", "json", pathlib.Path(values.json).parent)
     cli.configure_logging()
+    import jax  # which wrong flags do not wait for
+
+    from dlv3p_jax.performance import measured
+
     stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)  # it tells of every change of its cache
     try:
         report = _measure(values)
@@ -71,6 +73,9 @@ def main(argv: list[str]) -> None:
 
 
 def _measure(values):
+    from dlv3p_jax.performance import measured
+    from dlv3p_jax.runtime import configuration
+
     config = values.config
     size = _INPUT_SIZE if values.kind == "input" else tuple(config.crop_size)
     if values.size is not None:

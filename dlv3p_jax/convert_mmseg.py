@@ -14,12 +14,10 @@ import hashlib
 import pathlib
 import shlex
 
-import jax
 from absl import app, flags
 
-from dlv3p_jax import models
 from dlv3p_jax.runtime import arguments, cli
-from dlv3p_jax.weights import checkpoint_reading, foreign, mmseg, pth, published, trained
+from dlv3p_jax.weights import pth, published
 
 
 def define_flags() -> None:
@@ -72,6 +70,11 @@ def write_checkpoint(config, path: pathlib.Path, output: str, config_text: str |
     Raises:
         ValueError, OSError: the file is not one of MMSegmentation's, or `output` cannot be written.
     """
+    import jax  # which wrong flags do not wait for
+
+    from dlv3p_jax import models
+    from dlv3p_jax.weights import checkpoint_reading, foreign, mmseg
+
     file = foreign.read(path)
     if file.names is not mmseg:
         raise ValueError(f"{path} is a file of PaddleSeg's: python -m dlv3p_jax.convert_paddle converts it")
@@ -98,6 +101,8 @@ def write_checkpoint(config, path: pathlib.Path, output: str, config_text: str |
 
 def write_pth(config, checkpoint: str, output: pathlib.Path, auxiliary_head: bool) -> None:
     """Writes the checkpoint's weights, the averaged ones where there are, as MMSegmentation names them."""
+    from dlv3p_jax.weights import mmseg, trained
+
     if output.exists():
         raise ValueError(f"{output} exists: give another --output, or remove it first")
     model = trained.load_checkpoint(config, checkpoint)

@@ -12,19 +12,25 @@ downloads a published one. DIR then holds a checkpoint with its config.json, for
 import hashlib
 import pathlib
 import shlex
+from typing import Any
 
-import jax
 from absl import app, flags
 
-from dlv3p_jax import models
 from dlv3p_jax.runtime import arguments, cli
-from dlv3p_jax.weights import checkpoint_reading, published, trained
-from dlv3p_jax.weights.paddle import ConversionError, convert, revert
+from dlv3p_jax.weights import published
 from dlv3p_jax.weights.pdparams import PdparamsError, load_pdparams, save_pdparams
 
-__all__ = ["ConversionError", "PdparamsError", "convert", "load_pdparams", "main", "revert", "save_pdparams"]
+__all__ = ["ConversionError", "PdparamsError", "convert", "load_pdparams", "main", "revert", "save_pdparams"]  # noqa: F822
 
 _NAMES = (*published.PUBLISHED, *published.IMAGENET)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("ConversionError", "convert", "revert"):
+        from dlv3p_jax.weights import paddle
+
+        return getattr(paddle, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def define_flags() -> None:
@@ -63,6 +69,11 @@ def main(argv: list[str]) -> None:
 
 def write_checkpoint(config, file: pathlib.Path, output: str) -> None:
     """Converts `file` and writes the checkpoint."""
+    import jax  # which wrong flags do not wait for
+
+    from dlv3p_jax import models
+    from dlv3p_jax.weights import checkpoint_reading, trained
+
     config = config.copy_and_resolve_references()
     any_classes = config.num_classes is None
     if any_classes:
@@ -82,10 +93,12 @@ def write_checkpoint(config, file: pathlib.Path, output: str) -> None:
 
 def write_pdparams(config, checkpoint: str, output: pathlib.Path) -> None:
     """Writes the checkpoint's weights, the averaged ones where there are, as PaddleSeg names them."""
+    from dlv3p_jax.weights import paddle, trained
+
     if output.exists():
         raise ValueError(f"{output} exists: give another --output, or remove it first")
     loaded = trained.load_checkpoint(config, checkpoint)
-    state = revert(loaded.variables, loaded.model)
+    state = paddle.revert(loaded.variables, loaded.model)
     output.parent.mkdir(parents=True, exist_ok=True)
     save_pdparams(state, output)
     print(f"{len(state)} arrays as PaddleSeg names them: {output}", flush=True)

@@ -8,15 +8,14 @@ import hashlib
 import pathlib
 import shlex
 
-import jax
 from absl import flags
 
 from dlv3p_jax.runtime import cli
-from dlv3p_jax.weights import checkpoint_reading, published, timm
+from dlv3p_jax.weights import published
 
 _WEIGHTS = flags.DEFINE_string("weights", None, "The .safetensors file to convert.")
-_BACKBONE = flags.DEFINE_enum(
-    "backbone", None, timm.BACKBONES, "What the file is converted into; found out from its names by default."
+_BACKBONE = flags.DEFINE_string(
+    "backbone", None, "What the file is converted into, such as resnet50_vd; found out from its names by default."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to make.")
 
@@ -29,6 +28,12 @@ def main(argv: list[str]) -> None:
 
 
 def _convert(file: pathlib.Path, output: pathlib.Path) -> None:
+    import jax  # which wrong flags do not wait for
+
+    from dlv3p_jax.weights import checkpoint_reading, timm
+
+    if _BACKBONE.value not in (None, *timm.BACKBONES):
+        raise ValueError(f"--backbone={_BACKBONE.value}: choose from {', '.join(timm.BACKBONES)}")
     state = timm.load_safetensors(file)
     try:
         backbone = _BACKBONE.value or timm.infer_backbone(state)

@@ -13,15 +13,12 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import ml_collections
 from absl import app, flags, logging
 from etils import epath
 
-from dlv3p_jax import models
-from dlv3p_jax.evaluation.views import Views
-from dlv3p_jax.runtime import arguments, cli, configuration, files, provenance, sealing, sharding, text
-from dlv3p_jax.weights import mmseg_models, published, trained
+from dlv3p_jax.runtime import arguments, cli, files, provenance, sealing, text
+from dlv3p_jax.weights import mmseg_models, published
 
 SCALES = (0.75, 1.0, 1.25)  # PaddleSeg's documentation has these; its table does not say which
 MMSEG_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -153,7 +150,13 @@ def reproduce(
     Raises:
       ValueError, OSError: data set, weights or mesh cannot be used; the message names what.
     """
+    import jax  # which wrong flags do not wait for
+
+    from dlv3p_jax import models
     from dlv3p_jax.evaluation import evaluator
+    from dlv3p_jax.evaluation.views import Views
+    from dlv3p_jax.runtime import configuration, sharding
+    from dlv3p_jax.weights import trained
 
     config, dataset, mesh = evaluator.prepare_run(config)
     model = models.build_model(config)
@@ -226,6 +229,8 @@ def _measured_before(output: epath.Path, report: dict[str, Any]) -> list[dict[st
 
     Where one says something else, or is damaged, the log says so: all is measured anew.
     """
+    from dlv3p_jax.evaluation.views import Views
+
     path = output / "report.json"
     if not path.exists():
         return []

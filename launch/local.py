@@ -90,7 +90,7 @@ def _run(arguments: list[str], processes: list[subprocess.Popen]) -> tuple[int, 
 
 
 def environment_of(index: int, count: int, port: int, devices: int | None, environment) -> dict[str, str]:
-    """What process `index` of `count` finds in its environment beside ours; see `dlv3p_jax.runtime.processes`."""
+    """What process `index` of `count` finds in its environment beside ours; see `dlv3p_jax.runtime.process_flags`."""
     added = {
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": str(count),

@@ -50,7 +50,11 @@ ROWS = [
     ("flags", "convert_mmseg --output={tmp}/new", "give --pth=FILE or --weights=NAME"),
     ("flags", "convert_mmseg --weights=mmseg/x --mmseg_config=x --output={tmp}/new", "--mmseg_config goes with --pth"),
     ("flags", "convert_timm --output={tmp}/new", "give --weights"),
-    ("flags", "convert_timm --weights={junk} --backbone=resnet18_vd", "<resnet50_vd|resnet101_vd|resnet152_vd>"),
+    (
+        "flags",
+        "convert_timm --weights={junk} --backbone=resnet18_vd",
+        "choose from resnet50_vd, resnet101_vd",
+    ),
     ("flags", "reproduce voc_r50 --scales=a", "--scales=a: give numbers"),
     ("flags", "reproduce cityscapes_r5", "give one of cityscapes_r50, "),
     (

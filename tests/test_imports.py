@@ -26,3 +26,16 @@ from dlv3p_jax.evaluation.views import predict_logits
 def test_models_losses_metrics_and_steps_import_without_tensorflow():
     process = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
+
+
+COMMANDS = """
+import importlib, sys
+for name in ("main", "convert_mmseg", "convert_paddle", "convert_timm", "reproduce", "benchmark"):
+    importlib.import_module(f"dlv3p_jax.{name}")
+    assert not {"jax", "flax", "tensorflow"} & set(sys.modules), name
+"""
+
+
+def test_commands_look_at_their_flags_before_they_import_jax():
+    process = subprocess.run([sys.executable, "-u", "-c", COMMANDS], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr

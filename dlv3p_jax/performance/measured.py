@@ -16,8 +16,6 @@ from dlv3p_jax.data import padding
 from dlv3p_jax.performance import timing, workloads
 from dlv3p_jax.runtime import configuration, sharding, text
 
-KINDS = ("train", "predict", "evaluate", "input")
-
 
 def report(kind: str, config, size: tuple[int, int], repeats: int, compile_twice: bool = True) -> dict[str, Any]:
     """Measures 'train', 'predict' or 'evaluate' on made batches (for 'input' see `reading.report`).

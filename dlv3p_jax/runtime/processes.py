@@ -1,92 +1,20 @@
-"""One run in several processes: how they find each other, and that they have one workdir.
+"""One run in several processes: how they meet, and that they have one workdir."""
 
-On SLURM (`srun`, a task a process) and on the workers of a TPU slice, JAX finds everything itself. Elsewhere every
-process is told, by flags or by the environment (the first is JAX's own name):
-
-    --coordinator_address=HOST:PORT  JAX_COORDINATOR_ADDRESS  process 0's host, and a port that is free there
-    --num_processes=N                JAX_NUM_PROCESSES        1: alone, whatever the machine belongs to
-    --process_id=I                   JAX_PROCESS_ID           0 … N-1
-
-JAX_COORDINATOR_PORT changes the port that JAX chooses on SLURM and TPUs, where a firewall wants another, and
-JAX_LOCAL_DEVICE_IDS names the GPUs of a process. On CPUs the processes talk through gloo. `launch/local.py` starts
-several on one machine.
-"""
-
-import importlib.util
 import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
 
 import jax
-from absl import flags, logging
+from absl import logging
 from etils import epath
 from jax._src import distributed as jax_distributed  # the public part does not tell which address JAX found
 
-from dlv3p_jax.runtime import board, files, sharding
-from dlv3p_jax.runtime.errors import UserError
+from dlv3p_jax.runtime import board, files, process_flags, sharding
+from dlv3p_jax.runtime.process_flags import DistributedError
 
-_ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0 of a run of several processes.")
-_COUNT = flags.DEFINE_integer("num_processes", None, "How many processes the run has; 1: this one alone.")
-_INDEX = flags.DEFINE_integer("process_id", None, "Which of them this is: 0 … num_processes - 1.")
-_TIMEOUT = flags.DEFINE_integer(
-    "coordinator_timeout", 1800, "Seconds to wait at the start for all processes of the run.", lower_bound=1
-)
-_HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_timeout", 60, "Seconds without a sign of life after which a process counts as dead.", lower_bound=2
-)
 _TOKEN_SECONDS = 15
 _FIRST_REMINDER, _REMINDERS = 10, 60  # seconds until it is said that others are waited for, and between the next times
-
-
-def heartbeat() -> float:
-    """Seconds without a sign of life after which a process counts as dead."""
-    return _HEARTBEAT.value
-
-
-class DistributedError(UserError):
-    """The processes of a run cannot find each other; the message says what is missing."""
-
-
-def arguments(environment: Mapping[str, str] = os.environ) -> dict | None:
-    """What `jax.distributed.initialize` is to be told, from flags, else the environment; None for a single process.
-
-    Raises:
-        DistributedError: an incomplete description, or numbers that cannot be.
-    """
-    address = _ADDRESS.value or environment.get("JAX_COORDINATOR_ADDRESS")
-    count = _number("num_processes", _COUNT.value, "JAX_NUM_PROCESSES", environment)
-    index = _number("process_id", _INDEX.value, "JAX_PROCESS_ID", environment)
-    if count == 1:
-        return None
-    given = {"coordinator_address": address, "num_processes": count, "process_id": index}
-    if count is not None and (count < 1 or (index is not None and not 0 <= index < count)):
-        raise DistributedError(f"--process_id={index} with --num_processes={count}: give 0 … num_processes - 1")
-    if address is not None and not address.rpartition(":")[2].isdigit():
-        raise DistributedError(f"--coordinator_address={address}: give HOST:PORT, such as 10.0.0.1:8476")
-    if None not in given.values():
-        return given | {"cluster_detection_method": "deactivate"}
-    if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in environment:
-        return given | {"cluster_detection_method": "slurm"}
-    if "tpu" in environment.get("JAX_PLATFORMS", "tpu") and importlib.util.find_spec("libtpu"):
-        return given
-    missing = [name for name, value in given.items() if value is None]
-    if len(missing) == len(given):
-        return None
-    raise DistributedError(
-        f"a run of several processes needs --{' and --'.join(missing)} too (or JAX_COORDINATOR_ADDRESS, "
-        "JAX_NUM_PROCESSES and JAX_PROCESS_ID); --num_processes=1 is a run of this process alone"
-    )
-
-
-def _number(name: str, flag: int | None, variable: str, environment: Mapping[str, str]) -> int | None:
-    text = environment.get(variable) if flag is None else str(flag)
-    if text is None:
-        return None
-    if not text.isdigit():
-        raise DistributedError(f"{variable if flag is None else f'--{name}'}={text}: give a whole number")
-    return int(text)
 
 
 def initialize() -> None:
@@ -96,10 +24,10 @@ def initialize() -> None:
     do not come in time, the process ends with exit code 1 and a message (JAX would abort it with a stack trace).
 
     Raises:
-        DistributedError: see `arguments`; or what JAX says about a cluster that it cannot make out.
+        DistributedError: see `process_flags.arguments`; or what JAX says about a cluster that it cannot make out.
         ValueError: this process is alone, and the devices that JAX is told to use are not here.
     """
-    settings = arguments()
+    settings = process_flags.arguments()
     if settings is None:
         sharding.find_devices()
         return
@@ -108,8 +36,8 @@ def initialize() -> None:
     try:
         jax.distributed.initialize(
             **settings,
-            initialization_timeout=_TIMEOUT.value + 30,  # ours is over first
-            heartbeat_timeout_seconds=_HEARTBEAT.value,
+            initialization_timeout=process_flags.TIMEOUT.value + 30,  # ours is over first
+            heartbeat_timeout_seconds=round(process_flags.heartbeat()),
         )
     except (ValueError, RuntimeError) as error:
         if "coordinator_address should be" in str(error):  # a TPU that is not one of a slice
@@ -160,7 +88,8 @@ def check_shared(workdir: epath.PathLike) -> None:
 
 
 def _remind(met: threading.Event) -> None:
-    deadline, wait = time.monotonic() + _TIMEOUT.value, _FIRST_REMINDER
+    seconds = process_flags.TIMEOUT.value
+    deadline, wait = time.monotonic() + seconds, _FIRST_REMINDER
     while not met.wait(min(wait, max(deadline - time.monotonic(), 0))):
         state, wait = jax_distributed.global_state, _REMINDERS
         who = f"process {state.process_id} of {state.num_processes}"
@@ -174,7 +103,7 @@ def _remind(met: threading.Event) -> None:
             )
             continue
         _exit(
-            f"main: {who} waited {_TIMEOUT.value} s for the coordinator {state.coordinator_address} and the other "
+            f"main: {who} waited {seconds} s for the coordinator {state.coordinator_address} and the other "
             f"processes: start all {state.num_processes}, let them reach this address, or give more "
             "--coordinator_timeout"
         )

@@ -117,10 +117,11 @@ def make_train_step(
             rngs={"dropout": dropout_rng},
             mutable=["batch_stats", "intermediates"] if has_auxiliary else ["batch_stats"],
         )
-        if own_loss is None:
-            loss, parts = loss_function(logits, labels, normalizer)
-        else:
-            loss, parts = own_loss(logits, labels), {}
+        with jax.named_scope("loss"):
+            if own_loss is None:
+                loss, parts = loss_function(logits, labels, normalizer)
+            else:
+                loss, parts = own_loss(logits, labels), {}
         if has_auxiliary:
             (auxiliary_logits,) = updates["intermediates"]["auxiliary_logits"]
             parts |= {"auxiliary": auxiliary_loss(auxiliary_logits, labels, normalizer=normalizer)}
@@ -153,20 +154,22 @@ def make_train_step(
         distort_rng, dropout_rng = jax.random.split(jax.random.fold_in(rng, state.step))
         images = batch["image"]
         if images.dtype == jnp.uint8:
-            images = colors.distort(
-                images,
-                distort_rng,
-                brightness=augment.brightness,
-                contrast=augment.contrast,
-                saturation=augment.saturation,
-                hue=augment.hue,
-            )
+            with jax.named_scope("distort"):
+                images = colors.distort(
+                    images,
+                    distort_rng,
+                    brightness=augment.brightness,
+                    contrast=augment.contrast,
+                    saturation=augment.saturation,
+                    hue=augment.hue,
+                )
         compute = differentiate if count == 1 else accumulate
         (loss, (parts, batch_stats)), gradients = compute(
             state.params, state.batch_stats, images, batch["label"], dropout_rng
         )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
             variables = {"params": params, "batch_stats": batch_stats}

@@ -29,6 +29,25 @@ def test_cycles_and_exchanges_are_added_up():
     assert compile_study.read_tpu(TPU) == {"million cycles": 2.0, "all-reduce MiB": 4.0}
 
 
+def test_cycles_belong_to_the_part_that_an_instruction_is_named_after():
+    names = (
+        "jit(train_step)/transpose(jvp(DeepLabV3Plus))/backbone/stage3_block1/conv/dot_general",
+        "jit(train_step)/jvp(DeepLabV3Plus)/backbone/stem_conv1/conv",
+        "jit(train_step)/jvp(DeepLabV3Plus)/backbone/stem_conv2/conv",
+        "jit(train_step)/jvp(loss)/log",
+        "jit(train_step)/distort/add",
+        "jit(train_step)/add",
+    )
+    line = '  %f = f32[4]{{0}} fusion(%x), metadata={{op_name="{}"}}, backend_config={{"estimated_cycles":"1000000"}}'
+    assert compile_study.read_parts("\n".join(map(line.format, names))) == {
+        "distort, million cycles": 1,
+        "loss, forward, million cycles": 1,
+        "other, million cycles": 1,
+        "stage3, backward, million cycles": 1,
+        "stem, forward, million cycles": 2,
+    }
+
+
 def test_windows_as_large_as_pictures_and_transposes_are_found():
     expected = {"convolutions": 3, "picture-sized windows": 1, "transposes MiB": 1.0}
     assert compile_study.read_gpu(GPU) == expected

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from dlv3p_jax.configs import common
 from dlv3p_jax.data import pipeline, records
 from dlv3p_jax.evaluation import picture_scores
-from dlv3p_jax.runtime import processes
+from dlv3p_jax.runtime import process_flags
 from dlv3p_jax.weights import checkpoint_reading
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -187,7 +187,7 @@ def parsed_flags():
     ],
 )
 def test_how_a_process_was_started_is_read_from_its_environment(parsed_flags, environment, expected):
-    found = processes.arguments(environment | {"JAX_PLATFORMS": "cpu"})
+    found = process_flags.arguments(environment | {"JAX_PLATFORMS": "cpu"})
     if expected is not None:
         names = ("coordinator_address", "num_processes", "process_id", "cluster_detection_method")
         expected = dict(zip(names, expected, strict=True))
@@ -204,5 +204,5 @@ def test_how_a_process_was_started_is_read_from_its_environment(parsed_flags, en
     ],
 )
 def test_an_incomplete_description_is_refused(parsed_flags, environment, message):
-    with pytest.raises(processes.DistributedError, match=re.escape(message)):
-        processes.arguments(environment | {"JAX_PLATFORMS": "cpu"})
+    with pytest.raises(process_flags.DistributedError, match=re.escape(message)):
+        process_flags.arguments(environment | {"JAX_PLATFORMS": "cpu"})
