@@ -55,10 +55,10 @@ def read_parts(text: str) -> dict[str, float]:
         if cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
             name = re.search(r'op_name="([^"]*)"', line)
             found = _PART.search(name[1]) if name else None
-            part = next(filter(None, found.groups())) if found else "other"
-            way = (
-                ", backward" if name and "transpose(" in name[1] else ", forward" if name and "jvp(" in name[1] else ""
-            )
+            where = name[1] if name else ""
+            rest = "resizing of logits" if "DeepLabV3Plus" in where else "other"
+            part = next(filter(None, found.groups())).replace("backbone", "stem") if found else rest
+            way = ", backward" if "transpose(" in where else ", forward" if "jvp(" in where else ""
             parts[f"{part}{way}, million cycles"] += int(cycles[1]) / 1e6
     return dict(sorted(parts.items()))
 

@@ -52,7 +52,7 @@ ROWS = [
     ("flags", "convert_timm --output={tmp}/new", "give --weights"),
     (
         "flags",
-        "convert_timm --weights={junk} --backbone=resnet18_vd",
+        "convert_timm --weights={junk} --backbone=resnet18_vd --output={tmp}/new",
         "choose from resnet50_vd, resnet101_vd",
     ),
     ("flags", "reproduce voc_r50 --scales=a", "--scales=a: give numbers"),
