@@ -1,4 +1,4 @@
-"""What compilers make of the network for accelerators that are not here, beside the network said straight:
+"""What compilers make of the network for accelerators that are not here, beside the straightforward network:
 
     python -m benchmarks.compile_study --config=configs/cityscapes_r50.py --config.model.dtype=bfloat16 --target=v5e-8
 

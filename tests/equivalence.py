@@ -507,9 +507,9 @@ def replace_rows(page: str, piece: str, rows: Iterable[Row]) -> str:
 
 DOCUMENT = """# The same numbers as PaddleSeg
 
-`python -m tests.equivalence docs/equivalence.md` made this page. It runs every piece on inputs that PaddleSeg itself
-was recorded with (commit d7975e7, paddlepaddle 3.3.1, on a CPU) and measures how far the two are apart. The tests take
-the same measurements and hold them to the same limits.
+`python -m tests.equivalence docs/equivalence.md` made this page. It runs every piece on the inputs of
+recordings of PaddleSeg itself (commit d7975e7, paddlepaddle 3.3.1, on a CPU) and measures how far the two are apart.
+The tests take the same measurements and check them against the same limits.
 
 Made {made}.
 
@@ -519,27 +519,29 @@ Made {made}.
 
 ## How to read it
 
-- **bfloat16** rounds weights and layer outputs to 8 bits: rounding PaddleSeg's own so moves 1.6 % of the pixels.
+- **bfloat16** rounds weights and layer outputs to 8 bits. PaddleSeg's own, rounded in this way, moves 1.6 % of the
+  pixels.
 - **Training, step 5**: five steps amplify the rounding of float32. The limit is 1e-4, or ten times what our own
   float32 and float64 differ by where that is more.
-- **RMI**: PaddleSeg computes it in float64; here it is float32 throughout (`dlv3p_jax/training/rmi.py`). On nearly
-  perfect predictions of large pictures PaddleSeg's formula loses digits itself, in float64 too, so
-  `tests/training/test_rmi.py` compares with an equal formula that does not.
-- **Dice** is that of PaddleSeg since April 2022, a mean over pictures. **Cross-entropy** with class weights and `top_k`
-  together is the same where the kept pixels are valid, as recorded. Where ignored pixels are kept too, for want of
-  others, PaddleSeg's denominator counts them with the weight of class 0; here they weigh nothing. That case is held by
-  `tests/training/test_losses.py` alone.
-- **Beside another**: the picture lies in a larger batch with noise around it, next to a picture of another size, and
-  the network is told their sizes (`eval.buckets`).
-- **Views**: `tta_r18` is today's definition (`eval.average=logits`), `tta_legacy_r18` the one of 2020 to 2023
-  (`eval.average=legacy`), which PaddleSeg's published flip and first ms + flip columns were measured with.
+- **RMI**: PaddleSeg computes it in float64. Here it is float32 throughout (`dlv3p_jax/training/rmi.py`). On nearly
+  perfect predictions of large pictures PaddleSeg's formula loses digits, in float64 too. So
+  `tests/training/test_rmi.py` compares with an equal formula that does not lose any.
+- **Dice** is that of PaddleSeg since April 2022, a mean over pictures.
+- **Cross-entropy** with class weights and `top_k` together is the same where all kept pixels are valid, as recorded.
+  Where too few are valid, ignored pixels are kept too. PaddleSeg's denominator counts these with the weight of class
+  0; here they weigh nothing. Only `tests/training/test_losses.py` tests that case.
+- **Beside another**: the picture lies in a larger batch with noise around it, next to a picture of another size. The
+  network is told their sizes (`eval.buckets`).
+- **Views**: `tta_r18` is today's definition (`eval.average=logits`). `tta_legacy_r18` is that of 2020 to 2023
+  (`eval.average=legacy`). PaddleSeg's published flip and first ms + flip columns were measured with it.
 - **Metrics** are with `absent_class=one`, PaddleSeg's convention for a class in neither labels nor predictions.
-  `mean_accuracy` is not PaddleSeg's: scikit-learn's balanced accuracy holds it (`tests/evaluation/test_metrics.py`).
+  `mean_accuracy` is not PaddleSeg's. `tests/evaluation/test_metrics.py` compares it with scikit-learn's balanced
+  accuracy.
 - **Transforms**: where a resampled value lies on a whole number, its last bit decides whether truncation moves it by
   one grey level.
-- **A trained model** goes the way that a user goes: `prepare`, `convert_paddle`, `main --mode=eval`.
+- **A trained model** is evaluated as a user does it: `prepare`, `convert_paddle`, `main --mode=eval`.
 - **Not recorded**: `DiceLoss` with class weights or another smoothing, which is not here; several of PaddleSeg's cards
-  at once, whose losses it averages; the order and the chances of `RandomDistort`, of which each step is recorded.
+  at once, whose losses it averages; order and chances of `RandomDistort`'s steps (each step itself is recorded).
 """
 
 

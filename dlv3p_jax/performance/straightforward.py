@@ -1,4 +1,4 @@
-"""DeepLabV3+ said straight: strided, dilated and grouped convolutions as in the paper, whatever the backend is good at.
+"""DeepLabV3+ written as in the paper: strided, dilated and grouped convolutions, on every backend.
 
     model = straightforward.build(config)    # takes the variables of `build_model(config)` and gives its logits
 
