@@ -129,7 +129,8 @@ NOT_RUN = {
     r"dlv3p ": "an installed package; python -m tests.installed does",
     r"pip install ": "packages, which the environment of the tests has",
     r"python -m dlv3p_jax\.plan|--topology": "Google's compiler for TPUs; tests/test_plan.py runs all but that",
-    r"bash benchmarks/gpu\.sh": "a GPU",
+    r"bash benchmarks/gpu\.sh|trtexec ": "a GPU",
+    r"tensorflow_model_server ": "a server that no registry of Python has",
     r"python -m (pytest|tests\.run_docs)|make (test|lint)|bash \.ci/run": "CI, of which this is a part",
     r"--config\.crop_size|python -m dlv3p_jax\.benchmark --kind=train$|.* … |.*=…": "a part of a command",
 }

@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 
+import cv2
 import drawn
 import jax
 import ml_collections
@@ -144,6 +145,10 @@ def test_onnx_of_any_size(network, sizes, tmp_path):
         images = pictures(*size)
         labels, logits = session.run(["labels", "logits"], {"image": images})
         assert_equal({"labels": labels, "logits": logits}, expected(trained, images))
+    of_opencv = cv2.dnn.readNetFromONNX(str(tmp_path / "model.onnx"))
+    of_opencv.setInput(images, "image")
+    labels, logits = of_opencv.forward(["labels", "logits"])
+    assert_equal({"labels": labels, "logits": logits}, expected(trained, images))
 
 
 def test_the_description_says_what_a_user_needs(trained, tmp_path):
