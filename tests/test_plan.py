@@ -130,6 +130,7 @@ def test_a_report(compiled):
     for part in ("v5e-8 (8 chips, v5e:2x4, mesh: data=8, space=1)", "estimate", "low effort", "2 all-reduce of 100 MB"):
         assert part in text
     assert "Largest batch that fits this mesh: 8 pictures (estimate:" in text
+    assert text.startswith("FITS: a batch of 8 fits v5e-8; of training, batches of up to 8 do (estimate).\n")
     assert [line for line in text.splitlines() if line.startswith("train ")][0].split()[-1] == "yes"
 
 
@@ -143,7 +144,9 @@ def test_a_report_of_a_step_that_does_not_fit(compiled):
     assert first.startswith("train does not fit: it needs 9.00 GiB, and a v4 has 30.75 GiB; take --config.mesh.space=2")
     assert "--config.model.remat=True, --config.accumulate_steps=2, a smaller --config.batch_size" in first
     assert any("--config.model.dtype=bfloat16" in line for line in others)
-    assert "NO" in plan_text.to_text(report)
+    text = plan_text.to_text(report)
+    assert "NO" in text
+    assert text.startswith("DOES NOT FIT: v4-8 has too little memory for train (8 pictures). Training fits with a")
 
 
 def test_a_mesh_that_takes_no_smaller_batch(compiled):
@@ -151,7 +154,8 @@ def test_a_mesh_that_takes_no_smaller_batch(compiled):
     report = planned.report(make_config(), V5E, (1024, 2048), "low")
     assert [call[:2] for call in calls] == [("train", 8), ("evaluate plain", 8)]
     assert report["largest_batch"]["pictures"] == 0
-    assert "No batch fits this mesh: 8 pictures are too many" in plan_text.to_text(report)
+    text = plan_text.to_text(report)
+    assert "No batch fits this mesh: 8 pictures are too many" in text and "Training fits" not in text
     # Neither half of the batch nor its micro-batches would divide over the eight chips.
     assert "accumulate_steps" not in report["warnings"][0] and "smaller" not in report["warnings"][0]
 
@@ -180,7 +184,10 @@ def test_meshes_are_ranked_by_fit_and_estimate(compiled, monkeypatch):
     totals = [candidate["programs"][0]["estimate"]["total"] for candidate in report["meshes"]]
     assert sorted(meshes) == [(1, 8), (2, 4), (4, 2), (8, 1)]
     assert totals == sorted(totals) and report["mesh"] == report["meshes"][0]["mesh"]
-    assert "1 x 8" in plan_text.to_text(report)
+    text = plan_text.to_text(report)
+    best = "data={data} x space={space}".format(**report["mesh"])
+    assert text.startswith(f"FITS: a batch of 8 fits 4 of the 4 meshes of v5e-8; the best is {best}.\n")
+    assert "1 x 8" in text
 
 
 def test_sensible_meshes():

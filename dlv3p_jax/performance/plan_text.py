@@ -28,8 +28,8 @@ _KINDS = {
 
 
 def to_text(report: dict[str, Any]) -> str:
-    """What `planned.report` or `planned.compare_meshes` returned."""
-    lines = [_head(report), ""]
+    """What `planned.report` or `planned.compare_meshes` returned; the first line says whether all of it fits."""
+    lines = [_verdict(report), _head(report), ""]
     if "meshes" in report:
         lines += [_meshes(report), ""]
     else:
@@ -50,6 +50,24 @@ def to_text(report: dict[str, Any]) -> str:
     lines += [_ESTIMATES, _EFFORTS[report["effort"]]]
     lines += [f"! {line}" for line in report["warnings"]]
     return "\n".join(lines)
+
+
+def _verdict(report: dict[str, Any]) -> str:
+    name, batch = report["slice"]["name"], f"a batch of {report['batch_size']}"
+    if "meshes" in report:
+        best = report["meshes"][0]
+        mesh = "data={data} x space={space}".format(**best["mesh"])
+        fits = sum(candidate["programs"][0]["fits"] for candidate in report["meshes"])
+        if not fits:
+            return f"DOES NOT FIT: {batch} fits none of the {len(report['meshes'])} meshes of {name}."
+        return f"FITS: {batch} fits {fits} of the {len(report['meshes'])} meshes of {name}; the best is {mesh}."
+    lacking = [f"{p['name']} ({p['pictures']} pictures)" for p in report["programs"] if not p["fits"]]
+    largest = (report["largest_batch"] or {}).get("pictures")
+    if not lacking:
+        most = "" if largest is None else f"; of training, batches of up to {largest} do (estimate)"
+        return f"FITS: {batch} fits {name}{most}."
+    smaller = f" Training fits with a batch of {largest} (estimate)." if largest and "train" in lacking[0] else ""
+    return f"DOES NOT FIT: {name} has too little memory for {', '.join(lacking)}.{smaller}"
 
 
 def _head(report: dict[str, Any]) -> str:
