@@ -1,7 +1,8 @@
 """A local page to try a model on: python -m dlv3p_jax.demo --checkpoint=WORKDIR
 
 Drop a picture on it, and see it under the colours of its classes, with the share of the pixels that each has. Opacity,
-flip and scales can be changed there. It needs NiceGUI (pip install '.[demo]') and no network.
+flip and scales can be changed there. Programs send a picture to POST /predict, and get its labels. It needs NiceGUI
+(pip install '.[demo]') and no network.
 """
 
 import importlib.util
@@ -84,7 +85,7 @@ def _known_hosts(host: str, address: str) -> list[str]:
 
 
 def _serve(values, views: dict[str, Any], listening: socket.socket) -> None:
-    from dlv3p_jax.inference import demo_page  # NiceGUI and JAX: wrong flags do not wait for them
+    from dlv3p_jax.inference import demo_page, demo_uploads  # NiceGUI and JAX: wrong flags do not wait for them
     from dlv3p_jax.inference.segmenter import Segmenter
 
     address, port = listening.getsockname()[:2]
@@ -93,7 +94,8 @@ def _serve(values, views: dict[str, Any], listening: socket.socket) -> None:
     if "*" in hosts:
         logging.warning("--host=%s: whoever reaches this machine can use the page, without a password", values.host)
     segmenter = Segmenter.from_checkpoint(values.checkpoint, **views)
-    page = demo_page.make_app(segmenter, values.max_pixels, int(values.max_megabytes * 1e6), hosts)
+    example = demo_uploads.find_example(values.checkpoint)
+    page = demo_page.make_app(segmenter, values.max_pixels, int(values.max_megabytes * 1e6), hosts, example)
     print(f"Open http://{host}:{port} in a browser; Ctrl-C ends this", flush=True)
     demo_page.serve(page, listening)
 

@@ -118,6 +118,7 @@ TESTED = {
     r"python -m benchmarks\.input": "tests/benchmarks/test_input.py",
     r"python -m benchmarks\.scaling_table": "tests/benchmarks/test_scaling_table.py",
     r"python -m tests\.equivalence": "tests/test_equivalence.py",
+    r"curl .*/predict": "tests/test_demo.py",
     r"python -m tests\.api_page": "tests/test_docs.py",
     r"launch/tpu_vm\.sh|python launch/gke/gke\.py|sbatch .*launch/slurm\.sh": "tests/test_launch.py",  # no cloud
 }

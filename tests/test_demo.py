@@ -4,6 +4,7 @@ import base64
 import gc
 import http.client
 import io
+import json
 import pathlib
 import re
 import signal
@@ -14,6 +15,8 @@ import sys
 import threading
 import time
 import types
+import urllib.error
+import urllib.request
 import weakref
 import zlib
 
@@ -25,13 +28,14 @@ from PIL import Image
 
 from dlv3p_jax import demo
 from dlv3p_jax.data import viz
+from dlv3p_jax.datasets.toy_streets import scenes
 from dlv3p_jax.inference.segmenter import Segmenter
 
 pytest.importorskip("nicegui", reason="nicegui is not installed (the extra demo)")
 import nicegui  # noqa: E402
 import uvicorn  # noqa: E402
 
-from dlv3p_jax.inference import demo_page  # noqa: E402
+from dlv3p_jax.inference import demo_page, demo_uploads  # noqa: E402
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 NAMES = ("floor", "wall", "lamp", "<b>unseen</b>")
@@ -80,7 +84,8 @@ class Bands:
     def __init__(self, calls, **views):
         self.calls, self.views = calls, views
         self.alive.add(self)
-        self.config = types.SimpleNamespace(dataset="stripes", eval=types.SimpleNamespace(**views))
+        model = types.SimpleNamespace(backbone="resnet18_vd")
+        self.config = types.SimpleNamespace(dataset="stripes", eval=types.SimpleNamespace(**views), model=model)
 
     def with_views(self, **views):
         return Bands(self.calls, **views)
@@ -104,7 +109,8 @@ def workdir(tmp_path_factory):
 def served():
     """The page at a port of its own, in a thread; gives its address and the calls of the segmenter."""
     calls = []
-    page = demo_page.make_app(Bands(calls, flip=False, scales=(0.5,)), MAX_PIXELS, MAX_BYTES, ["127.0.0.1", "[::1]"])
+    segmenter, example = Bands(calls, flip=False, scales=(0.5,)), ("lamp.png", encode(gradient(40)))
+    page = demo_page.make_app(segmenter, MAX_PIXELS, MAX_BYTES, ["127.0.0.1", "[::1]"], example)
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(page, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -208,7 +214,8 @@ def test_the_command_serves_a_checkpoint_until_ctrl_c(workdir, visit):
 
 
 def test_a_picture_is_seen_under_its_classes(page, served):
-    page.get_by_text("Trained on stripes").wait_for()
+    page.get_by_text("Trained on stripes, step 3").wait_for()
+    assert "workdir" not in page.content()
     assert legend(page) == list(NAMES)
     image = gradient()
     upload(page, encode(image))
@@ -220,6 +227,16 @@ def test_a_picture_is_seen_under_its_classes(page, served):
     assert swatches == ["rgb({}, {}, {})".format(*PALETTE[index]) for index in order]
     # The browser's opacity and its products have 8 bits.
     assert np.abs(shown(page) - viz.overlay(image, bands(image), PALETTE, 0.5)).max() <= 2
+
+    for what, expected in (("labels", bands(image)), ("overlay", viz.overlay(image, bands(image), PALETTE, 0.5))):
+        with page.expect_download() as download:
+            page.get_by_text(f"Download the {what}").click()
+        assert download.value.suggested_filename == f"street_{what}.png"
+        np.testing.assert_array_equal(np.asarray(Image.open(download.value.path())), expected)
+    box = page.locator(".layers").bounding_box()
+    for x in (10, 70, 85):
+        page.mouse.move(box["x"] + x + 0.5, box["y"] + 20.5)
+        assert page.locator("#under").inner_text() == NAMES[bands(image)[20, x]]
 
     page.locator(".q-slider [tabindex]").press("ArrowRight")
     page.wait_for_function("getComputedStyle(document.querySelector('.layers .classes')).opacity == '0.55'")
@@ -254,6 +271,7 @@ def test_the_page_says_that_it_works_and_shows_only_what_was_asked_last(page, se
     Bands.may_answer.clear()
     upload(page, encode(gradient(50)))
     page.get_by_text("Predicting street.png.").wait_for()
+    assert page.locator(".layers .picture").is_visible() and not page.locator(".layers .classes").count()
     wait_until(page, lambda: len(served[1]) == 1)
     upload(page, encode(gradient(70)), "lane.png")
     page.get_by_text("Predicting lane.png.").wait_for()
@@ -263,6 +281,54 @@ def test_the_page_says_that_it_works_and_shows_only_what_was_asked_last(page, se
     page.get_by_text("path.png: 90 x 80 pixels").wait_for()
     assert not page.get_by_text("Predicting").is_visible()
     assert len(served[1]) == 2  # the one in between was not begun
+
+
+def post(url, data, **headers):
+    """(status, type, body) of POST /predict."""
+    request = urllib.request.Request(f"{url}predict", data, {k.replace("_", "-"): v for k, v in headers.items()})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.headers["content-type"], answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["content-type"], error.read()
+
+
+def test_programs_send_pictures_and_get_labels(served):
+    image = gradient()
+    head = b'Content-Disposition: form-data; name="picture"; filename="a.png"'
+    form = b"--x\r\n" + head + b"\r\n\r\n" + encode(image) + b"\r\n--x--"
+    for data, kind in ((encode(image), "image/png"), (form, "multipart/form-data; boundary=x")):
+        code, answered, labels = post(served[0], data, Content_Type=kind)
+        assert (code, answered) == (200, "image/png")
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(labels))), bands(image))
+        described = json.loads(post(served[0], data, Content_Type=kind, Accept="application/json")[2])
+        assert base64.b64decode(described.pop("labels_png")) == labels
+        assert (described["width"], described["height"]) == (90, 60)
+        assert {row["name"]: row["pixels"] for row in described["classes"]} == {
+            name: np.count_nonzero(bands(image) == index) for index, name in enumerate(NAMES[:3])
+        }
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "code", "message"),
+    [
+        (b"", {}, 400, "no picture: send it as the body"),
+        (b"text", {}, 400, "the picture is no picture of these formats"),
+        (encode(np.zeros((400, 300), np.uint8)), {}, 400, "120,000 pixels, and 100,000 are the most"),
+        (encode(gradient()), {"Sec_Fetch_Site": "cross-site"}, 403, "pages of other sites"),
+        (encode(gradient(7)), {}, 500, "the picture was not predicted: RESOURCE_EXHAUSTED"),
+    ],
+)
+def test_pictures_that_are_not_predicted_are_answered(served, data, headers, code, message):
+    answer = post(served[0], data, Content_Type="image/png", **headers)
+    assert answer[:2] == (code, "application/json") and message in json.loads(answer[2])["error"]
+
+
+def test_the_example_is_a_picture_of_the_run_or_drawn(page, tmp_path):
+    page.get_by_text("Try an example").click()
+    page.get_by_text("lamp.png: 90 x 40 pixels").wait_for()
+    name, data = demo_uploads.find_example(tmp_path)
+    assert name == "drawn_street.png" and Image.open(io.BytesIO(data)).size == scenes.SIZE[::-1]
 
 
 @pytest.fixture
@@ -415,14 +481,14 @@ def test_pictures_are_upright_and_the_page_shows_what_is_predicted():
         (encode(image[..., 0]), np.dstack([image[..., 0]] * 3)),
         (encode(image[..., 0].astype(np.uint16) * 257), np.dstack([image[..., 0]] * 3)),
     ):
-        picture = demo_page.read_picture("street", data, max_pixels=60 * 90)
+        picture = demo_uploads.read_picture("street", data, max_pixels=60 * 90)
         np.testing.assert_array_equal(picture.image, expected)
         in_page = Image.open(io.BytesIO(base64.b64decode(picture.url.partition(",")[2])))
         np.testing.assert_array_equal(np.asarray(in_page.convert("RGB")), expected)
         with pytest.raises(ValueError, match="5,400 pixels, and 5,399 are"):
-            demo_page.read_picture("street", data, max_pixels=60 * 90 - 1)
+            demo_uploads.read_picture("street", data, max_pixels=60 * 90 - 1)
     data = encode(image[..., 0].astype(np.uint16) * 10)
-    picture = demo_page.read_picture("street", data, 60 * 90, picture_range=(0, 2550))
+    picture = demo_uploads.read_picture("street", data, 60 * 90, picture_range=(0, 2550))
     np.testing.assert_array_equal(picture.image, np.dstack([image[..., 0]] * 3))
 
 

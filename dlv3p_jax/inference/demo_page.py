@@ -5,11 +5,12 @@ belong to one visit of the page, and go when it is left.
 """
 
 import asyncio
-import base64
 import concurrent.futures
-import dataclasses
 import functools
 import io
+import json
+import pathlib
+import re
 import socket
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -19,18 +20,16 @@ import numpy as np
 import uvicorn
 from absl import logging
 from nicegui import events, ui
-from PIL import Image, UnidentifiedImageError
-from starlette import types
+from PIL import Image
 from starlette.middleware import trustedhost
 
 from dlv3p_jax.data import viz
-from dlv3p_jax.data.pictures import read_image
+from dlv3p_jax.inference import demo_api
+from dlv3p_jax.inference.demo_uploads import Upload, data_url, read_picture
 
 if typing.TYPE_CHECKING:
     from dlv3p_jax.inference.segmenter import Segmenter
 
-# What browsers save, and cameras and editors write; others of Pillow's start programs, as EPS does Ghostscript.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _SCALES = ((1.0,), (0.75, 1.0, 1.25), (0.5, 0.75, 1.0, 1.25, 1.5, 1.75))  # what the page offers
 _OPACITY = 0.5  # at first
 _FORM_BYTES = 10_000  # of an upload beside the file
@@ -39,65 +38,54 @@ _CSS = """
 :root { --opacity: OPACITY }
 .layers { display: grid; justify-items: start }
 .layers img { grid-area: 1 / 1; min-width: min(30rem, 100%); max-width: 100%; max-height: 85vh; object-fit: contain }
-.layers .classes { opacity: var(--opacity) }
+.layers .classes { opacity: var(--opacity); image-rendering: pixelated }
+.layers .indices { display: none }
+#under { position: fixed; z-index: 9999; padding: .1rem .5rem; border-radius: 4px; background: #000c; color: #fff;
+  pointer-events: none; transform: translate(-50%, -2.2rem) }
 .swatch { width: 1.1rem; height: 1.1rem; border: 1px solid #8888; border-radius: 3px; flex: none }
 .words { overflow-wrap: anywhere }
 .q-uploader { width: 100%; max-height: none }
 .q-uploader__subtitle { display: none }
 .q-uploader__list { min-height: 4rem; display: grid; align-content: center; border: 2px dashed #8888 }
 """.replace("OPACITY", str(_OPACITY))
+# The class under the pointer, from a grey PNG of class indices that nobody sees.
+_SCRIPT = """<script>
+addEventListener("pointermove", under); addEventListener("pointerdown", under)
+const canvas = document.createElement("canvas"), pen = canvas.getContext("2d", {willReadFrequently: true})
+let drawn = null
+function under(event) {
+  const layers = event.target.closest?.(".layers"), indices = layers?.querySelector(".indices")
+  let words = document.getElementById("under"), name
+  if (indices?.complete) {
+    const box = layers.querySelector(".picture").getBoundingClientRect()
+    const {naturalWidth: width, naturalHeight: height} = indices
+    const scale = Math.min(box.width / width, box.height / height)
+    const x = Math.floor((event.clientX - box.left - (box.width - scale * width) / 2) / scale)
+    const y = Math.floor((event.clientY - box.top - (box.height - scale * height) / 2) / scale)
+    if (drawn !== indices.src) {
+      drawn = indices.src; canvas.width = width; canvas.height = height; pen.drawImage(indices, 0, 0)
+    }
+    const inside = x >= 0 && y >= 0 && x < width && y < height
+    name = inside ? JSON.parse(layers.dataset.names)[pen.getImageData(x, y, 1, 1).data[0]] : undefined
+  }
+  if (name === undefined) return words?.remove()
+  if (!words) { words = document.createElement("div"); words.id = "under"; document.body.append(words) }
+  words.textContent = name
+  words.style.left = event.clientX + "px"; words.style.top = event.clientY + "px"
+}
+</script>"""
 
 
-@dataclasses.dataclass(frozen=True)
-class Upload:
-    """A picture to predict.
-
-    Attributes:
-        name: what its file was called.
-        image: uint8 `[H, W, 3]`.
-        url: the same pixels as a data URL.
-    """
-
-    name: str
-    image: np.ndarray
-    url: str
-
-
-def read_picture(name: str, data: bytes, max_pixels: int, picture_range: tuple[float, float] | None = None) -> Upload:
-    """The picture in the bytes of a file, upright and without its alpha; its range is that of `pictures.read_image`.
-
-    Raises:
-        ValueError: it is none, it is damaged, or it has more than `max_pixels` pixels, which are not decoded then.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
-            width, height = opened.size
-        if fits := width * height <= max_pixels:
-            data = read_image(data, picture_range).data
-    except UnidentifiedImageError:
-        raise ValueError(f"{name} is no picture of these formats: {', '.join(_FORMATS)}") from None
-    except Exception as error:  # a damaged file makes Pillow raise nearly anything
-        raise ValueError(f"{name} cannot be read: {str(error).removeprefix('picture: ')}") from error
-    if not fits:
-        raise ValueError(
-            f"{name} is {width} x {height}: {width * height:,} pixels, and {max_pixels:,} are the most here "
-            "(--max_pixels). Make it smaller, and try again."
-        )
-    return Upload(name, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), _data_url(data))
-
-
-def _data_url(data: bytes) -> str:
-    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def make_app(segmenter: "Segmenter", max_pixels: int, max_bytes: int, hosts: Sequence[str]) -> fastapi.FastAPI:
+def make_app(
+    segmenter: "Segmenter", max_pixels: int, max_bytes: int, hosts: Sequence[str], example: tuple[str, bytes]
+) -> fastapi.FastAPI:
     """The web application. NiceGUI allows one in a process.
 
     Args:
         segmenter: the model, with the views that the page begins with.
         max_pixels, max_bytes: the largest picture that is taken, and the largest file.
         hosts: what requests may call this machine, such as "localhost" or "[::1]"; "*" is anything.
+        example: the name and the file of a picture to try the page with.
     """
     worker = concurrent.futures.ThreadPoolExecutor(1)  # one at a time: each prediction may need all the memory
     segmenter_of = functools.lru_cache(_KEPT_VIEWS)(lambda flip, scales: segmenter.with_views(flip=flip, scales=scales))
@@ -109,10 +97,15 @@ def make_app(segmenter: "Segmenter", max_pixels: int, max_bytes: int, hosts: Seq
 
     @ui.page("/")
     def page() -> None:
-        _Visit(segmenter, predict, max_pixels, max_bytes)
+        _Visit(segmenter, predict, max_pixels, max_bytes, example)
+
+    async def predict_as_begun(image) -> np.ndarray:
+        views = segmenter.config.eval
+        return await predict(image, views.flip, tuple(views.scales), lambda: True)
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(_LimitBodies, max_bytes=max_bytes + _FORM_BYTES)
+    demo_api.add_predict(app, segmenter, predict_as_begun, max_pixels)
+    app.add_middleware(demo_api.LimitBodies, max_bytes=max_bytes + _FORM_BYTES)
     # NiceGUI's socket takes every origin: another site reaches it once its name turns into this machine's address.
     app.add_middleware(trustedhost.TrustedHostMiddleware, allowed_hosts=hosts)
     # A browser that is slow to answer while all cores compute is not taken for gone.
@@ -126,38 +119,24 @@ def serve(app: fastapi.FastAPI, listening: socket.socket) -> None:
     uvicorn.Server(config).run(sockets=[listening])
 
 
-class _LimitBodies:
-    """Refuses requests with more than `max_bytes` before they are received, whatever sends them."""
-
-    def __init__(self, app: types.ASGIApp, max_bytes: int):
-        self._app, self._max_bytes = app, max_bytes
-
-    async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
-        if scope["type"] == "http":
-            headers = dict(scope["headers"])
-            too_large = int(headers.get(b"content-length", 0)) > self._max_bytes
-            if too_large or b"transfer-encoding" in headers:  # in chunks, of which nobody says how many
-                response = fastapi.Response("too large" if too_large else "length required", 413 if too_large else 411)
-                return await response(scope, receive, send)
-        return await self._app(scope, receive, send)
-
-
 class _Visit:
     """One visit of the page: what it shows, and what happens on it."""
 
-    def __init__(self, segmenter: "Segmenter", predict, max_pixels: int, max_bytes: int):
+    def __init__(self, segmenter: "Segmenter", predict, max_pixels: int, max_bytes: int, example: tuple[str, bytes]):
         self._classes, self._palette, self._predict = segmenter.classes, segmenter.palette, predict
         self._max_pixels, self._picture_range = max_pixels, segmenter.picture_range
         self._forget()
         ui.context.client.on_delete(self._forget)
 
         ui.add_css(_CSS)
+        ui.add_body_html(_SCRIPT)
         views = segmenter.config.eval
         megabytes = f"{max_bytes / 1e6:g} MB"
         with ui.column().classes("w-full max-w-6xl mx-auto p-2 gap-4"):
-            ui.label(segmenter.source).classes("text-xl font-bold words")
-            if segmenter.config.dataset:
-                ui.label(f"Trained on {segmenter.config.dataset}").classes("words")
+            ui.label(f"DeepLabV3+ on {segmenter.config.model.backbone}").classes("text-xl font-bold words")
+            step = re.search(r"step \d+.*", segmenter.source)  # where the weights lie is nobody's business here
+            trained = f"Trained on {segmenter.config.dataset}" if segmenter.config.dataset else ""
+            ui.label(", ".join(filter(None, (trained, step and step[0])))).classes("words")
             upload = ui.upload(
                 label=f"A picture of at most {max_pixels:,} pixels and {megabytes}",
                 auto_upload=True,
@@ -169,11 +148,13 @@ class _Visit:
             upload.on("failed", lambda: self._reject("The upload failed: try again."), args=[])
             with upload.add_slot("list"):  # in place of the files that were uploaded
                 ui.label("Drop it here, or choose it with +").classes("text-center")
+            ui.button("Try an example", on_click=lambda: self._read(*example)).props("outline no-caps")
             with ui.row().classes("w-full items-center gap-x-8 gap-y-2"):
                 with ui.row().classes("items-center no-wrap gap-4 w-64"):
                     ui.label("Opacity")
                     # In the browser alone: the picture and the colours are two layers.
-                    ui.slider(min=0, max=1, step=0.05, value=_OPACITY).props('label aria-label="Opacity"').on(
+                    self._opacity = ui.slider(min=0, max=1, step=0.05, value=_OPACITY)
+                    self._opacity.props('label aria-label="Opacity"').on(
                         "update:model-value",
                         js_handler="(value) => document.documentElement.style.setProperty('--opacity', value)",
                     )
@@ -217,16 +198,20 @@ class _Visit:
     async def _take(self, event: events.UploadEventArguments) -> None:
         self._upload = upload = object()
         data = await event.file.read()
+        if self._upload is upload:
+            await self._read(event.file.name, data)
+
+    async def _read(self, name: str, data: bytes) -> None:
+        self._upload = upload = object()
         try:
-            picture = await asyncio.to_thread(
-                read_picture, event.file.name, data, self._max_pixels, self._picture_range
-            )
+            picture = await asyncio.to_thread(read_picture, name, data, self._max_pixels, self._picture_range)
         except ValueError as error:
             if self._upload is upload:
                 self._refuse(str(error))
             return
         if self._upload is upload:
             self._picture = picture
+            self._draw_picture(picture)
             await self._show()
 
     async def _show(self) -> None:
@@ -254,18 +239,48 @@ class _Visit:
             self._say()
             self._draw(picture, label)
 
-    def _draw(self, picture: Upload, label: np.ndarray) -> None:
-        height, width = label.shape
-        layer = io.BytesIO()
-        viz.label_png(label, self._palette).save(layer, "PNG")
-        pixels = np.bincount(label.ravel(), minlength=len(self._classes))
+    def _draw_picture(self, picture: Upload) -> None:
+        """Shows the picture alone; what is found in it comes later."""
         self._result.clear()
         with self._result:
-            with ui.element("div").classes("layers"):
-                for name, url in (("picture", picture.url), ("classes", _data_url(layer.getvalue()))):
-                    image = ui.element("img").classes(name)
-                    image.props["src"], image.props["alt"] = url, f"{name} of {picture.name}"
+            self._layers = ui.element("div").classes("layers")
+            self._layers.props["data-names"] = json.dumps(self._classes)
+            self._found = ui.column().classes("w-full gap-4")
+        self._add_layer("picture", picture.url, f"picture of {picture.name}")
+
+    def _add_layer(self, name: str, url: str, alt: str) -> None:
+        with self._layers:
+            image = ui.element("img").classes(name)
+        image.props["src"], image.props["alt"] = url, alt
+
+    def _draw(self, picture: Upload, label: np.ndarray) -> None:
+        """Shows what was found in the picture, in place of what was found before."""
+        height, width = label.shape
+        classes, indices = io.BytesIO(), io.BytesIO()
+        viz.label_png(label, self._palette).save(classes, "PNG")
+        Image.fromarray(label.astype(np.uint8)).save(indices, "PNG")
+        pixels = np.bincount(label.ravel(), minlength=len(self._classes))
+        for layer in list(self._layers)[1:]:
+            self._layers.remove(layer)
+        self._add_layer("classes", data_url(classes.getvalue()), f"classes of {picture.name}")
+        self._add_layer("indices", data_url(indices.getvalue()), "")
+
+        def download_overlay() -> None:
+            overlay = io.BytesIO()
+            blend = viz.overlay(picture.image, label, self._palette, self._opacity.value)
+            Image.fromarray(blend).save(overlay, "PNG")
+            ui.download(overlay.getvalue(), f"{stem}_overlay.png")
+
+        stem = pathlib.PurePath(picture.name).stem
+        self._found.clear()
+        with self._found:
             ui.label(f"{picture.name}: {width} x {height} pixels").classes("text-sm words")
+            with ui.row():
+                for what, download in (
+                    ("labels", lambda: ui.download(classes.getvalue(), f"{stem}_labels.png")),
+                    ("overlay", download_overlay),
+                ):
+                    ui.button(f"Download the {what}", on_click=download).props("outline no-caps")
             present = np.argsort(-pixels, kind="stable")[: np.count_nonzero(pixels)]
             self._legend(present, pixels / label.size)
             if absent := [name for name, count in zip(self._classes, pixels, strict=True) if not count]:
