@@ -12,7 +12,7 @@ _VERBS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "train": ("dlv3p_jax.main", (), "trains a model, with evaluations and a report"),
     "eval": ("dlv3p_jax.main", ("--mode=eval",), "evaluates a checkpoint"),
     "predict": ("dlv3p_jax.predict", (), "labels and overlays of your pictures"),
-    "report": ("dlv3p_jax.report", (), "the page of a run, or of two"),
+    "report": ("dlv3p_jax.report", (), "the page of a run, or of several"),
     "export": ("dlv3p_jax.export", (), "StableHLO, SavedModel or ONNX"),
     "demo": ("dlv3p_jax.demo", (), "a local page to try a model on"),
     "reproduce": ("dlv3p_jax.reproduce", (), "a published row, measured here"),

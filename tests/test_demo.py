@@ -237,6 +237,8 @@ def test_a_picture_is_seen_under_its_classes(page, served):
     for x in (10, 70, 85):
         page.mouse.move(box["x"] + x + 0.5, box["y"] + 20.5)
         assert page.locator("#under").inner_text() == NAMES[bands(image)[20, x]]
+    page.mouse.move(box["x"] + 200, box["y"] + 300)
+    assert not page.locator("#under").count()
 
     page.locator(".q-slider [tabindex]").press("ArrowRight")
     page.wait_for_function("getComputedStyle(document.querySelector('.layers .classes')).opacity == '0.55'")

@@ -22,9 +22,9 @@ from tensorboard.util import tensor_util
 
 from dlv3p_jax.configs import common
 from dlv3p_jax.data import viz
-from dlv3p_jax.evaluation import files, metrics, picture_scores
+from dlv3p_jax.evaluation import files, metrics, picture_scores, sureness
 from dlv3p_jax.evaluation.files import ReportError
-from dlv3p_jax.reporting import comparison_page, run_page
+from dlv3p_jax.reporting import charts, comparison_page, run_page
 from dlv3p_jax.runtime import configuration, disk_errors, events, provenance
 
 NAMES = ("road", "<b>wall</b> & $x$", "lamp", "absent")
@@ -42,13 +42,28 @@ def make_pictures(quality, number=12, seed=0):
     return labels, predictions
 
 
+def sure(labels, predictions, confidence=0.75):
+    """What `sureness.sum_probabilities` sums, of a model that is always as sure; what it does not predict has 0.1."""
+    known, right = labels < len(NAMES), labels == predictions
+    probability = np.where(right, confidence, 0.1)
+    place = int(confidence * sureness.BINS)
+    confident = np.zeros((len(labels), 2, sureness.BINS), np.int32)
+    confident[:, :, place] = np.stack([known, known & right], 1).sum((2, 3))
+    of_label = [(probability * (labels == index)).sum((1, 2)) for index in range(len(NAMES))]
+    return {
+        "label_probability": np.stack(of_label, 1).astype(np.float32),
+        "confident": confident,
+        "confidence": (confident[:, 0] * confidence).astype(np.float32),
+    }
+
+
 def write_evaluation(workdir, name, step, quality, labels=None, ids=None, number=12, sealed=False, **changes):
     """What the evaluator writes, of made pictures; as version 1 did, without a seal, unless `sealed`."""
     ours, predictions = make_pictures(quality, number)
     labels = ours if labels is None else labels
     matrices = np.array(metrics.confusion_matrices(labels, predictions, len(NAMES)))
     collector = picture_scores.Collector([SIZE] * len(labels), len(NAMES))
-    collector.add(range(len(labels)), matrices, lambda: predictions)
+    collector.add(range(len(labels)), {"matrices": matrices} | sure(labels, predictions), lambda: predictions)
     report = metrics.to_json(metrics.summarize(matrices.sum(0)))
     report |= provenance.describe() | dict(checkpoint=f"{workdir}/checkpoints/best/{step}", step=step, synthetic=True)
     report |= dict(dataset="made", split="val", num_pictures=len(labels), class_names=list(NAMES), seconds=2.0)
@@ -66,7 +81,7 @@ def write_evaluation(workdir, name, step, quality, labels=None, ids=None, number
     ids = ids or [f"town/{index}<i>" for index in range(len(labels))]
     folder = epath.Path(workdir) / "eval"
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = picture_scores.PictureScores(tuple(ids), collector.counts, tuple(shown))
+    pictures = collector.finish(ids, shown, viz.palette(len(NAMES)))
     if sealed:
         files.write(folder, str(step), name, report, Image.new("RGB", (1, 1)), pictures)
         return
@@ -127,6 +142,12 @@ def page_of(browser):
         context.close()
 
 
+def cell_pixels(workdir):
+    """How many pixels of each picture are road and predicted as wall."""
+    labels, predictions = make_pictures(0.4)
+    return ((labels == 0) & (predictions == 1)).sum((1, 2))
+
+
 def is_dark(color):
     return sum(map(int, re.findall(r"\d+", color)[:3])) < 3 * 80
 
@@ -142,7 +163,8 @@ def test_the_report_on_a_phone_and_in_the_dark(run, page_of):
     for chart in page.locator("svg").all():
         assert chart.bounding_box()["width"] > 300
         assert chart.locator("text").first.evaluate("x => getComputedStyle(x).fill") == "rgb(28, 36, 48)"
-    assert page.locator("svg").count() == 4  # loss, learning rate, mIoU; classes
+    titles = [chart.get_attribute("aria-label") for chart in page.locator("svg").all()]
+    assert titles == ["mIoU on the evaluated split, %", "Loss", "Learning rate", "IoU", "Right, by confidence"]
     assert "<b>wall</b> & $x$" in page.locator("svg").nth(3).text_content()
 
     # Each figure is that of the JSON, its interval around it; a class that occurs nowhere has none.
@@ -160,19 +182,23 @@ def test_the_report_on_a_phone_and_in_the_dark(run, page_of):
                 continue
             shown, lower, upper = map(float, re.fullmatch(r"([\d.]+) \[([\d.]+), ([\d.]+)\]", cell).groups())
             assert shown == pytest.approx(100 * value, abs=0.005) and lower < shown < upper
-    assert "n/a, and left out of the means" in page.inner_text("main")
     assert "7.00 pictures/s" in page.inner_text("main") and "60 steps" in page.inner_text("main")
-    page.locator("summary").click()
+    assert not page.get_by_text("draws of as many pictures").is_visible()
+    for summary in page.locator("summary").all():
+        summary.click()
+    assert page.get_by_text("draws of as many pictures").is_visible()
+    assert "n/a, and left out of the means" in page.inner_text("main")
     assert page.locator("tr.changed").all_inner_texts() == ["learning_rate\n0.123"]
 
     # Pictures: the worst first; the slider uncovers, the choice changes what covers.
     captions = page.locator("figcaption").all_inner_texts()
     scores = [float(re.search(r"own mIoU ([\d.]+) %", caption)[1]) for caption in captions]
-    assert [caption.split(",")[0] for caption in captions] == ["worst"] * 3 + ["typical"] * 3 + ["best"] * 3
-    assert scores == sorted(scores) and "town/0<i>" in captions[0]
+    kinds = [caption.split(",")[0] for caption in captions]
+    assert kinds[:9] == ["worst"] * 3 + ["typical"] * 3 + ["best"] * 3 and {*kinds[9:]} <= {"doubted", "confused"}
+    assert scores[:9] == sorted(scores[:9]) and "town/0<i>" in captions[0]
     swipe = page.locator(".swipe").first
-    slider, over = swipe.locator("input"), swipe.locator(".over.errors")
-    assert over.evaluate("x => getComputedStyle(x).clipPath") == "inset(0px 0px 0px 50%)"
+    slider, over = swipe.locator("input"), swipe.locator(".over[data-of=errors]")
+    assert over.evaluate("x => getComputedStyle(x).clipPath") == "inset(0px 0px 0px 0%)"
     box = swipe.bounding_box()
     slider.click(position={"x": box["width"] * 0.8, "y": 5})
     covered = float(re.search(r"([\d.]+)%", over.evaluate("x => getComputedStyle(x).clipPath"))[1])
@@ -180,8 +206,28 @@ def test_the_report_on_a_phone_and_in_the_dark(run, page_of):
     slider.press("ArrowLeft")
     assert over.evaluate("x => getComputedStyle(x).clipPath") == f"inset(0px 0px 0px {covered - 1:g}%)"
     page.get_by_label("label", exact=True).check(force=True)
-    assert not over.is_visible() and swipe.locator(".over.label").is_visible()
+    assert not over.is_visible() and swipe.locator(".over[data-of=label]").is_visible()
     assert swipe.locator("img").first.evaluate("x => x.complete && x.naturalWidth") == SIZE[1]
+
+    # Of an error, the pictures that have it; of a label that is doubted, its picture with the label over it.
+    pictures = files.read(epath.Path(run))[0].pictures
+    page.locator(".matrix [data-cell='0-1']").click()
+    assert "road, predicted as <b>wall</b> & $x$: " in page.inner_text("#cell")
+    most = [pictures.ids[index] for index in np.argsort(-cell_pixels(run), kind="stable")[:3]]
+    assert re.findall(r"(town/\d+<i>) \(", page.inner_text("#cell")) == most
+    shown = page.locator("figure:visible")
+    cells = [json.loads(each) for each in shown.evaluate_all("all => all.map((figure) => figure.dataset.cells)")]
+    assert cells and all(each["0-1"] > 0 for each in cells)
+    page.get_by_text("Show all pictures").click()
+    assert page.locator("figure:visible").count() == len(captions)
+    first, *_ = (row.locator("th, td").all_inner_texts() for row in page.locator("#doubts tbody tr").all())
+    doubts = sureness.doubts(pictures.label_probability, pictures.counts)
+    index, label = np.unravel_index(np.nanargmin(doubts), doubts.shape)
+    assert (first[0], first[1], first[2]) == (pictures.ids[index], NAMES[label], f"{100 * doubts[index, label]:.2f}")
+    page.locator("#doubts a").first.click()
+    assert page.locator(f"#picture-{index} .over[data-of=label]").is_visible()
+    right = reports[0]["accuracy"]
+    assert f"(ECE, the mean distance of the two) is {100 * abs(0.75 - right):.2f} %" in page.inner_text("main")
 
     page, more = page_of(path, 1200, "dark")
     assert page.evaluate("document.documentElement.scrollWidth") == 1200
@@ -308,6 +354,7 @@ def test_a_run_of_an_older_version_is_reported_without_pictures(missing, run, tm
             del report[key]
         (tmp_path / "eval" / name).write_text(json.dumps(report))
     text = run_page.write_report(tmp_path).read_text()
+    assert "Calibration" not in text and "doubts" not in text
     assert "There are no intervals and pictures here" in text and "<figure" not in text and "Training" not in text
     assert ">None" not in text and ("does not say absent_class, checkpoint," in text) == bool(missing)
     assert ("40.plain.json (without absent_class, checkpoint," in caplog.text) == bool(missing)
@@ -354,6 +401,10 @@ def test_the_averaged_model_comes_first(tmp_path):
     write_evaluation(tmp_path, "ema.plain", 4, 0.4)
     write_evaluation(tmp_path, "flip-train", 4, 0.4, flip=True, split="train")
     assert [found.title for found in files.read(epath.Path(tmp_path))] == ["plain (EMA)", "plain"]
+    assert run_page.write_report(tmp_path, split="train") == epath.Path(tmp_path) / "report-train.html"
+    assert "pictures of train" in (tmp_path / "report-train.html").read_text()
+    with pytest.raises(ReportError, match="was evaluated on train, val, and not on test: .* --config.eval_split=test"):
+        run_page.write_report(tmp_path, split="test")
 
 
 def test_evaluations_of_something_else_are_left_out_and_named(tmp_path, caplog):
@@ -383,7 +434,7 @@ def test_a_single_picture_is_reported_without_intervals(tmp_path):
     write_evaluation(tmp_path, "plain", 4, 0.4, number=1)
     text = run_page.write_report(tmp_path).read_text()
     assert "no interval; accuracy" in text and 'class="interval"' not in text
-    verdict, path = comparison_page.write_comparison(tmp_path, tmp_path, tmp_path / "page.html")
+    verdict, path = comparison_page.write_comparison([tmp_path, tmp_path], tmp_path / "page.html")
     assert "points of mIoU (B - A = +0.00, no interval, p = 1" in verdict and "<td>n/a</td>" in path.read_text()
 
 
@@ -392,7 +443,7 @@ def test_pictures_without_a_labelled_pixel_have_no_scores_and_cannot_be_compared
     text = run_page.write_report(tmp_path).read_text()
     assert "made val: mIoU n/a</title>" in text and '<div class="figure">n/a</div>' in text
     with pytest.raises(ReportError, match="cannot be compared: no pixel of the pictures is labelled"):
-        comparison_page.write_comparison(tmp_path, tmp_path, tmp_path / "page.html")
+        comparison_page.write_comparison([tmp_path, tmp_path], tmp_path / "page.html")
 
 
 def damage_json(folder):
@@ -464,7 +515,7 @@ def test_a_report_that_fails_at_the_end_of_a_run_is_a_warning(tmp_path, caplog, 
 
 def test_two_runs_side_by_side(run, page_of, tmp_path):
     better = make_run(tmp_path / "b", quality=0.5)
-    verdict, path = comparison_page.write_comparison(run, better, tmp_path / "page.html")
+    verdict, path = comparison_page.write_comparison([run, better], tmp_path / "page.html")
     reports = [json.loads((workdir / "eval" / "40.plain.json").read_text()) for workdir in (run, better)]
     points = 100 * (reports[1]["mIoU"] - reports[0]["mIoU"])
     assert verdict.startswith(f"The difference is real: B is better than A by {points:.2f} points of mIoU (B - A = +")
@@ -476,9 +527,29 @@ def test_two_runs_side_by_side(run, page_of, tmp_path):
     rows = [row.split("\t") for row in page.locator("table").first.locator("tbody tr").all_inner_texts()]
     assert [row[0] for row in rows] == ["plain", "flip", "flip + scales 0.5, 1"]
     assert rows[0][1:4] == [f"{100 * report['mIoU']:.2f}" for report in reports] + [f"{points:+.2f}"]
-    assert "The two are the same." in page.inner_text("main")
+    assert "They are the same." in page.inner_text("main")
+    # The pictures that change most, as both kept them; what only one gets wrong.
+    before, after = (picture_scores.own_scores(files.read(epath.Path(w))[0].pictures.counts) for w in (run, better))
+    changes = [row.split("\t") for row in page.locator(".changes tbody tr").all_inner_texts()]
+    largest = np.argsort(before - after, kind="stable")[0]
+    assert changes[0] == [
+        *(f"town/{largest}<i>", f"{100 * before[largest]:.2f}", f"{100 * after[largest]:.2f}"),
+        f"{100 * (after - before)[largest]:+.2f}",
+    ]
+    assert page.locator("figcaption").first.inner_text().endswith(f"town/{largest}<i>")
 
-    same, path = comparison_page.write_comparison(run, run)  # beside the first run
+    # Of three runs, each has its colour in all charts, and each but the first its own sentence.
+    three, path = comparison_page.write_comparison([run, better, run], tmp_path / "three.html")
+    starts = [line.partition(":")[0] for line in three.splitlines()]
+    assert starts == ["The difference is real", "No real difference is seen"]
+    page, troubles = page_of(path, 1200)
+    for letter, color in zip("ABC", charts.COLORS, strict=False):
+        assert color in page.locator(".card", has_text=f"{letter}: ").first.inner_html()
+    loss = charts.COLORS[2]  # of C, which is the run that logged
+    curve = page.locator("svg[aria-label='Learning rate']").inner_html()
+    assert loss in curve and charts.COLORS[1] not in curve and not troubles
+
+    same, path = comparison_page.write_comparison([run, run])  # beside the first run
     assert path == epath.Path(run) / "comparison.html" and path.exists()
     path.unlink()
     assert same.startswith("No real difference is seen: A and B differ by 0.00 points of mIoU")
@@ -506,7 +577,7 @@ def test_runs_that_cannot_be_compared_are_told_apart(name, changes, message, tmp
     write_evaluation(a, "plain", 4, 0.4)
     write_evaluation(b, name, 8, 0.4, **changes)
     with pytest.raises(ReportError, match=message) as caught:
-        comparison_page.write_comparison(a, b, tmp_path / "page.html")
+        comparison_page.write_comparison([a, b], tmp_path / "page.html")
     assert str(caught.value).startswith(f"{a} and {b} ") and "\n" not in str(caught.value)
 
 
@@ -514,7 +585,7 @@ def test_runs_without_single_pictures_cannot_be_compared(tmp_path):
     write_evaluation(tmp_path, "plain", 4, 0.4)
     (tmp_path / "eval" / "4.plain.npz").unlink()
     with pytest.raises(ReportError, match=r"eval/4\.plain\.npz, the counts of single pictures, is not there"):
-        comparison_page.write_comparison(tmp_path, tmp_path, tmp_path / "page.html")
+        comparison_page.write_comparison([tmp_path, tmp_path], tmp_path / "page.html")
 
 
 COMMAND = """
@@ -535,7 +606,7 @@ finally:
     [
         (["--compare", "{run}", "{run}", "--output={out}"], 0, "No real difference is seen"),
         (["--workdir={out}"], 1, "report: {out} is no folder"),
-        (["--compare", "{run}"], 1, "report: --compare takes two workdirs"),
+        (["--compare", "{run}"], 1, "report: --compare takes two to six workdirs"),
         (["--workdir={run}", "{run}"], 1, "report: unexpected argument"),
         ([], 1, "report: give --workdir=WORKDIR"),
     ],

@@ -25,7 +25,7 @@ def get_config():
     config.learning_rate = 0.3
     config.clip_grad_norm = 0.3
     config.log_every_steps = 20
-    config.eval_every_steps = 480
+    config.eval_every_steps = 120  # so that there is a curve
     config.checkpoint_every_steps = 120
 
     config.model.backbone = "resnet18_vd"

@@ -9,7 +9,6 @@ from PIL import Image, ImageDraw
 from dlv3p_jax.data import fonts
 
 IGNORED = (255, 255, 255)  # the colour of ignored pixels; no class of `palette` has it
-WRONG = (220, 30, 30)  # the colour of pixels that are predicted wrongly
 _INK, _PAPER, _OUTLINE = (20, 20, 20), (246, 246, 246), (150, 150, 150)
 _MARGIN = 12
 
@@ -37,9 +36,8 @@ def class_colors(num_classes: int, known: Mapping[int, Sequence[int]] | None = N
     colors = {index: list(map(int, color)) for index, color in (known or {}).items()}
     if 0 not in colors and [0, 0, 0] not in colors.values():
         colors[0] = [0, 0, 0]
-    candidates = np.stack(np.meshgrid(*[np.arange(0, 256, 17)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    lightness, *hue = _lab(candidates).T
-    candidates = candidates[(lightness >= 35) & (lightness <= 90) & (np.hypot(*hue) <= 90)]
+    candidates, lightness, chroma = _candidates()
+    candidates = candidates[(lightness >= 35) & (lightness <= 90) & (chroma <= 90)]
     places, taken = _lab(candidates), _lab([IGNORED, (0, 0, 0), *colors.values()])
     distances = np.linalg.norm(places[:, None] - taken, axis=-1).min(axis=1)
     for index in range(num_classes):
@@ -48,6 +46,25 @@ def class_colors(num_classes: int, known: Mapping[int, Sequence[int]] | None = N
             colors[index] = candidates[farthest].tolist()
             distances = np.minimum(distances, np.linalg.norm(places - places[farthest], axis=-1))
     return [colors[index] for index in range(num_classes)]
+
+
+def free_colors(palette: Palette, number: int) -> list[tuple[int, ...]]:
+    """Glaring colours for what is no class; each lies farthest in CIELAB from the palette, white, those before it."""
+    candidates, lightness, chroma = _candidates()
+    candidates = candidates[(lightness >= 45) & (lightness <= 90) & (chroma >= 60)]
+    places, taken, found = _lab(candidates), _lab([IGNORED, *np.asarray(palette).tolist()]), []
+    for _ in range(number):
+        farthest = int(np.linalg.norm(places[:, None] - taken, axis=-1).min(axis=1).argmax())
+        found.append(tuple(candidates[farthest].tolist()))
+        taken = np.concatenate([taken, places[farthest : farthest + 1]])
+    return found
+
+
+def _candidates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Colours to choose from, `[N, 3]` in 0..255, and how light they are and how far from grey, in CIELAB."""
+    colors = np.stack(np.meshgrid(*[np.arange(0, 256, 17)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    lightness, *hue = _lab(colors).T
+    return colors, lightness, np.hypot(*hue)
 
 
 def _lab(colors) -> np.ndarray:
@@ -99,16 +116,16 @@ def label_png(label: np.ndarray, palette: Palette) -> Image.Image:
     return image
 
 
-def error_png(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> bytes:
-    """A PNG to lie over a picture: `WRONG` where the prediction is, pale where the label is no class, else transparent.
+def marks_png(marks: np.ndarray, ignored: np.ndarray, colors: Palette) -> bytes:
+    """A PNG to lie over a picture: transparent where `marks` is 0, `colors[i - 1]` where it is i, pale where ignored.
 
-    `label` and `prediction` are integers `[H, W]`.
+    `marks` are integers and `ignored` booleans, both `[H, W]`.
     """
-    ignored = (label < 0) | (label >= num_classes)
-    image = Image.fromarray(np.where(ignored, 2, label != prediction).astype(np.uint8))
-    image.putpalette([0, 0, 0, *WRONG, *IGNORED])
+    table = [(0, 0, 0), *map(tuple, colors), IGNORED]
+    image = Image.fromarray(np.where(ignored, len(table) - 1, marks).astype(np.uint8))
+    image.putpalette([value for color in table for value in color])
     file = io.BytesIO()
-    image.save(file, "PNG", transparency=bytes([0, 255, 140]))
+    image.save(file, "PNG", transparency=bytes([0, *[255] * len(colors), 140]))
     return file.getvalue()
 
 
@@ -123,7 +140,8 @@ def contact_sheet(
 ) -> Image.Image:
     """Picture, label, prediction and errors side by side, a row for each picture, with a legend of the classes.
 
-    Ignored pixels are white in label and errors. The errors show the picture in grey, red where a pixel is wrong.
+    Ignored pixels are white in label and errors. The errors show the picture in grey, and in a colour that no class has
+    (`free_colors`) where a pixel is wrong.
 
     Args:
         images: uint8 `[H, W, 3]` each; sizes may differ from picture to picture.
@@ -138,10 +156,16 @@ def contact_sheet(
         raise ValueError(f"{len(palette)} colours for {len(class_names)} classes: give one for each")
     font, heading_font = fonts.font(13), fonts.font(15)
     colors = _as_table(palette)[: len(class_names)]
+    (wrong,) = free_colors(colors, 1)
     rows = []
     for image, label, prediction in zip(images, labels, predictions, strict=True):
         label = np.where(np.asarray(label) == ignore_label, -1, np.asarray(label, np.int32))
-        pictures = (image, colorize(label, colors), colorize(prediction, colors), _errors(image, label, prediction))
+        pictures = (
+            image,
+            colorize(label, colors),
+            colorize(prediction, colors),
+            _errors(image, label, prediction, wrong),
+        )
         size = (cell_width, max(round(cell_width * image.shape[0] / image.shape[1]), 1))
         smooth, crisp = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
         rows.append(
@@ -152,7 +176,7 @@ def contact_sheet(
     entries = [
         *zip(fonts.drawable_names(class_names), colors.tolist(), strict=True),
         ("ignored", IGNORED),
-        ("wrong", WRONG),
+        ("wrong", wrong),
     ]
     line_height, swatch = 26, 18
     entry_width = swatch + 8 + max(int(np.ceil(font.getlength(name))) for name, _ in entries) + 18
@@ -180,10 +204,10 @@ def contact_sheet(
     return sheet
 
 
-def _errors(image, label, prediction):
+def _errors(image, label, prediction, wrong):
     grey = np.asarray(Image.fromarray(image).convert("L"))[..., None] // 2 + np.uint8(64)
-    wrong = np.where((label != prediction)[..., None], _as_table([WRONG]), grey)
-    return np.where((label == -1)[..., None], _as_table([IGNORED]), wrong)
+    marked = np.where((label != prediction)[..., None], _as_table([wrong]), grey)
+    return np.where((label == -1)[..., None], _as_table([IGNORED]), marked)
 
 
 def _as_table(palette):

@@ -268,7 +268,7 @@ def _count(
     with bar:
         for batch, counts, predictions in run_step(eval_step, variables, batches):
             ids |= batch["ids"]
-            collector.add(batch["indices"], counts["matrices"], functools.partial(sharding.gather, predictions))
+            collector.add(batch["indices"], counts, functools.partial(sharding.gather, predictions))
             losses += counts["losses"].sum(0, dtype=np.float64)
             bar.update(len(batch["indices"]))
             between_batches()
@@ -287,11 +287,11 @@ def _show(
     triples = [picture_scores.open_record(source[i], collector.predictions[i]) for i in samples]
     images, labels, found = ([triple[part] for triple in triples] for part in range(3))
     sheet = viz.contact_sheet(images, labels, found, dataset.class_names, dataset.palette, config.ignore_label)
-    shown = tuple(
+    shown = [
         picture_scores.make_shown(kind, index, source[index], collector.predictions[index], dataset.palette)
         for kind, index in collector.choose()
-    )
-    return sheet, picture_scores.PictureScores(tuple(ids), collector.counts, shown)
+    ]
+    return sheet, collector.finish(ids, shown, dataset.palette)
 
 
 def _describe(config, dataset: records.Dataset, mesh: Mesh, matrix: np.ndarray) -> dict[str, Any]:

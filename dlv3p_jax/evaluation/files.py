@@ -176,7 +176,7 @@ def _paths_before(folder: epath.Path) -> set[str]:
     return {path for path in trained if "/checkpoints/" not in path}
 
 
-def read(workdir: epath.Path, step: int | None = None) -> list[Evaluation]:
+def read(workdir: epath.Path, step: int | None = None, split: str | None = None) -> list[Evaluation]:
     """The evaluations of one step, the simplest first.
 
     The averaged model's are before the plain one's, unless this is the best checkpoint and the plain model was better.
@@ -187,6 +187,7 @@ def read(workdir: epath.Path, step: int | None = None) -> list[Evaluation]:
     Args:
       workdir: of a run.
       step: whose; None: of the best checkpoint where it was evaluated, else the last that was.
+      split: of which; None: of val where it was evaluated, else of whichever was.
 
     Raises:
       ReportError: there are none, or a file is damaged.
@@ -212,6 +213,14 @@ def read(workdir: epath.Path, step: int | None = None) -> list[Evaluation]:
         with contextlib.suppress(OSError):  # it may only be read
             stack.enter_context(_alone_in(folder))
         evaluations = [_read(folder / f"{step}.{name}.json", step, name) for number, name in names if number == step]
+    if split is not None:
+        splits = sorted({e.report["split"] for e in evaluations})
+        evaluations = [e for e in evaluations if e.report["split"] == split]
+        if not evaluations:
+            raise ReportError(
+                f"step {step} of {workdir} was evaluated on {', '.join(splits)}, and not on {split}: "
+                f"{_HOW} --workdir={shlex.quote(str(workdir))} --config.eval_split={split}"
+            )
     if any(evaluation.run not in (_OWN, None) for evaluation in evaluations):
         was = _paths_before(folder)
         evaluations = [dataclasses.replace(e, run=_run(e.report, workdir, was)) for e in evaluations]

@@ -2,12 +2,13 @@
 
 The counts are what intervals and tests over pictures are computed from. The pictures that are kept have the worst, the
 best and a typical mIoU of their own, which is not that of the data set: it is over the classes that the picture shows.
+Others have labels that the model doubts, or show the most frequent errors.
 """
 
 import dataclasses
 import hashlib
 import io
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,14 +20,18 @@ from PIL import Image
 from dlv3p_jax.data import viz
 from dlv3p_jax.data.labels import read_label
 from dlv3p_jax.data.pictures import read_rgb
-from dlv3p_jax.evaluation import metrics
+from dlv3p_jax.evaluation import metrics, sureness
 from dlv3p_jax.runtime import disk_errors, files
 from dlv3p_jax.runtime.errors import UserError
 
 KINDS = ("worst", "typical", "best")
 SHOWN = 3  # of each kind
+DOUBTED = 6  # pictures whose labels are doubted most
+CONFUSED = 6  # the most frequent errors, of each of which the picture that shows most of it is kept
+PER_CELL = 3  # pictures that are remembered for each cell of the confusion matrix
 SHOWN_WIDTH = 480
 _TYPICAL_FROM = 100  # typical pictures are looked for among at least so many, evenly spread, and not among all
+_LATER = ("label_probability", "calibration", "confused")  # what files of the first versions lack
 
 
 class PictureScoresError(UserError):
@@ -46,11 +51,31 @@ class Shown:
 
 @dataclasses.dataclass(frozen=True)
 class PictureScores:
-    """The pictures of a split by position: `ids`, and `counts` int32 `[N, 3, C]` (`metrics.pixel_counts`)."""
+    """The pictures of a split by position. What the first versions did not keep is None, or empty.
+
+    Attributes:
+      ids: their names.
+      counts: int32 `[N, 3, C]` (`metrics.pixel_counts`).
+      shown: those to look at.
+      predictions: palette PNGs by position, at most SHOWN_WIDTH wide: of up to about 100 pictures, evenly spread.
+      label_probability: float32 `[N, C]` (`sureness.sum_probabilities`).
+      calibration: float64 `[3, BINS]` (`sureness.calibration_error`).
+      confused: int32 `[2, C, C, PER_CELL]`: for each cell [label, prediction] the pixels of the pictures that have
+        most of it, and the positions of these.
+    """
 
     ids: tuple[str, ...]
     counts: np.ndarray
     shown: tuple[Shown, ...]
+    predictions: Mapping[int, bytes] = dataclasses.field(default_factory=dict)
+    label_probability: np.ndarray | None = None
+    calibration: np.ndarray | None = None
+    confused: np.ndarray | None = None
+
+    def prediction(self, index: int) -> bytes | None:
+        """The palette PNG of a prediction, where it was kept."""
+        shown = (shown.prediction for shown in self.shown if shown.index == index)
+        return self.predictions.get(index) or next(shown, None)
 
 
 def own_scores(counts: np.ndarray) -> np.ndarray:
@@ -65,7 +90,7 @@ class Collector:
 
     Attributes:
       matrix: int64 `[C, C]` confusion matrix [label, prediction] of all: over a data set, int32 would overflow.
-      counts: int32 `[N, 3, C]`, those of each picture (`metrics.pixel_counts`).
+      counts, label_probability, calibration, confused: see `PictureScores`.
       predictions: uint8 `[h, w]` by position, at most SHOWN_WIDTH wide.
     """
 
@@ -74,24 +99,38 @@ class Collector:
         self._sizes, self._samples = sizes, frozenset(samples)
         self.matrix = np.zeros((num_classes, num_classes), np.int64)
         self.counts = np.zeros((len(sizes), 3, num_classes), np.int32)
-        self._scores = np.full(len(sizes), np.nan)
+        self.label_probability = np.zeros((len(sizes), num_classes), np.float32)
+        self.calibration = np.zeros((3, sureness.BINS))
+        self.confused = np.zeros((2, num_classes, num_classes, PER_CELL), np.int32)
+        self._scores, self._doubts = np.full(len(sizes), np.nan), np.full(len(sizes), np.nan)
         self._maybe_typical = set(range(0, len(sizes), max(len(sizes) // _TYPICAL_FROM, 1)))
         self.predictions: dict[int, np.ndarray] = {}
 
-    def add(self, indices: Sequence[int], matrices: np.ndarray, read_predictions: Callable[[], np.ndarray]) -> None:
+    def add(
+        self,
+        indices: Sequence[int],
+        counts: Mapping[str, np.ndarray],
+        read_predictions: Callable[[], np.ndarray],
+    ) -> None:
         """Takes a batch.
 
         Args:
           indices: the positions of its pictures, which come before what fills it up.
-          matrices: int32 `[B, C, C]`.
+          counts: what `make_eval_step`'s function counts, on the host.
           read_predictions: fetches uint8 `[B, H, W]`; called only if one of them is to be kept.
         """
         indices = list(indices)
+        matrices = counts["matrices"][: len(indices)]
         self.matrix += matrices.sum(0, dtype=np.int64)
-        self.counts[indices] = metrics.pixel_counts(matrices[: len(indices)])
+        self.counts[indices] = metrics.pixel_counts(matrices)
         self._scores[indices] = own_scores(self.counts[indices])
+        self.label_probability[indices] = counts["label_probability"][: len(indices)]
+        self._doubts[indices] = _least(sureness.doubts(self.label_probability[indices], self.counts[indices]))
+        self.calibration += np.vstack([counts["confident"].sum(0, dtype=np.int64), counts["confidence"].sum(0)])
+        self._remember_confused(indices, matrices)
         order = self._order()
         wanted = {*order[:SHOWN], *order[-SHOWN:], *self._maybe_typical.intersection(order), *self._samples}
+        wanted |= {*self._doubted(), *self._confused()}
         self.predictions = {index: kept for index, kept in self.predictions.items() if index in wanted}
         if wanted.isdisjoint(indices):
             return
@@ -101,7 +140,10 @@ class Collector:
                 self.predictions[index] = _shrink(Image.fromarray(prediction[:height, :width]))
 
     def choose(self) -> list[tuple[str, int]]:
-        """(kind, position) of the pictures to look at, of each kind the worst first; no picture comes twice."""
+        """(kind, position) of the pictures to look at, of each kind the worst first; no picture comes twice.
+
+        Of what the model doubts and confuses, only what was still kept when it became one of these.
+        """
         order = self._order()
         extreme = min(SHOWN, len(order) // 3)
         worst, best = order[:extreme], order[len(order) - extreme :]
@@ -109,12 +151,51 @@ class Collector:
         rest = [index for index in order if index in self._maybe_typical and index not in {*worst, *best}]
         typical = sorted(rest, key=lambda index: abs(self._scores[index] - median))[:SHOWN]
         groups = zip(KINDS, (worst, sorted(typical, key=order.index), best), strict=True)
-        return [(kind, index) for kind, group in groups for index in group]
+        chosen = {index: kind for kind, group in groups for index in group}
+        for kind, group in (("doubted", self._doubted()), ("confused", self._confused())):
+            chosen |= {index: kind for index in group if index not in chosen and index in self.predictions}
+        return [(kind, index) for index, kind in chosen.items()]
+
+    def finish(self, ids: Sequence[str], shown: Sequence[Shown], palette: viz.Palette) -> PictureScores:
+        """All that is kept, of pictures of these `ids`."""
+        spread = sorted(self._maybe_typical.intersection(self.predictions))
+        predictions = {index: _encode(viz.label_png(self.predictions[index], palette), "PNG") for index in spread}
+        found = self.label_probability, self.calibration, self.confused
+        return PictureScores(tuple(ids), self.counts, tuple(shown), predictions, *found)
+
+    def _remember_confused(self, indices: Sequence[int], matrices: np.ndarray) -> None:
+        """Keeps, for each cell, the pictures with the most pixels in it; of as many, the earlier."""
+        pixels = np.concatenate([self.confused[0], np.moveaxis(matrices, 0, -1)], -1)
+        positions = np.broadcast_to(np.array(indices, np.int32), (*matrices.shape[1:], len(indices)))
+        best = np.argsort(-pixels, axis=-1, kind="stable")[..., :PER_CELL]
+        both = (pixels, np.concatenate([self.confused[1], positions], -1))
+        self.confused = np.stack([np.take_along_axis(values, best, -1) for values in both])
+
+    def _doubted(self) -> list[int]:
+        """The positions of the pictures with the labels that are doubted most, these first."""
+        known = np.flatnonzero(~np.isnan(self._doubts))
+        return known[np.argsort(self._doubts[known], kind="stable")[:DOUBTED]].tolist()
+
+    def _confused(self) -> list[int]:
+        """The positions of pictures with the most frequent errors, these first."""
+        return [
+            int(self.confused[1][cell][0])
+            for cell in largest_errors(self.matrix, CONFUSED)
+            if self.confused[0][cell][0]
+        ]
 
     def _order(self) -> list[int]:
         """The positions of what was seen so far, the worst first, without pictures that show no class."""
         seen = np.flatnonzero(~np.isnan(self._scores))
         return seen[np.argsort(self._scores[seen], kind="stable")].tolist()
+
+
+def largest_errors(matrix: np.ndarray, number: int) -> list[tuple[int, int]]:
+    """The cells [label, prediction] off the diagonal with the most pixels, at most `number`; none without pixels."""
+    errors = matrix * ~np.eye(len(matrix), dtype=bool)
+    cells = np.argsort(-errors, axis=None, kind="stable")[:number]
+    label, prediction = np.unravel_index(cells[errors.ravel()[cells] > 0], errors.shape)
+    return list(zip(label.tolist(), prediction.tolist(), strict=True))
 
 
 def gather_ids(ours: dict[int, bytes], num_pictures: int) -> list[str]:
@@ -153,11 +234,15 @@ def make_shown(kind: str, index: int, record: dict[str, bytes], prediction: np.n
 def write(path: epath.Path, scores: PictureScores) -> str:
     """Writes a compressed NumPy archive, which appears whole or not at all, and returns its SHA-256."""
     arrays: dict[str, Any] = {"ids": np.array(scores.ids), "counts": scores.counts}
-    arrays["shown_kinds"] = np.array([shown.kind for shown in scores.shown], "U7")
+    arrays["shown_kinds"] = np.array([shown.kind for shown in scores.shown], "U8")
     arrays["shown_indices"] = np.array([shown.index for shown in scores.shown], np.int64)
     for number, shown in enumerate(scores.shown):
         for part in ("image", "label", "prediction"):
             arrays[f"{part}_{number}"] = np.frombuffer(getattr(shown, part), np.uint8)
+    for name in _LATER:
+        if getattr(scores, name) is not None:
+            arrays[name] = getattr(scores, name)
+    arrays |= {f"kept_{index}": np.frombuffer(data, np.uint8) for index, data in scores.predictions.items()}
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     with files.replacing(path) as unfinished:
@@ -186,12 +271,22 @@ def read(path: epath.Path, sha256: str | None = None) -> PictureScores | None:
                 Shown(str(kind), int(index), *(arrays[f"{p}_{n}"].tobytes() for p in ("image", "label", "prediction")))
                 for n, (kind, index) in enumerate(zip(arrays["shown_kinds"], arrays["shown_indices"], strict=True))
             ]
-            scores = PictureScores(tuple(map(str, arrays["ids"])), arrays["counts"], tuple(shown))
+            kept = (name for name in arrays if name.startswith("kept_"))
+            predictions = {int(name.removeprefix("kept_")): arrays[name].tobytes() for name in kept}
+            later = {name: arrays[name] for name in _LATER if name in arrays}
+            ids = tuple(map(str, arrays["ids"]))
+            scores = PictureScores(ids, arrays["counts"], tuple(shown), predictions, **later)
     except Exception as error:  # of many classes, from zipfile, zlib and NumPy
         if (words := disk_errors.passing(error)) is not None:
             raise PictureScoresError(f"{path} cannot be read now: {words}") from error
         raise PictureScoresError(f"{path} is damaged ({error})") from error
     return scores
+
+
+def _least(values: np.ndarray) -> np.ndarray:
+    """The least of the last axis that is not NaN; NaN if nothing is."""
+    least = np.where(np.isnan(values), np.inf, values).min(-1)
+    return np.where(np.isinf(least), np.nan, least)
 
 
 def _shrink(label: Image.Image) -> np.ndarray:

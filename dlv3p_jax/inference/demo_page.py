@@ -101,7 +101,9 @@ def make_app(
 
     async def predict_as_begun(image) -> np.ndarray:
         views = segmenter.config.eval
-        return await predict(image, views.flip, tuple(views.scales), lambda: True)
+        label = await predict(image, views.flip, tuple(views.scales), lambda: True)
+        assert label is not None  # it is wanted
+        return label
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     demo_api.add_predict(app, segmenter, predict_as_begun, max_pixels)

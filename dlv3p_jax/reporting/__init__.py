@@ -1,1 +1,1 @@
-"""Pages that say how a run went, or how two differ."""
+"""Pages that say how a run went, or how runs differ."""

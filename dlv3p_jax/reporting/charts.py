@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -34,26 +34,68 @@ _STYLE: Any = {
 }
 
 
-def curves(name: str, title: str, series: Mapping[str, tuple[Sequence[int], Sequence[float]]], percent=False) -> str:
+class Curve(NamedTuple):
+    """A line over steps; `color` and `dashes` count from 0, and lines that belong together share one of them."""
+
+    label: str
+    steps: Sequence[int]
+    values: Sequence[float]
+    color: int
+    dashes: int
+
+
+def curves(name: str, title: str, lines: Sequence[Curve], percent=False) -> str:
     """Lines over steps, with a legend where there are several.
 
     Args:
         name: tells the SVG's ids from those of other charts in the page.
         title: above it.
-        series: {name: (steps, values)}.
+        lines: what to draw.
         percent: whether values are fractions to be shown in per cent.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.4, 2.7), layout="constrained")
         axes = figure.add_subplot()
-        for (label, (steps, values)), color, dashes in zip(series.items(), cycle(COLORS), cycle(_DASHES), strict=False):
-            marker = "o" if len(steps) <= 30 else None
-            shown = np.multiply(values, 100 if percent else 1)
-            axes.plot(steps, shown, dashes, color=color, marker=marker, markersize=3, linewidth=1.5, label=label)
+        for line in lines:
+            axes.plot(
+                line.steps,
+                np.multiply(line.values, 100 if percent else 1),
+                _DASHES[line.dashes % len(_DASHES)],
+                color=COLORS[line.color % len(COLORS)],
+                marker="o" if len(line.steps) <= 30 else None,
+                markersize=3,
+                linewidth=1.5,
+                label=line.label,
+            )
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("step")
-        if len(series) > 1:
+        if len(lines) > 1:
             axes.legend()
+        return _to_svg(figure, name, title)
+
+
+def reliability(name: str, title: str, calibration: np.ndarray) -> str:
+    """How often a model is right when it is so sure, and how many of the pixels these are.
+
+    Args:
+        name, title: see `curves`.
+        calibration: float64 `[3, bins]` pixels, right ones and the sum of their confidence, by confidence.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.4, 3.4), layout="constrained")
+        axes, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+        pixels, right, confidence = calibration
+        seen = pixels > 0
+        axes.plot([0, 100], [0, 100], ":", color=_INK, linewidth=1, label="as sure as right")
+        points = 100 * np.stack([confidence, right])[:, seen] / pixels[seen]
+        axes.plot(*points, "o-", color=COLORS[0], markersize=4, linewidth=1.5, label="the model")
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_ylabel("right, %")
+        axes.legend()
+        edges = np.linspace(0, 100, len(pixels) + 1)
+        below.bar(edges[:-1], 100 * pixels / max(pixels.sum(), 1), np.diff(edges), align="edge", color=COLORS[0])
+        below.set_ylabel("pixels, %")
+        below.set_xlabel("confidence, %")
         return _to_svg(figure, name, title)
 
 

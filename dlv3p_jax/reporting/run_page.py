@@ -1,7 +1,6 @@
 """The report of a run: one page with its curves, scores, errors, pictures and circumstances."""
 
 import datetime
-import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -9,47 +8,48 @@ from typing import Any
 
 import jax
 import numpy as np
-import PIL.Image
 from absl import logging
 from etils import epath
 from flax.traverse_util import flatten_dict
 
 from dlv3p_jax.configs import common
 from dlv3p_jax.data import viz
-from dlv3p_jax.evaluation import bootstrap, files, picture_scores
+from dlv3p_jax.evaluation import bootstrap, files
 from dlv3p_jax.evaluation.files import Evaluation
-from dlv3p_jax.reporting import charts, html
+from dlv3p_jax.reporting import cards, charts, html, mistakes
 from dlv3p_jax.runtime import configuration, events
 
 ABSENT = {
     "nan": "A class in neither labels nor predictions is n/a, and left out of the means.",
     "one": "A class in neither labels nor predictions counts as an IoU of 1, as PaddleSeg counts it.",
 }
-_LARGEST_MATRIX = 40  # classes; of more, only the most frequent errors are shown
-_CONFUSIONS = 10
 _UNKNOWN = "unknown (of an older version)"
 
 
-def write_report(workdir: epath.PathLike, output: epath.PathLike | None = None, step: int | None = None) -> epath.Path:
-    """Writes the report of a run, and returns where: `output`, or WORKDIR/report.html.
+def write_report(
+    workdir: epath.PathLike, output: epath.PathLike | None = None, step: int | None = None, split: str | None = None
+) -> epath.Path:
+    """Writes the report of a run, and returns where: `output`, or WORKDIR/report.html, of a split report-SPLIT.html.
 
     Args:
       workdir: of the run.
       output: the file; it appears whole or not at all.
-      step: whose evaluations; None: see `files.read`.
+      step, split: of which evaluations; None: see `files.read`.
 
     Raises:
       ReportError: there is nothing to report, or a file is damaged.
     """
     workdir = epath.Path(workdir)
-    output = workdir / "report.html" if output is None else epath.Path(output)
-    found = files.read(workdir, step)
+    name = "report.html" if split is None else f"report-{split}.html"
+    output = workdir / name if output is None else epath.Path(output)
+    found = files.read(workdir, step, split)
     main = found[0]
     damage: list[str] = []
     report, scalars = main.report, events.read_scalars(workdir, damage.append)
     damage += _cut_short(workdir, scalars, main.step)
     for line in damage:
         logging.warning("%s", line)
+    (wrong,) = viz.free_colors(cards.palette(main), 1)
     html.write(
         output,
         "report.html.j2",
@@ -72,10 +72,13 @@ def write_report(workdir: epath.PathLike, output: epath.PathLike | None = None, 
         ),
         classes=_classes(found),
         main_title=main.title,
-        matrix=_shares(main.matrix).tolist() if len(main.matrix) <= _LARGEST_MATRIX else None,
-        confusions=_confusions(main),
-        pictures=_pictures(main),
-        wrong="#{:02x}{:02x}{:02x}".format(*viz.WRONG),
+        matrix=mistakes.shares(main.matrix).tolist() if mistakes.has_matrix(main) else None,
+        confusions=mistakes.confusions(main),
+        cells=mistakes.cells(main),
+        doubts=mistakes.doubts(main),
+        calibration=mistakes.calibration(main),
+        pictures=mistakes.pictures(main, wrong),
+        legend=cards.legend(main, {"wrong (a colour of no class)": wrong}),
         facts=[*_facts(found, scalars), *(("damaged", line) for line in damage)],
         config=_config(workdir),
     )
@@ -97,22 +100,26 @@ def write_after_run(workdir: epath.PathLike, step: int | None = None) -> None:
 
 
 def draw_curves(runs: Mapping[str, Mapping[str, Sequence[events.Point]]]) -> list[str]:
-    """SVGs of loss, learning rate and mIoU over the steps of one or several runs, `{name: events.read_scalars(…)}`."""
+    """SVGs of mIoU, loss and learning rate over the steps of one or several runs, `{name: events.read_scalars(…)}`.
+
+    Of several, each keeps its colour in all charts.
+    """
     drawn = []
     for name, title, tags in (
+        ("miou", "mIoU on the evaluated split, %", {"eval/mIoU": "", "eval_ema/mIoU": "EMA"}),
         ("loss", "Loss", {"train/loss": "training", "eval/loss": "validation", "eval_ema/loss": "validation, EMA"}),
         ("rate", "Learning rate", {"train/learning_rate": ""}),
-        ("miou", "mIoU on the evaluated split, %", {"eval/mIoU": "", "eval_ema/mIoU": "EMA"}),
     ):
-        series = {}
-        for run, scalars in runs.items():
-            for tag, variant in tags.items():
+        lines = []
+        for number, (run, scalars) in enumerate(runs.items()):
+            for variant, (tag, words) in enumerate(tags.items()):
                 points = scalars.get(tag, ())
                 if len(points) > 1:
-                    label = " ".join(filter(None, (run, variant))) or "as trained"
-                    series[label] = ([point.step for point in points], [point.value for point in points])
-        if series:
-            drawn.append(charts.curves(name, title, series, percent=name == "miou"))
+                    label = " ".join(filter(None, (run, words))) or "as trained"
+                    steps, values = [point.step for point in points], [point.value for point in points]
+                    lines.append(charts.Curve(label, steps, values, number if len(runs) > 1 else variant, variant))
+        if lines:
+            drawn.append(charts.curves(name, title, lines, percent=name == "miou"))
     return drawn
 
 
@@ -137,62 +144,17 @@ def _column(evaluation: Evaluation) -> dict[str, Any]:
 def _classes(found: Sequence[Evaluation]) -> list[dict[str, Any]]:
     report = found[0].report
     pixels = found[0].matrix.sum(1)
-    colors = report.get("palette") or viz.palette(len(pixels)).tolist()
+    colors = cards.palette(found[0])
     return [
         {
             "name": name,
-            "color": "#{:02x}{:02x}{:02x}".format(*colors[index]),
+            "color": cards.hex_color(colors[index]),
             "iou": [_cell(evaluation, "IoU", index) for evaluation in found],
             "accuracy": [_cell(evaluation, "class_accuracy", index) for evaluation in found],
             "share": pixels[index] / max(pixels.sum(), 1),
         }
         for index, name in enumerate(report["class_names"])
     ]
-
-
-def _shares(matrix: np.ndarray) -> np.ndarray:
-    return matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-
-
-def _confusions(main: Evaluation) -> list[dict[str, Any]]:
-    errors = main.matrix.copy()
-    np.fill_diagonal(errors, 0)
-    names = main.report["class_names"]
-    largest = [np.unravel_index(cell, errors.shape) for cell in np.argsort(-errors, axis=None)[:_CONFUSIONS]]
-    return [
-        {
-            "label": names[label],
-            "prediction": names[prediction],
-            "of_errors": errors[label, prediction] / errors.sum(),
-            "of_label": _shares(main.matrix)[label, prediction],
-        }
-        for label, prediction in largest
-        if errors[label, prediction]
-    ]
-
-
-def _pictures(main: Evaluation) -> list[dict[str, Any]]:
-    if main.pictures is None:
-        return []
-    scores = picture_scores.own_scores(main.pictures.counts)
-    rows = []
-    for shown in main.pictures.shown:
-        label, prediction = (np.asarray(PIL.Image.open(io.BytesIO(data))) for data in (shown.label, shown.prediction))
-        errors = viz.error_png(label, prediction, len(main.matrix))
-        rows.append(
-            {
-                "kind": shown.kind,
-                "id": main.pictures.ids[shown.index],
-                "score": scores[shown.index],
-                "width": label.shape[1],
-                "height": label.shape[0],
-                "image": html.data_uri(shown.image, "image/jpeg"),
-                "label": html.data_uri(shown.label, "image/png"),
-                "prediction": html.data_uri(shown.prediction, "image/png"),
-                "errors": html.data_uri(errors, "image/png"),
-            }
-        )
-    return rows
 
 
 def _facts(found: Sequence[Evaluation], scalars: Mapping[str, Sequence[events.Point]]) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlv3p_jax.data import viz
+from dlv3p_jax.data import classes, viz
 
 
 def test_palette_is_pascal_voc_s():
@@ -39,6 +39,13 @@ def test_colours_of_classes_without_any_are_told_apart():
     assert {index: tuple(colors[index]) for index in known} == known and apart(colors) > 45
 
 
+def test_marks_have_colours_that_no_class_has():
+    for palette in (classes.CITYSCAPES.palette, viz.palette(21), viz.class_colors(24)):
+        first, second = viz.free_colors(palette, 2)
+        assert min(apart([color, other]) for color in (first, second) for other in (*palette, viz.IGNORED)) > 40
+        assert apart([first, second]) > 40
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
 def test_colorize_shows_everything_outside_the_palette_as_ignored(dtype):
     label = np.array([[0, 1], [2, 255]], dtype)
@@ -71,9 +78,9 @@ def test_label_png_keeps_the_indices_and_shows_the_colours():
 
 def test_errors_lie_over_a_picture():
     label, prediction = np.array([[0, 1, 255, 7]]), np.array([[0, 0, 1, 1]])
-    read = Image.open(io.BytesIO(viz.error_png(label, prediction, 2))).convert("RGBA")
-    right, wrong, *ignored = np.asarray(read)[0].tolist()
-    assert right[3] == 0 and wrong == [*viz.WRONG, 255]
+    png = viz.marks_png(label != prediction, label >= 2, [(1, 2, 3)])
+    right, wrong, *ignored = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))[0].tolist()
+    assert right[3] == 0 and wrong == [1, 2, 3, 255]
     assert all(pixel[:3] == list(viz.IGNORED) and 0 < pixel[3] < 255 for pixel in ignored)
 
 
@@ -105,7 +112,7 @@ def test_contact_sheet_lines_pictures_up(sheet):
     assert cells[1][30, 70].tolist() == [128, 0, 0]
     assert cells[1][10, 70].tolist() == list(viz.IGNORED)
     assert np.all(cells[2] == 0)
-    wrong = np.all(cells[3] == viz.WRONG, axis=-1)
+    wrong = np.all(cells[3] == viz.free_colors(viz.palette(2), 1), axis=-1)
     assert wrong[20:, 40:].all()
     assert wrong.sum() == 20 * 40  # nothing that is right or ignored
     assert np.all(cells[3][:20, 40:] == viz.IGNORED)
@@ -116,7 +123,7 @@ def test_contact_sheet_has_headings_and_a_legend(sheet):
     dark = (pixels < 100).all(-1)
     assert dark[12:38].any(axis=0)[12:92].any()  # letters above the first column
     legend = pixels[38 + 40 + 12 + 80 + 12 :]
-    for color in (*viz.palette(2).tolist(), viz.IGNORED, viz.WRONG):
+    for color in (*viz.palette(2).tolist(), viz.IGNORED, *viz.free_colors(viz.palette(2), 1)):
         assert (legend == color).all(-1).sum() >= 17 * 17
 
 

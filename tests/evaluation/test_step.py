@@ -8,6 +8,7 @@ from flax import linen as nn
 from formula import KERNELS, MODEL, VARIABLES, FormulaModel, expected_scores
 
 from dlv3p_jax.configs import common
+from dlv3p_jax.evaluation import sureness
 from dlv3p_jax.evaluation.step import make_eval_step, run_step
 from dlv3p_jax.models import resizing
 from dlv3p_jax.runtime import sharding
@@ -51,7 +52,7 @@ def test_pictures_padded_on_the_host_are_predicted_as_those_padded_here():
     """Two sizes in one batch, whatever lies beyond the smaller picture."""
     images, labels = make_pictures(2)
     step = jax.jit(make_eval_step(make_config(eval_size=(13, 22)), MODEL))
-    _, alone = step(VARIABLES, {"image": images[1:, :9, :15], "label": labels[1:, :9, :15]})
+    counts_alone, alone = step(VARIABLES, {"image": images[1:, :9, :15], "label": labels[1:, :9, :15]})
     labels = labels.copy()  # JAX may still be reading the first
     labels[1, 9:], labels[1, :, 15:] = 255, 255
     sizes = np.int32([[13, 22], [9, 15]])
@@ -61,6 +62,8 @@ def test_pictures_padded_on_the_host_are_predicted_as_those_padded_here():
         together[0], FormulaModel.numpy(KERNELS, (images[0] / 127.5 - 1).astype(np.float32)).argmax(-1)
     )
     np.testing.assert_array_equal(counts["matrices"], list(map(count, labels, np.asarray(together))))
+    for name, values in counts_alone.items():
+        np.testing.assert_allclose(counts[name][1], values[0], rtol=1e-5)
 
 
 def test_the_views_of_the_configuration_are_taken():
@@ -85,25 +88,31 @@ def test_predictions_under_ignored_pixels_count_nothing():
     changed = np.where((labels == 255)[..., None], 255 - images, images)  # a copy: JAX may still be reading the first
     again, others = step({}, {"image": changed, "label": labels})
     assert np.any(np.asarray(others) != predictions)
-    np.testing.assert_array_equal(matrices, again["matrices"])
-    np.testing.assert_array_equal(counts["losses"], again["losses"])
+    jax.tree.map(np.testing.assert_array_equal, counts, again)
     assert matrices.sum() == (labels != 255).sum()
 
 
 @pytest.mark.parametrize("average", ["logits", "probabilities"])
 @pytest.mark.parametrize("class_weights", [None, (0.5, 2.0, 0.0)])
-def test_the_loss_is_the_weighted_cross_entropy_of_the_labelled_pixels(average, class_weights):
+def test_losses_and_probabilities_are_summed_over_the_labelled_pixels(average, class_weights):
     images, labels = make_pictures(2)
     config = make_config(**{"eval.average": average, "loss.class_weights": class_weights})
     counts, _ = jax.jit(make_eval_step(config, MODEL))(VARIABLES, {"image": images, "label": labels})
-    for image, label, found in zip(images, labels, counts["losses"], strict=True):
+    for i, (image, label, found) in enumerate(zip(images, labels, counts["losses"], strict=True)):
         scores = np.exp(FormulaModel.numpy(KERNELS, (image / 127.5 - 1).astype(np.float32)).astype(np.float64))
-        probabilities = np.take_along_axis(
-            scores / scores.sum(-1, keepdims=True), np.where(label == 255, 0, label)[..., None], -1
-        )
+        softmax = scores / scores.sum(-1, keepdims=True)
+        probabilities = np.take_along_axis(softmax, np.where(label == 255, 0, label)[..., None], -1)
         weights = np.where(label == 255, 0, np.take(class_weights or (1, 1, 1), label, mode="clip"))
         expected = [-(weights * np.log(probabilities[..., 0])).sum(), weights.sum()]
         np.testing.assert_allclose(found, expected, rtol=1e-5)
+        by_label = [probabilities[label == index].sum() for index in range(3)]
+        np.testing.assert_allclose(counts["label_probability"][i], by_label, rtol=1e-5)
+        edges = np.linspace(0, 1, sureness.BINS + 1)
+        confidence, right = softmax.max(-1)[label != 255], (softmax.argmax(-1) == label)[label != 255]
+        expected = [np.histogram(confidence, edges)[0], np.histogram(confidence[right], edges)[0]]
+        np.testing.assert_array_equal(counts["confident"][i], expected)
+        summed = np.histogram(confidence, edges, weights=confidence)[0]
+        np.testing.assert_allclose(counts["confidence"][i], summed, rtol=1e-5)
 
 
 def batches_of(images, labels, batch_size):
@@ -185,7 +194,8 @@ def test_nothing_as_large_as_logits_is_put_out_and_memory_does_not_grow_with_the
         step = jax.jit(make_eval_step(config, model))
         compiled = step.lower(variables, {"image": images, "label": labels}).compile()
         outputs = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(compiled.out_info)]
-        assert outputs == [((4, 2), np.float32), ((4, 3, 3), np.int32), (labels.shape, np.uint8)]
+        sure = [((4, 15), np.float32), ((4, 2, 15), np.int32), ((4, 3), np.float32)]
+        assert outputs == [*sure, ((4, 2), np.float32), ((4, 3, 3), np.int32), (labels.shape, np.uint8)]
         memory[len(scales)] = compiled.memory_analysis().temp_size_in_bytes
     assert memory[2] > images.size * 4 * 64 / 3  # at least one of the wide maps
     assert memory[6] <= 1.15 * memory[2]
