@@ -32,7 +32,13 @@ _ABSENT_CLASS = flags.DEFINE_enum(
 _DETERMINISTIC = flags.DEFINE_bool(
     "deterministic", False, "The same bits in every run on GPUs too, as on CPUs; it is slower there."
 )
-
+_TRACKER = flags.DEFINE_enum(
+    "tracker",
+    None,
+    ["wandb", "mlflow"],
+    "Weights & Biases or MLflow, which gets the curves and the configuration; their own environment variables, such as "
+    "WANDB_PROJECT and MLFLOW_TRACKING_URI, say where.",
+)
 _HANG_TIMEOUT = flags.DEFINE_float(
     "hang_timeout",
     1800,
@@ -61,6 +67,8 @@ def _run(argv: list[str]) -> None:
         raise app.UsageError("--checkpoint goes with --mode=eval; to start from weights, --config.pretrained=PATH")
     if _ABSENT_CLASS.value != "nan" and _MODE.value != "eval":
         raise app.UsageError("--absent_class goes with --mode=eval")
+    if _TRACKER.value is not None and _MODE.value != "train":
+        raise app.UsageError("--tracker goes with --mode=train")
     cli.configure_logging()
     if _DETERMINISTIC.value:
         cli.make_deterministic()
@@ -71,6 +79,7 @@ def _run(argv: list[str]) -> None:
     from dlv3p_jax.training import command
 
     settings = {"mode": _MODE.value, "absent_class": _ABSENT_CLASS.value, "deterministic": _DETERMINISTIC.value}
+    settings |= {"tracker": _TRACKER.value}
     command.run(
         config, name, workdir, _CHECKPOINT.value, settings, _HANG_TIMEOUT.value, write_page=run_page.write_after_run
     )

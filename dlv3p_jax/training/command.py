@@ -23,6 +23,7 @@ from dlv3p_jax.runtime import (
     starts,
     warned,
 )
+from dlv3p_jax.training import trackers
 from dlv3p_jax.weights import checkpoints, download, published
 
 
@@ -42,7 +43,7 @@ def run(
         name: of the configuration.
         workdir: of the run; None: that which the checkpoint belongs to.
         checkpoint: what to evaluate; None: the best of the run.
-        settings: 'mode', 'absent_class' and 'deterministic', in which all processes have to agree.
+        settings: 'mode', 'absent_class', 'deterministic' and 'tracker', in which all processes have to agree.
         hang_timeout: seconds without a step after which the process is started again.
         write_page: gets the workdir, and of an evaluation alone its step, when all is done.
 
@@ -56,6 +57,8 @@ def run(
 
 
 def _run(config, name, workdir, checkpoint, settings, hang_timeout, write_page, told) -> None:
+    if settings["tracker"] is not None:
+        trackers.check(settings["tracker"])
     configuration.check(config)  # before TensorFlow is imported, so that a slip is told at once
     if workdir is not None:
         cli.check_folder("main", "workdir", workdir)
@@ -78,7 +81,7 @@ def _run(config, name, workdir, checkpoint, settings, hang_timeout, write_page, 
         if training:
             for note in published.recipe_notes(name, config):
                 logging.info("%s", note)
-            loop.train_and_evaluate(config, workdir, told, hang_timeout)
+            loop.train_and_evaluate(config, workdir, told, hang_timeout, settings["tracker"])
             write_page(workdir)
         else:
             result = evaluator.evaluate_checkpoint(config, workdir, checkpoint, settings["absent_class"])

@@ -49,6 +49,11 @@ class EventWriter:
         self._pending += len(scalars)
         self._writer.write_scalars(step, scalars)
 
+    def write_hparams(self, hparams: Mapping[str, bool | int | float | str]) -> None:
+        """Writes what the run is made with, for TensorBoard's page HPARAMS."""
+        self._pending += 1
+        self._writer.write_hparams(hparams)
+
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Writes pictures of shape (1, height, width, 3), uint8."""
         self._pending += len(images)

@@ -22,7 +22,7 @@ from dlv3p_jax.evaluation.files import evaluation_name
 from dlv3p_jax.runtime import board, configuration, ending, memory, preemption, sharding, starts, workdir_lock
 from dlv3p_jax.runtime.preemption import Preempted
 from dlv3p_jax.runtime.watchdog import Watchdog
-from dlv3p_jax.training import event_writer, log_files, progress, steps
+from dlv3p_jax.training import event_writer, log_files, progress, steps, trackers
 from dlv3p_jax.training.run import Run, check_run, check_values, configure_run, first_state, take_open
 from dlv3p_jax.weights import checkpoint_reading, checkpoints
 
@@ -41,6 +41,7 @@ class _Session:
       run: what is trained.
       saved: its checkpoints.
       writer: of its curves.
+      tracker: gets them too.
       logs: its train.log and metrics.csv.
       told: says whether to leave.
       watchdog: is fed.
@@ -52,6 +53,7 @@ class _Session:
     run: Run
     saved: checkpoints.Checkpoints
     writer: event_writer.EventWriter
+    tracker: trackers.Tracker
     logs: log_files.LogFiles
     told: preemption.Preemption
     watchdog: Watchdog
@@ -61,6 +63,7 @@ class _Session:
 
     def write_scalars(self, step: int, scalars: dict[str, float], state: steps.TrainState) -> None:
         self.writer.write_scalars(step, scalars)
+        self.tracker.write_scalars(step, scalars)
         for hook in self.hooks:
             hook(step, scalars, state)
 
@@ -70,6 +73,7 @@ def train_and_evaluate(
     workdir: epath.PathLike,
     told: preemption.Preemption | None = None,
     hang_timeout: float = 0,
+    tracker: str | None = None,
     *,
     train: sources.Source | None = None,
     val: sources.Source | None = None,
@@ -84,6 +88,7 @@ def train_and_evaluate(
       workdir: gets config.json, checkpoints/, TensorBoard events, train.log, metrics.csv and eval/.
       told: is asked before each step and after each batch of an evaluation whether to save and leave now.
       hang_timeout: seconds without a step that end the process (`watchdog.Watchdog`); 0: none do.
+      tracker: 'wandb' or 'mlflow', which gets the scalars too; what it does not take is warned of.
       train, val: pictures to train on and to evaluate on, in place of prepared data, of which `config` then only names
         the splits and the number of classes.
       hooks: are called in their order with (step, scalars, state) at every log line and evaluation: with the scalars
@@ -140,8 +145,9 @@ def train_and_evaluate(
         watchdog = stack.enter_context(Watchdog(hang_timeout, told, start.code))
         saved = stack.enter_context(checkpoints.Checkpoints(run.workdir, config.keep_checkpoints, meta))
         writer = stack.enter_context(event_writer.EventWriter(run.workdir))
+        tracking = stack.enter_context(trackers.Tracker(tracker, run.workdir, config))
         session = _Session(
-            *(run, saved, writer, logs, told, watchdog, evaluator),
+            *(run, saved, writer, tracking, logs, told, watchdog, evaluator),
             measured=(evaluation_name(config), meta["data"]["val"]),
             hooks=tuple(hooks),
         )
@@ -154,6 +160,7 @@ def train_and_evaluate(
         saved.meta["config"] = configuration.to_dict(written)
         if jax.process_index() == 0:
             configuration.write(written, run.workdir / "config.json")
+        writer.write_hparams(trackers.to_flat(written))
         finished = int(state.step) >= config.num_train_steps
         _log_best(session, finished)
 

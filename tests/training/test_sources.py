@@ -13,7 +13,7 @@ from dlv3p_jax.configs import common
 from dlv3p_jax.data import sources
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.runtime.preemption import Preempted
-from dlv3p_jax.training import loop
+from dlv3p_jax.training import loop, trackers
 from dlv3p_jax.weights import checkpoint_reading
 
 SIZES = [(40, 36), (32, 48), (36, 40), (40, 36), (50, 33)]
@@ -46,16 +46,20 @@ def make_config(**changes):
 
 def test_sources_train_as_prepared_data_do_and_a_stopped_run_ends_as_one_that_was_not(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "build_model", tiny.build_model)
-    seen = []
+    seen, tracked = [], []
+    monkeypatch.setattr(trackers, "_open_mlflow", lambda *_: trackers._Opened(lambda *call: tracked.append(call), id))
 
     def hook(step, scalars, state):
         assert int(state.step) == step  # and it can be read
         seen.append((step, sorted(name for name in scalars if name.endswith(("/loss", "/mIoU")))))
 
-    summary = loop.train_and_evaluate(make_config(), tmp_path / "a", train=Drawn(0), val=Drawn(1), hooks=[hook])
+    summary = loop.train_and_evaluate(
+        make_config(), tmp_path / "a", tracker="mlflow", train=Drawn(0), val=Drawn(1), hooks=[hook]
+    )
     evaluated = [("eval", ["eval/loss", "eval/mIoU"]), ("ema", ["eval_ema/loss", "eval_ema/mIoU"])]
     expected = [(step, names) for step in (2, 4, 6) for names in (["train/loss"], *(names for _, names in evaluated))]
     assert seen == expected
+    assert [step for step, _ in tracked] == [step for step, _ in seen] and "train/loss" in tracked[0][1]
     pixels = sum(int((Drawn(1)[index][1] != 255).sum()) for index in range(len(SIZES)))
     assert summary["label_pixels"].sum() == pixels
 
