@@ -1,8 +1,9 @@
 """Labels and overlays of pictures: python -m dlv3p_jax.predict --checkpoint=WORKDIR --output=DIR PATH…
 
-PATH is a picture, a folder whose pictures are all predicted, or a glob in quotes, such as "photos/**/*.jpg". DIR/labels
-gets PNGs whose pixels are class indices, shown in the classes' colours, DIR/overlays pictures with the colours laid
-over. A run that was killed goes on with the same command.
+PATH is a picture, a folder whose pictures are all predicted, a glob in quotes, such as "photos/**/*.jpg", a video, or
+the http address of a picture or a video. DIR/labels gets PNGs whose pixels are class indices, shown in the classes'
+colours, DIR/overlays pictures with the colours laid over, and DIR/videos such videos. A run that was killed goes on
+with the same command.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from absl import app, flags, logging
 
 from dlv3p_jax.data import ranges
 from dlv3p_jax.data.pictures import Problem
-from dlv3p_jax.inference import finding
+from dlv3p_jax.inference import addresses, finding
 from dlv3p_jax.runtime import arguments, cli
 from dlv3p_jax.weights import published
 
@@ -61,6 +62,13 @@ _PROBABILITIES = flags.DEFINE_bool(
     "probabilities", False, "Write DIR/probabilities/NAME.npy too: float16 [height, width, classes]."
 )
 _LABEL_IDS = flags.DEFINE_bool("label_ids", False, "Write Cityscapes' official ids (0..33) in place of train ids.")
+_FRAMES = flags.DEFINE_bool("frames", False, "Of videos, write the labels and overlays of all frames, too.")
+_GEOTIFF = flags.DEFINE_bool(
+    "geotiff",
+    False,
+    "Write labels of TIFFs as GeoTIFFs, which lie where the pictures do, and nothing else: DIR/geotiffs/NAME.tif. They "
+    "are predicted window by window, so that any size will do.",
+)
 _SUBMISSION = flags.DEFINE_enum("submission", None, ["voc"], "Write labels in the folder that VOC's server takes.")
 
 
@@ -80,9 +88,13 @@ def main(argv: list[str]) -> None:
     try:
         changes = _changes()
         _check_checkpoint(_CHECKPOINT.value)
-        pictures, problems = finding.find_pictures(argv[1:], output)
-        if pictures:
-            problems += _predict(changes, pictures, output)
+        paths, problems = addresses.fetch(argv[1:], output)
+        videos = [path for path in paths if finding.is_video(path)]
+        paths = [path for path in paths if path not in videos]
+        pictures, not_found = finding.find_pictures(paths, output) if paths else ([], [])
+        problems += not_found
+        if pictures or videos:
+            problems += _predict(changes, pictures, videos, output)
     except KeyboardInterrupt:
         print("\npredict: interrupted; the same command goes on", file=sys.stderr, flush=True)
         os._exit(130)  # JAX may be compiling, and crashes where Python ends meanwhile
@@ -117,14 +129,18 @@ def _changes() -> dict[str, Any]:
 
 def _check_checkpoint(checkpoint: str) -> None:
     """Raises ValueError where there is nothing of this name; what it is shows when it is loaded."""
-    if "://" not in checkpoint and not os.path.exists(checkpoint) and not published.is_name(checkpoint):
+    known = "://" in checkpoint or checkpoint.startswith("hf:") or published.is_name(checkpoint)
+    if not known and not os.path.exists(checkpoint):
         names = ", ".join(published.PUBLISHED)
         raise ValueError(f"--checkpoint={checkpoint}: no such file or folder, and no published model ({names})")
 
 
-def _predict(changes: dict[str, Any], pictures: list[finding.Picture], output: pathlib.Path) -> list[Problem]:
+def _predict(
+    changes: dict[str, Any], pictures: list[finding.Picture], videos: list[str], output: pathlib.Path
+) -> list[Problem]:
     """Predicts and writes everything that can be, says where, and returns what could not."""
-    from dlv3p_jax.inference import folder_run, outputs
+    from dlv3p_jax.inference import folder_run, outputs, rasters, segmenter
+    from dlv3p_jax.inference import videos as video_files
     from dlv3p_jax.runtime import sharding
     from dlv3p_jax.weights import trained  # JAX: wrong flags do not wait for it
 
@@ -137,9 +153,28 @@ def _predict(changes: dict[str, Any], pictures: list[finding.Picture], output: p
             "Pictures smaller than %dx%d (height x width) are padded to it, which changes their labels somewhat",
             *loaded.config.eval_size,
         )
+    problems: list[Problem] = []
+    if videos:
+        about = len(loaded.class_names), loaded.palette, _LABEL_IDS.value, None
+        label_values = outputs.label_values(*about) if _FRAMES.value else None
+        how = segmenter.Segmenter(loaded), output, label_values, _BATCH_SIZE.value or 1, _OVERWRITE.value
+        pixels, problems = video_files.write_all(videos, *how)
+        if pixels.any():
+            _print_shares(pixels, loaded.class_names, loaded.palette)
+        print(f"videos: {output / 'videos'}")
+    if _GEOTIFF.value:
+        tiffs = [picture for picture in pictures if picture.path.suffix.lower() in (".tif", ".tiff")]
+        pictures = [picture for picture in pictures if picture not in tiffs]
+        pixels, not_made = rasters.write_all(tiffs, segmenter.Segmenter(loaded), output, _OVERWRITE.value)
+        problems += not_made
+        if pixels.any():
+            _print_shares(pixels, loaded.class_names, loaded.palette)
+        print(f"GeoTIFFs: {output / 'geotiffs'}")
+    if not pictures:
+        return problems
     # The mesh is of the machine: that of the checkpoint's config.json is of the one that trained.
     sizes = () if _CONFIG.value is None else (loaded.config.mesh.data, loaded.config.mesh.space)
-    pixels, problems = folder_run.write_predictions(
+    pixels, unpredicted = folder_run.write_predictions(
         loaded,
         pictures,
         sharding.make_mesh(*sizes),
@@ -149,13 +184,13 @@ def _predict(changes: dict[str, Any], pictures: list[finding.Picture], output: p
         probabilities=_PROBABILITIES.value,
         overwrite=_OVERWRITE.value,
     )
-    if len(problems) < len(pictures):
+    if len(unpredicted) < len(pictures):
         _print_shares(pixels, loaded.class_names, loaded.palette)
-        print(f"{len(pictures) - len(problems)} pictures")
+        print(f"{len(pictures) - len(unpredicted)} pictures")
         print(f"labels: {output / outputs.label_folder(_SUBMISSION.value)}\noverlays: {output / 'overlays'}")
         if _PROBABILITIES.value:
             print(f"probabilities: {output / 'probabilities'}")
-    return problems
+    return problems + unpredicted
 
 
 def _print_shares(pixels: np.ndarray, names: Sequence[str], palette: np.ndarray) -> None:

@@ -37,6 +37,7 @@ ROWS = [
     ("flags", "main --mode=trian", "--mode=trian: value should be one of <train|eval>"),
     ("flags", "main --workdirr=x", "Unknown command line flag 'workdirr'. Did you mean: workdir"),
     ("flags", "main --checkpoint={workdir}", "--checkpoint goes with --mode=eval"),
+    ("flags", "main --config=configs/quickstart.py --mode=eval --tracker=wandb", "--tracker goes with --mode=train"),
     ("flags", "main --flagfile={tmp}/none", "--flagfile={tmp}/none: cannot be read (No such file or directory)"),
     ("flags", "main word", "unexpected argument 'word': flags are written --name=value"),
     ("flags", "plan --config=configs/voc_r50.py", "plan: give --topology=…, such as --topology=v5e-8"),
@@ -137,16 +138,11 @@ ROWS = [
     ("data", "prepare --source={sources}/no_names", "classes.txt is missing: write the class names into it"),
     ("data", "prepare --source={sources}/masks", '--label_map "0:0,255:1"'),
     ("checkpoint", "main --mode=eval", "no checkpoint in {tmp}/run: give a workdir"),
-    ("data", "predict --checkpoint={workdir} --output={tmp}/new http://a.b/c.jpg", "http://a.b/c.jpg: this is an addr"),
+    ("data", "predict --checkpoint={workdir} --output={tmp}/new gs://a.b/c.jpg", "gs://a.b/c.jpg: http and https addr"),
     (
         "data",
         "predict --checkpoint={workdir} --output={tmp}/new 0",
         "a camera's number is not taken: save its pictures",
-    ),
-    (
-        "data",
-        "predict --checkpoint={workdir} --output={tmp}/new drive.mp4",
-        "drive.mp4: this is a video: make pictures",
     ),
     ("checkpoint", "predict --checkpoint=voc --output={tmp}/new {picture}", "no such file or folder, and no publ"),
     (

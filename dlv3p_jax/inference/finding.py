@@ -17,7 +17,15 @@ from dlv3p_jax.data.pictures import Problem
 from dlv3p_jax.datasets.folders import below
 from dlv3p_jax.datasets.pairs import EXTENSIONS, first_five
 
-OUTPUTS = ("labels", "overlays", "probabilities", "results")  # what predict makes in its folder of outputs
+DOWNLOADS = "downloads"
+OUTPUTS = (
+    "labels",
+    "overlays",
+    "probabilities",
+    "results",
+    "videos",
+    DOWNLOADS,
+)  # what predict makes in its folder of outputs
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 RECORD = "predict.jsonl"  # and what it keeps there of them, see `prediction_run`
 
@@ -109,16 +117,17 @@ def find_pictures(
     return [Picture(path, name) for path, name in zip(files, names, strict=True)], problems
 
 
+def is_video(path: str) -> bool:
+    """Whether it is a video's file by its name."""
+    return pathlib.PurePath(path).suffix.lower() in VIDEOS and os.path.isfile(os.path.expanduser(path))
+
+
 def _why_no_picture(path: str) -> str | None:
     """What to say of what people give that is no path of pictures; None where it may be one."""
     if "://" in path:
-        return "this is an address: download the pictures, and give their files or folder"
+        return "http and https addresses of single pictures are fetched, and no others: download it, and give its file"
     if path.isdecimal() and not os.path.exists(path):
         return "no such file or folder; a camera's number is not taken: save its pictures, and give their folder"
-    if pathlib.PurePath(path).suffix.lower() in VIDEOS:
-        return (
-            f'this is a video: make pictures of it, as with ffmpeg -i "{path}" frames/%06d.png, and give their folder'
-        )
     return None
 
 

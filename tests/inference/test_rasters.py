@@ -1,0 +1,61 @@
+"""GeoTIFFs in and out (dlv3p_jax.predict --geotiff); the segmenter stands aside, so that nothing is compiled."""
+
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from dlv3p_jax.inference import rasters
+from dlv3p_jax.inference.finding import Picture
+
+SIZE = (70, 90)
+
+
+class Bright:
+    """Calls what is brighter than 127 class 1; remembers the sizes of what it saw."""
+
+    classes, palette, picture_range = ("dark", "bright"), np.array([[200, 0, 0], [0, 0, 200]], np.uint8), None
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, image):
+        assert image.dtype == np.uint8
+        self.seen.append(image.shape[:2])
+        return (image.mean(-1) > 127).astype(np.int32)
+
+
+def test_labels_lie_where_the_raster_does_and_are_made_window_by_window(tmp_path, monkeypatch):
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+    monkeypatch.setattr(rasters, "_SIDE", 32)
+    monkeypatch.setattr(rasters, "_MARGIN", 4)
+    values = np.random.default_rng(0).integers(0, 65536, (4, *SIZE)).astype(np.uint16)
+    values[:, :, 60:] = 7  # no data there
+    place = dict(crs="EPSG:32633", transform=rasterio.transform.from_origin(500000, 5400000, 0.5, 0.5))
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", height=70, width=90, count=4, dtype="uint16", nodata=7, **place
+    ) as raster:
+        raster.write(values)
+    (tmp_path / "b.tif").write_bytes(b"no raster")
+    pictures = [Picture(tmp_path / f"{name}.tif", f"sub/{name}") for name in "ab"]
+    segmenter = Bright()
+    pixels, problems = rasters.write_all(pictures, segmenter, tmp_path / "out", overwrite=False)
+    # Each with what is around it; none where the raster has no data.
+    assert segmenter.seen == [(36, 36), (36, 40), (40, 36), (40, 40), (10, 36), (10, 40)]
+    expected = np.where(np.arange(90) < 60, (values[:3] >> 8).mean(0) > 127, 255)
+    with rasterio.open(tmp_path / "out" / "geotiffs" / "sub" / "a.tif") as made:
+        assert (made.crs, made.transform, made.nodata, made.shape) == (place["crs"], place["transform"], 255, SIZE)
+        found = made.read(1)
+        assert made.colormap(1)[1] == (0, 0, 200, 255) and made.tags(1)["class_1"] == "bright"
+    np.testing.assert_array_equal(found, expected)
+    assert pixels.tolist() == [(found == 0).sum(), (found == 1).sum()]
+    assert [problem.id for problem in problems] == ["sub/b"] and "b.tif" in problems[0].message
+    rasters.write_all(pictures[:1], segmenter, tmp_path / "out", overwrite=False)
+    assert len(segmenter.seen) == 6  # it is there
+
+
+def test_a_missing_package_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(ValueError, match=r"pip install 'dlv3p_jax\[geo\]'"):
+        rasters.write_all([], Bright(), pathlib.Path("none"), False)
