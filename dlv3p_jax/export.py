@@ -88,11 +88,11 @@ def _folder(output: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def _export(checkpoint: str, output: pathlib.Path, names: list[str], size: tuple[int, int] | None) -> None:
-    from dlv3p_jax.inference import segmenter
+    from dlv3p_jax.inference import picture_like
     from dlv3p_jax.inference.export import sizes, write
     from dlv3p_jax.weights import trained  # these import JAX: what is wrong so far does not wait for it
 
-    picture = None if _PICTURE.value is None else segmenter.as_array(_PICTURE.value)
+    picture = None if _PICTURE.value is None else picture_like.as_array(_PICTURE.value)
     loaded = trained.load_checkpoint(_CONFIG.value, checkpoint, {"model.dtype": "float32"})
     views = loaded.config.eval
     if views.flip or tuple(views.scales) != (1,) or views.window or views.resize or loaded.config.eval_size:

@@ -102,6 +102,9 @@ RUN = (
     r"make quickstart$",
 )
 TESTED = {
+    r"python -m dlv3p_jax\.predict .*--geotiff": "tests/inference/test_rasters.py",
+    r"python -m dlv3p_jax\.predict .*\.mp4": "tests/inference/test_videos.py",
+    r"python -m dlv3p_jax\.main .*--tracker": "tests/training/test_trackers.py",
     r"python -m dlv3p_jax\.prepare --dataset=ade20k": "tests/datasets/test_scene_folders.py",
     r"python -m dlv3p_jax\.prepare --dataset=hf": "tests/datasets/test_hugging_face.py",  # downloads
     r"python -m dlv3p_jax\.prepare --dataset=coco": "tests/datasets/test_coco.py",

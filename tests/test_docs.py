@@ -58,7 +58,9 @@ def test_keys_that_pages_name_are_keys():
     config = common.get_config()
     for page in run_docs.PAGES:
         for group, key in re.findall(r"`(augment|loss|model|eval|mesh)\.([a-z_]+)[`=]", page.read_text()):
-            assert key in config[group] or key in ("json", "md", "py", "apply"), f"{page.name}: {group}.{key}"
+            assert key in config[group] or key in ("json", "md", "py", "apply", "safetensors"), (
+                f"{page.name}: {group}.{key}"
+            )
 
 
 @pytest.mark.parametrize("page", PAGES)

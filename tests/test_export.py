@@ -54,7 +54,7 @@ def make_trained(network) -> TrainedModel:
 
     palette = rng.integers(0, 256, (4, 3)).astype(np.uint8)
     variables, names = jax.tree.map_with_path(draw, variable_shapes(model)), ("floor", "wall", "lamp", "cat")
-    return TrainedModel(ml_collections.FrozenConfigDict(config), model, variables, names, palette, "drawn")
+    return TrainedModel(ml_collections.FrozenConfigDict(config), model, variables, names, palette, "drawn", None, "", 0)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,10 @@ assert_type(segmenter.classes, tuple[str, ...])
 assert_type(segmenter("street.jpg"), NDArray[np.int32])
 assert_type(segmenter.overlay(Image.new("RGB", (8, 8)), alpha=0.3), NDArray[np.uint8])
 assert_type(segmenter.probabilities(np.zeros((8, 8, 3), np.uint8)), NDArray[np.float32])
+assert_type(segmenter(["a.jpg", "b.jpg"], batch_size=2), list[NDArray[np.int32]])
+assert_type(segmenter.features("street.jpg"), dict[str, NDArray[np.float32]])
 
-segmenter(3)  # type: ignore[arg-type]
+segmenter(3)  # type: ignore[call-overload]
 segmenter.warm_up(512)  # type: ignore[arg-type]
 segmenter.overlays("street.jpg")  # type: ignore[attr-defined]
 Segmenter.from_checkpoint("workdir/mine", flips=True)  # type: ignore[call-arg]

@@ -1,28 +1,31 @@
 """A trained model as a Python object: a picture in, the classes of its pixels out."""
 
+import collections
 import dataclasses
+import difflib
 import functools
 import os
-from collections.abc import Sequence
-from typing import Any, TypedDict, Unpack
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import logging
+from etils import epath
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
 
-from dlv3p_jax.data import decoding, padding, ranges, size_buckets, viz
-from dlv3p_jax.data.pictures import read_image, to_eight_bits
+from dlv3p_jax.data import padding, size_buckets, viz
 from dlv3p_jax.evaluation.views import Views
-from dlv3p_jax.inference import predictor
+from dlv3p_jax.inference import features, model_card, predictor
+from dlv3p_jax.inference.picture_like import PictureLike, as_array
 from dlv3p_jax.runtime import sharding
-from dlv3p_jax.weights import published
+from dlv3p_jax.weights import model_folder, published
 from dlv3p_jax.weights.trained import TrainedModel, load_checkpoint
 
-PictureLike = np.ndarray | Image.Image | str | os.PathLike[str]
+Asked = Literal["labels", "probabilities", "features"]
+Pictures = list[Any] | tuple[Any, ...]  # of PictureLike, of any sizes
 
 
 class ViewSettings(TypedDict, total=False):
@@ -36,16 +39,21 @@ class ViewSettings(TypedDict, total=False):
 
 
 class Segmenter:
-    """Predicts pictures of any size, one at a time, on one device.
+    """Predicts pictures of any size on one device.
 
         segmenter = Segmenter.from_checkpoint("workdir/mine")  # or .from_pretrained("voc_r50")
         labels = segmenter("street.jpg")                        # int32 [H, W]
         segmenter.overlay("street.jpg")                         # uint8 [H, W, 3]
         segmenter.classes[labels[0, 0]]
+        segmenter(["a.jpg", "b.jpg"], batch_size=2)             # a list of int32 [H, W]
 
     A picture is a path, a PIL image or a uint8 array `[H, W, 3]` (RGB). Paths and PIL images may be of any kind that
     `prepare` takes, and are turned as their EXIF orientation says; alpha is dropped, and more than 8 bits are read by
     `picture_range`. Labels are those of `python -m dlv3p_jax.predict`.
+
+    A list or a tuple of pictures of any sizes gives a list of results, and a uint8 array `[B, H, W, 3]` an array of
+    them. `batch_size` pictures whose sizes share a program are computed at once, which takes so many times the memory;
+    by default it is one at a time. A result is that of the picture alone, to rounding.
 
     Programs are kept as long as the segmenter, and pictures of many sizes share them: between a side and its double
     there are four rooms, so that 16 programs serve all sizes there. The first picture in a room is slow, for its
@@ -85,9 +93,12 @@ class Segmenter:
         self._exact = {trained.config.eval_size}  # sizes with a program of their own
 
         @functools.cache
-        def program(probabilities: bool, view_rooms: tuple[size_buckets.Size, ...] | None) -> jax.stages.Wrapped:
-            dtype = jnp.float32 if probabilities else None
-            step = predictor.make_predict_step(trained.config, trained.model, dtype, view_rooms)
+        def program(asked: Asked, view_rooms: tuple[size_buckets.Size, ...] | None) -> jax.stages.Wrapped:
+            if asked == "features":
+                step = features.make_feature_step(trained.model)
+            else:
+                dtype = jnp.float32 if asked == "probabilities" else None
+                step = predictor.make_predict_step(trained.config, trained.model, dtype, view_rooms)
             return sharding.jit(self._mesh, step, in_shardings=everywhere, out_shardings=everywhere)
 
         self._program = program
@@ -100,7 +111,7 @@ class Segmenter:
         device: jax.Device | None = None,
         **views: Unpack[ViewSettings],
     ) -> "Segmenter":
-        """A model from a workdir, a checkpoint's folder, a `.pdparams` file or a published name.
+        """A model from a workdir, a checkpoint, a folder of `save_pretrained`, a `.pdparams` file or a published name.
 
         Args:
             checkpoint: of a workdir, the best checkpoint is taken, with its averaged weights where it has any.
@@ -116,15 +127,51 @@ class Segmenter:
 
     @classmethod
     def from_pretrained(cls, name: str, device: jax.Device | None = None, **views: Unpack[ViewSettings]) -> "Segmenter":
-        """A model that PaddleSeg published, such as "cityscapes_r50"; fetched once, and then taken from the cache.
+        """A model that somebody shares: by its published name, in a folder, or on Hugging Face's hub.
+
+        Args:
+            name: "cityscapes_r50" or another of PaddleSeg's and MMSegmentation's, which is fetched once; a folder of
+                `save_pretrained`; or "user/model" on the hub, whose newest is fetched where it can be reached.
+            device: to compute on; the first one by default.
+            **views: see `Views`.
 
         Raises:
-            ValueError: there is no such model; the message lists all.
-            download.DownloadError: it cannot be had; the message says where to put the file.
+            ValueError: there is no such model; the message lists those that are published.
+            DownloadError, HubError: it cannot be had; the message says what to do.
         """
-        if name not in published.PUBLISHED:
-            raise ValueError(f"{name!r} is no published model: there are {', '.join(published.PUBLISHED)}")
+        models = published.models()
+        if name not in models and not os.path.isdir(name):
+            name = name.removeprefix(model_folder.HUB)
+            if not model_folder.looks_like_hub_name(name) or name.startswith("mmseg/"):
+                near = difflib.get_close_matches(name, models, n=1)
+                meant = f" (did you mean {near[0]}?)" if near else ""
+                raise ValueError(
+                    f"{name!r} is no published model{meant}: there are {', '.join(published.PUBLISHED)}, and "
+                    "MMSegmentation's, mmseg/…; a folder of save_pretrained or user/model on Hugging Face's hub will do"
+                )
+            name = model_folder.HUB + name
         return cls.from_checkpoint(name, device=device, **views)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the model as others load it: `model.safetensors`, `config.json` and a card, `README.md`.
+
+        The card has the scores of the evaluations in the model's workdir. One that is in `folder` already stays.
+        `from_pretrained`, and whatever takes a checkpoint here, takes the folder.
+
+        Raises:
+            ValueError: `folder` is that of a run.
+            OSError: it cannot be written.
+        """
+        self._write(folder, os.path.basename(os.path.abspath(folder)))
+
+    def push_to_hub(self, name: str, private: bool | None = None) -> str:
+        """Puts what `save_pretrained` writes onto Hugging Face's hub as "user/model"; gives the address of the commit.
+
+        Raises:
+            HubError: it cannot be put there; the message says why.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            return model_folder.push(self._write(folder, name), name, private)
 
     def with_views(self, **views: Unpack[ViewSettings]) -> "Segmenter":
         """The same model, with the same arrays on the device, that looks at pictures otherwise.
@@ -134,107 +181,145 @@ class Segmenter:
         """
         return Segmenter(_looking(self._trained, views), self._mesh.devices.item())
 
-    def __call__(self, image: PictureLike) -> NDArray[np.int32]:
-        """The class of each pixel, int32 `[H, W]` in 0..C-1.
+    @overload
+    def __call__(self, image: PictureLike) -> NDArray[np.int32]: ...
+    @overload
+    def __call__(self, image: Pictures, batch_size: int = 1) -> list[NDArray[np.int32]]: ...
+    def __call__(self, image: PictureLike | Pictures, batch_size: int = 1) -> Any:
+        """The class of each pixel, int32 `[H, W]` in 0..C-1; of several pictures, see above.
 
         Raises:
-            ValueError: it is no picture, or cannot be read; the message names it.
+            ValueError: it is no picture, or cannot be read; the message names it. `batch_size` is less than 1.
         """
-        return self._predict(as_array(image, self.picture_range)).astype(np.int32)
+        return self._each(image, batch_size, "labels", lambda _, labels: labels.astype(np.int32))
 
-    def probabilities(self, image: PictureLike) -> NDArray[np.float32]:
+    @overload
+    def probabilities(self, image: PictureLike) -> NDArray[np.float32]: ...
+    @overload
+    def probabilities(self, image: Pictures, batch_size: int = 1) -> list[NDArray[np.float32]]: ...
+    def probabilities(self, image: PictureLike | Pictures, batch_size: int = 1) -> Any:
         """The probability of each class at each pixel, float32 `[H, W, C]`, of sum 1; raises as a call does."""
-        return self._predict(as_array(image, self.picture_range), probabilities=True)
+        return self._each(image, batch_size, "probabilities", lambda _, probabilities: probabilities)
 
-    def overlay(self, image: PictureLike, alpha: float = 0.5) -> NDArray[np.uint8]:
+    @overload
+    def overlay(self, image: PictureLike, alpha: float = 0.5) -> NDArray[np.uint8]: ...
+    @overload
+    def overlay(self, image: Pictures, alpha: float = 0.5, batch_size: int = 1) -> list[NDArray[np.uint8]]: ...
+    def overlay(self, image: PictureLike | Pictures, alpha: float = 0.5, batch_size: int = 1) -> Any:
         """The picture with the classes' colours laid over, uint8 `[H, W, 3]`.
 
         Args:
-            image: the picture.
+            image: the picture, or several.
             alpha: how much of a pixel is its class's colour, 0 to 1.
+            batch_size: of several, how many are computed at once.
 
         Raises:
             ValueError: as a call does; `alpha` is another.
         """
-        array = as_array(image, self.picture_range)
-        return viz.overlay(array, self._predict(array), self.palette, alpha)
+        return self._each(
+            image, batch_size, "labels", lambda seen, labels: viz.overlay(seen, labels, self.palette, alpha)
+        )
+
+    def features(self, image: PictureLike) -> dict[str, NDArray[np.float32]]:
+        """What the parts of the network say of a picture, seen once, as it is: float32 `[h, w, C]` by their names.
+
+        Height and width are those of the picture, divided and rounded up: by 4 in `stage1` and by 8 in `stage2` of the
+        backbone, by `model.output_stride` in its `stage3` and `stage4` and in `aspp`, which has `model.aspp_channels`,
+        and by 4 in `decoder`, which has `model.decoder_channels` and is what the classifier sees.
+
+        Raises:
+            ValueError: as a call does.
+        """
+        found: dict[str, NDArray[np.float32]] = self._each(image, 1, "features", lambda _, features: features)
+        return found
 
     def warm_up(self, size: tuple[int, int]) -> None:
         """Compiles a program for pictures of this (height, width) alone, without any padding, and runs it once."""
         self._exact.add(padding.padded_size(size, self.config.eval_size))
-        self._predict(np.zeros((*size, 3), np.uint8))
+        self(np.zeros((*size, 3), np.uint8))
 
     def __repr__(self) -> str:
         return f"Segmenter({self.source!r}, {len(self.classes)} classes)"
 
-    def _predict(self, image: np.ndarray, probabilities: bool = False) -> np.ndarray:
-        """Labels, or probabilities."""
+    def _write(self, folder: str | os.PathLike[str], name: str) -> epath.Path:
+        trained = self._trained
+        card = model_card.write(trained, name)
+        return model_folder.write(folder, jax.device_get(trained.variables), trained.config, trained.describe(), card)
+
+    def _each(self, image: PictureLike | Pictures, batch_size: int, asked: Asked, finish: Callable[..., Any]) -> Any:
+        """`finish` of a picture, uint8 `[H, W, 3]`, and of what is found in it; of several, a list or an array of them.
+
+        Pictures are read when their turn comes, and wait until `batch_size` of them share a program.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: give 1 or more")
         sharding.check_process()
-        height, width = image.shape[:2]
-        own = padding.padded_size((height, width), self.config.eval_size)
-        room, view_rooms, view_sizes = own, None, None
-        if own not in self._exact:
-            room, *rooms = map(size_buckets.room, self._views.all_sizes(own))
-            # Those of all pictures in this room, where they follow from it.
-            view_rooms = tuple(rooms if self._views.resize else map(size_buckets.room, self._views.sizes(room)))
-            view_sizes = self._views.sizes_of_each([own])
-        images = np.zeros((1, *room, 3), np.uint8)
-        images[0, :height, :width] = image
-        program = self._program(probabilities, view_rooms)
-        found = program(self._variables, images, np.array([[height, width]], np.int32), view_sizes)
-        return np.asarray(found[1] if probabilities else found[0])[0, :height, :width]
+        stacked = isinstance(image, np.ndarray) and image.ndim == 4 and len(image) > 0
+        if isinstance(image, list | tuple):
+            pictures: Sequence[Any] = image
+        elif stacked:
+            pictures = list(np.asarray(image))
+        else:
+            seen = as_array(image, self.picture_range)
+            return finish(seen, self._predict([seen], asked)[0])
+        results: dict[int, Any] = {}
+        waiting: dict[Any, list[tuple[int, np.ndarray]]] = collections.defaultdict(list)
+
+        def run(batch: list[tuple[int, np.ndarray]]) -> None:
+            seen = [array for _, array in batch]
+            full = seen + seen[:1] * (batch_size - len(seen))  # which needs no program of its own
+            for (index, array), found in zip(batch, self._predict(full, asked), strict=False):
+                results[index] = finish(array, found)
+            batch.clear()
+
+        for index, picture in enumerate(pictures):
+            array = as_array(picture, self.picture_range)
+            batch = waiting[self._rooms(_size(array))]
+            batch.append((index, array))
+            if len(batch) == batch_size:
+                run(batch)
+        for batch in filter(None, waiting.values()):
+            run(batch)
+        in_order = [results[index] for index in range(len(pictures))]
+        return np.stack(in_order) if stacked else in_order
+
+    def _rooms(self, size: tuple[int, int]) -> tuple[size_buckets.Size, tuple[size_buckets.Size, ...] | None]:
+        """The size of the program for a picture, and those of its views; None: the program is for this size alone."""
+        own = padding.padded_size(size, self.config.eval_size)
+        if own in self._exact:
+            return own, None
+        room, *rooms = map(size_buckets.room, self._views.all_sizes(own))
+        # Those of all pictures in this room, where they follow from it.
+        return room, tuple(rooms if self._views.resize else map(size_buckets.room, self._views.sizes(room)))
+
+    def _predict(self, images: Sequence[np.ndarray], asked: Asked) -> list[Any]:
+        """What is asked for of pictures that share a program, each of its own size."""
+        sizes = [_size(image) for image in images]
+        room, view_rooms = self._rooms(sizes[0])
+        view_sizes = None
+        if view_rooms is not None:
+            view_sizes = self._views.sizes_of_each([padding.padded_size(size, self.config.eval_size) for size in sizes])
+        batch = np.zeros((len(images), *room, 3), np.uint8)
+        for row, image, (height, width) in zip(batch, images, sizes, strict=True):
+            row[:height, :width] = image
+        found = self._program(asked, view_rooms)(self._variables, batch, np.array(sizes, np.int32), view_sizes)
+        if asked == "features":
+            strides = features.strides(self.config.model.output_stride)
+            arrays = {name: np.asarray(array) for name, array in found.items()}
+            return [
+                {
+                    name: array[row, : -(-height // strides[name]), : -(-width // strides[name])]
+                    for name, array in arrays.items()
+                }
+                for row, (height, width) in enumerate(sizes)
+            ]
+        values = np.asarray(found[asked == "probabilities"])
+        return [values[row, :height, :width] for row, (height, width) in enumerate(sizes)]
 
 
-def as_array(image: PictureLike, picture_range: tuple[float, float] | None = None) -> NDArray[np.uint8]:
-    """A picture as uint8 `[H, W, 3]`, RGB, turned as its EXIF orientation says.
-
-    Args:
-        image: a path, a PIL image or an array.
-        picture_range: the values that become 0 and 255 in files and PIL images of more than 8 bits.
-
-    Raises:
-        ValueError: it is no picture, or cannot be read; the message names it.
-    """
-    if isinstance(image, (str, os.PathLike)):
-        stored = read_image(image, picture_range)
-        _warn_of_dark(str(image), stored.values, stored.taken_for)
-        return stored.pixels()
-    if isinstance(image, Image.Image):
-        name = getattr(image, "filename", "") or "the PIL image"
-        with decoding.naming(name):  # it is decoded only here
-            if picture_range is not None and isinstance(image, ImageFile.ImageFile) and image.mode in ("RGB", "RGBA"):
-                _refuse_lost_bits(name, image)
-            upright = ImageOps.exif_transpose(image)
-            if not upright.mode.startswith(("F", "I")):
-                return np.asarray(upright.convert("RGB"))
-            values = np.asarray(upright)
-        if picture_range is None and not upright.mode.startswith("I;16"):
-            raise ValueError(f"{name}: a PIL image of mode {image.mode} has no known range: convert it to 8 bits first")
-        if picture_range is None:
-            _warn_of_dark(name, (float(values.min()), float(values.max())), (0, 65535))
-        grey = to_eight_bits(name, values, picture_range or (0, 65535))
-        return np.stack([grey] * 3, axis=-1)
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        raise ValueError(
-            f"an array of {array.dtype} {list(array.shape)} is no picture: give uint8 [height, width, 3], RGB, 0..255"
-        )
-    return array
-
-
-def _refuse_lost_bits(name: str, image: ImageFile.ImageFile) -> None:
-    """Raises DatasetError where the file has 16 bits a colour, of which a PIL image keeps 8."""
-    if any("16" in str(tile.args) for tile in image.tile):
-        raise decoding.DatasetError(f"{name}: a PIL image keeps 8 of its 16 bits a colour: give its path")
-
-
-def _warn_of_dark(name: str, values: ranges.Range | None, taken_for: ranges.Range | None) -> None:
-    if values is None or taken_for is None:
-        return
-    seen = ranges.Seen()
-    seen.add(name, values, taken_for)
-    if complaint := seen.complaint():
-        logging.log_first_n(logging.WARNING, "%s", 1, complaint)
+def _size(image: np.ndarray) -> size_buckets.Size:
+    height, width = image.shape[:2]
+    return height, width
 
 
 def _looking(trained: TrainedModel, settings: ViewSettings) -> TrainedModel:

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dlv3p_jax.models import Variables
 from dlv3p_jax.runtime import configuration, files
-from dlv3p_jax.weights import checkpoint_digests, checkpoint_files
+from dlv3p_jax.weights import checkpoint_digests, checkpoint_files, model_folder
 from dlv3p_jax.weights.checkpoint_files import CheckpointError
 
 
@@ -87,11 +87,13 @@ def write_variables(folder: epath.PathLike, variables: Variables, config, meta: 
 def find(path: epath.PathLike) -> epath.Path:
     """The folder of one checkpoint: `path` itself, or the best (else the newest) one of a workdir or of its parts.
 
+    A folder to share (`model_folder`) is one, too.
+
     Raises:
       CheckpointError: there is none; the message says what was looked for.
     """
     path = absolute(path)
-    if (path / "variables").is_dir():
+    if (path / "variables").is_dir() or model_folder.is_one(path):
         return path
     for folder in (
         path / "checkpoints" / "best",
@@ -109,7 +111,8 @@ def find(path: epath.PathLike) -> epath.Path:
             if found:
                 return found[-1]
     raise CheckpointError(
-        f"no checkpoint in {path}: give a workdir (with checkpoints/best or …/latest) or one checkpoint's folder"
+        f"no checkpoint in {path}: give a workdir (with checkpoints/best or …/latest), one checkpoint's folder or one "
+        f"with {model_folder.WEIGHTS}"
     )
 
 
@@ -145,6 +148,9 @@ def read_meta(checkpoint: epath.PathLike) -> dict[str, Any]:
       CheckpointError: the folder holds no whole checkpoint.
     """
     path = absolute(checkpoint)
+    if model_folder.is_one(path):
+        with checkpoint_files.naming(path, model_folder.WEIGHTS):
+            return model_folder.read_meta(path)
     with checkpoint_files.naming(path, "meta"):
         meta = checkpoint_files.read_json(path, "meta")
         return {key: meta[key] for key in meta.keys() - checkpoint_digests.META.keys()} | {"step": int(meta["step"])}
@@ -203,6 +209,11 @@ def read_variables(checkpoint: epath.PathLike, item: str = "variables") -> Varia
     path = absolute(checkpoint)
     if item == "ema" and not (path / item).is_dir():
         return None
+    if model_folder.is_one(path):
+        with checkpoint_files.naming(path, model_folder.WEIGHTS):
+            variables = model_folder.read_variables(path)
+            checkpoint_files.check_finite(variables)
+            return variables
     with checkpoint_files.naming(path, item):
         return checkpoint_files.read_arrays(path, item)
 

@@ -84,9 +84,14 @@ IMAGENET = {"resnet50_vd": "resnet50_vd_ssld_v2.tar.gz", "resnet101_vd": "resnet
 _ABOUT_BYTES = {"resnet50_vd": 107_000_000, "resnet101_vd": 183_000_000}
 
 
+def models() -> list[str]:
+    """The names of the published models."""
+    return [*PUBLISHED, *mmseg_models.PUBLISHED]
+
+
 def names() -> list[str]:
     """What `fetch` takes: the published models, and the backbones with ImageNet weights."""
-    return [*PUBLISHED, *mmseg_models.PUBLISHED, *IMAGENET, *mmseg_models.IMAGENET]
+    return [*models(), *IMAGENET, *mmseg_models.IMAGENET]
 
 
 def is_name(name: str) -> bool:

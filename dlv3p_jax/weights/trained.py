@@ -19,7 +19,15 @@ from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.models import Variables, variable_shapes
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.runtime import configuration, sharding
-from dlv3p_jax.weights import checkpoint_files, checkpoint_reading, foreign, pdparams, published, renamed
+from dlv3p_jax.weights import (
+    checkpoint_files,
+    checkpoint_reading,
+    foreign,
+    model_folder,
+    pdparams,
+    published,
+    renamed,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +43,8 @@ class TrainedModel:
         source: where the weights are from, such as "workdir/mine/checkpoints/best/4000, step 4000 (ema)".
         picture_range: the values that became 0 and 255 in the pictures of more than 8 bits that it was trained on,
             where `prepare` was told; such pictures are read by it too.
+        path: the file, or the folder of the checkpoint.
+        step: of the training; 0 of converted weights.
     """
 
     config: ml_collections.FrozenConfigDict
@@ -43,7 +53,14 @@ class TrainedModel:
     class_names: tuple[str, ...]
     palette: np.ndarray
     source: str
-    picture_range: ranges.Range | None = None
+    picture_range: ranges.Range | None
+    path: epath.PathLike
+    step: int
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint's `meta` is to hold of it, see `checkpoint_reading.read_meta`."""
+        about = self.class_names, self.palette, self.config.ignore_label, self.picture_range
+        return checkpoint_reading.describe_classes(*about) | {"step": self.step, "source": self.source}
 
 
 def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, Any] | None = None) -> TrainedModel:
@@ -52,8 +69,7 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
     Args:
         config: a configuration; its `num_classes` is the checkpoint's where it is None. None: the checkpoint's own. A
             published model has its own, and of another program's file all that it says is: see `foreign.describe`.
-        checkpoint: a workdir, a checkpoint's folder, a `.pdparams` file or an archive with one, a `.pth`, or the name
-            of a published model, which is fetched unless it is in the cache.
+        checkpoint: see `resolve`.
         changes: keys, dotted, that take other values.
 
     Raises:
@@ -89,7 +105,8 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
         variables, variable_shapes(model), allow_new_head=False, source=path
     )
     meta = checkpoint_reading.read_meta(path)
-    return _trained_model(config, model, variables, meta, f"{path}, step {meta['step']}{' (ema)' if averaged else ''}")
+    source = f"{path}, step {meta['step']}{' (ema)' if averaged else ''}"
+    return _trained_model(config, model, variables, meta, source, path)
 
 
 def resolve(source: epath.PathLike) -> epath.Path:
@@ -97,15 +114,19 @@ def resolve(source: epath.PathLike) -> epath.Path:
 
     Args:
         source: the name of a published model or backbone, which is fetched unless it is in the cache; a `.pdparams`
-            file, an archive with one or a `.pth`; a workdir or a checkpoint's folder.
+            file, an archive with one or a `.pth`; a workdir, a checkpoint's folder or one of `save_pretrained`; or
+            hf:USER/MODEL, such a folder on Hugging Face's hub.
 
     Raises:
         DownloadError: the file of a name cannot be had, or was changed.
+        HubError: a model of the hub cannot be had.
         CheckpointError: `source` is none of these; the message says what was looked for.
     """
     source = os.path.expanduser(source)
     if published.is_name(str(source)):
         return epath.Path(published.fetch(str(source)))
+    if str(source).startswith(model_folder.HUB):
+        return model_folder.fetch(str(source).removeprefix(model_folder.HUB))
     if epath.Path(source).is_file():
         return epath.Path(source)
     try:
@@ -135,10 +156,12 @@ def _load_foreign_model(config, path: epath.PathLike, changes: Mapping[str, Any]
     model = models.build_model(config)
     variables = foreign.convert(file, model, allow_new_head=False)
     meta = dict(zip(("class_names", "palette"), file.classes, strict=True)) if file.classes else {}
-    return _trained_model(config, model, variables, meta, str(path))
+    return _trained_model(config, model, variables, meta, str(path), path)
 
 
-def _trained_model(config, model, variables, meta: Mapping[str, Any], source: str) -> TrainedModel:
+def _trained_model(
+    config, model, variables, meta: Mapping[str, Any], source: str, path: epath.PathLike
+) -> TrainedModel:
     logging.info("Loaded %s", source)
     names, palette = _classes_of(config, meta)
     picture_range = None
@@ -146,7 +169,8 @@ def _trained_model(config, model, variables, meta: Mapping[str, Any], source: st
         low, high = picture_range = tuple(meta["picture_range"])
         logging.info("Pictures of more than 8 bits are read as those of its data were: %g..%g as 0..255", low, high)
     frozen = ml_collections.FrozenConfigDict(config)
-    return TrainedModel(frozen, model, variables, tuple(names), palette, source, picture_range)
+    about = tuple(names), palette, source, picture_range, path, meta.get("step", 0)
+    return TrainedModel(frozen, model, variables, *about)
 
 
 def _classes_of(config, meta: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:

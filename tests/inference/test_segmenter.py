@@ -18,7 +18,7 @@ import dlv3p_jax
 from dlv3p_jax import Segmenter
 from dlv3p_jax.data import viz
 from dlv3p_jax.evaluation.views import Views, predict_logits
-from dlv3p_jax.inference.segmenter import as_array
+from dlv3p_jax.inference.picture_like import as_array
 from dlv3p_jax.models import build_model
 from dlv3p_jax.weights import checkpoint_reading, published
 
@@ -120,6 +120,49 @@ def test_nothing_is_compiled_after_warm_up(segmenter, caplog):
     assert "Compiling" not in caplog.text
 
 
+def test_a_batch_is_what_each_picture_is_alone(segmenter, image):
+    pictures = [image, draw_picture(np.random.default_rng(1), 33, 47), image[::-1]]
+    for found, picture in zip(segmenter(pictures, batch_size=3), pictures, strict=True):
+        assert np.mean(found == segmenter(picture)) > 0.999  # batches of another size round otherwise
+
+
+def test_lists_and_stacks_of_pictures_come_back_in_their_order(segmenter, image, tmp_path, monkeypatch):
+    rooms = []
+
+    def predict(images, asked):
+        rooms.append([seen.shape[:2] for seen in images])
+        return [seen if asked == "probabilities" else seen[..., 0] % 19 for seen in images]
+
+    monkeypatch.setattr(segmenter, "_predict", predict)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    small = draw_picture(np.random.default_rng(1), 16, 24)
+    found = segmenter([image, small, tmp_path / "image.png", image[:33]], batch_size=2)
+    for labels, picture in zip(found, (image, small, image, image[:33]), strict=True):
+        np.testing.assert_array_equal(labels, picture[..., 0] % 19)
+    assert rooms == [[SIZE, SIZE], [(33, 56)] * 2, [(16, 24)] * 2]  # the last two are filled up
+    stack = np.stack([image, image[::-1]])
+    np.testing.assert_array_equal(segmenter.probabilities(stack), stack)
+    assert [overlay.shape for overlay in segmenter.overlay((small,))] == [(16, 24, 3)] and segmenter([]) == []
+    for wrong, message in (([image, 3], r"int64 \[\] is no picture"), (image[None, :0], "is no picture")):
+        with pytest.raises(ValueError, match=message):
+            segmenter(wrong)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        segmenter(image, batch_size=0)
+
+
+def test_features_are_what_the_classifier_makes_logits_of(segmenter):
+    picture = draw_picture(np.random.default_rng(2), 33, 47)
+    found = segmenter.features(picture)
+    shapes = {"stage1": (9, 12, 64), "stage2": (5, 6, 128), "stage3": (3, 3, 256), "stage4": (3, 3, 512)}
+    shapes |= {"aspp": (3, 3, 32), "decoder": (9, 12, 256)}
+    assert {name: array.shape for name, array in found.items()} == shapes
+    assert {array.dtype for array in found.values()} == {np.dtype(np.float32)}
+    classifier = segmenter._variables["params"]["decoder"]["classifier"]
+    logits = found["decoder"] @ np.asarray(classifier["kernel"])[0, 0] + np.asarray(classifier["bias"])
+    whole = np.array(jax.image.resize(logits, (33, 47, 19), "linear"))
+    assert np.mean(whole.argmax(-1) == segmenter(picture)) > 0.9  # which resizes otherwise at the border
+
+
 def test_pictures_of_many_sizes_share_programs(segmenter, caplog):
     """Rather than one, of 20 MiB and more, for each size that ever comes."""
     rng = np.random.default_rng(0)
@@ -169,7 +212,7 @@ def test_a_path_and_a_pil_image_of_16_bits_are_one_picture(image, tmp_path, monk
     np.testing.assert_array_equal(as_array(tmp_path / "colors.png", (0, 2550)), image)
     with pytest.raises(ValueError, match=r"colors\.png.*path"):
         as_array(Image.open(tmp_path / "colors.png"), (0, 2550))
-    monkeypatch.setattr(ranged, "_predict", lambda seen, probabilities=False: seen)
+    monkeypatch.setattr(ranged, "_predict", lambda seen, asked: seen)
     for method in (ranged, ranged.probabilities):
         np.testing.assert_array_equal(method(tmp_path / "16.png"), np.stack([grey] * 3, -1))
 
@@ -184,10 +227,12 @@ def test_a_truncated_pil_image_and_a_wrong_alpha_are_told(segmenter, image, tmp_
 
 
 def test_a_published_model_goes_by_its_name(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="'cityscapes_r5' is no published model: there are cityscapes_r50,"):
+    with pytest.raises(ValueError, match=r"'cityscapes_r5' is .* mean cityscapes_r50\?\): there are cityscapes_r50,"):
         Segmenter.from_pretrained("cityscapes_r5")
     with pytest.raises(ValueError, match="resnet50_vd.*no published model"):
         Segmenter.from_pretrained("resnet50_vd")  # a backbone
+    with pytest.raises(ValueError, match="did you mean mmseg/r50_ade20k_160k"):
+        Segmenter.from_pretrained("mmseg/r50_ade20k_16k")
     monkeypatch.setattr(published, "fetch", lambda name: tmp_path / f"{name}.pdparams")
     with pytest.raises(ValueError, match="voc_r50.pdparams"):
         Segmenter.from_pretrained("voc_r50")
