@@ -36,9 +36,9 @@ def test_after_a_fault_the_same_command_gives_what_it_would_have_given(base):
         chain = disk_faults.Chain(folder, server, root)
         shutil.rmtree(root / "out")
         chain.take("prepare again", "eval", "predict", "report")
-        for number, name in enumerate(["prepare again", "eval", "predict", "report"] * 2):
+        for number, name in enumerate(["prepare again", "eval", "predict", "report"]):
             fault = disk_faults.draw_fault(random.Random(number), chain.counts[name])
             answer, result, lines = chain.disturb(name, fault)
             fired += result["fired"] > 0
             wrong += [f"{disk_faults.describe(name, fault)} [{result['what']}] -> {answer}: {line}" for line in lines]
-    assert wrong == [] and fired >= 6
+    assert wrong == [] and fired >= 3

@@ -6,8 +6,7 @@ import subprocess
 import sys
 import types
 
-import jax
-import numpy as np
+import drawn
 import pytest
 
 from dlv3p_jax import reproduce
@@ -38,7 +37,7 @@ def file(tmp_path_factory):
     config = make_config("")
     config.num_classes = 3
     model = build_model(config)
-    variables = jax.jit(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))()
+    variables = drawn.draw_variables_of(model)
     # Sure of itself, or the means of logits and of probabilities would agree everywhere.
     variables["params"]["decoder"]["classifier"]["kernel"] *= 50
     path = tmp_path_factory.mktemp("weights") / "model.pdparams"

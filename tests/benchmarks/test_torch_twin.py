@@ -50,7 +50,7 @@ def test_logits_are_ours(torch, settings, size):
 
     variables = traverse_util.unflatten_dict(arrays, sep="/")
     model = build_model(config)
-    expected = np.asarray(jax.jit(lambda images: model.apply(variables, images, train=False))(images))
+    expected = np.asarray(jax.jit(lambda *given: model.apply(*given, train=False))(variables, images))
     assert actual.shape == expected.shape
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-3 * expected.std())
 

@@ -27,13 +27,13 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(model):
-    return jax.jit(lambda rng: model.init(rng, jnp.zeros((1, 32, 32, 3)), train=False))(jax.random.key(0))
+    return quick.jit(lambda rng: model.init(rng, jnp.zeros((1, 32, 32, 3)), train=False))(jax.random.key(0))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (17, 31)])
 def test_any_picture_size(model, variables, size):
     images = jax.random.normal(jax.random.key(1), (2, *size, 3))
-    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    logits = quick.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
     assert logits.shape == (2, *size, 3)
     assert logits.dtype == jnp.float32
     assert np.all(np.isfinite(logits))
@@ -112,7 +112,7 @@ def test_frozen_backbone_takes_no_gradient_and_keeps_its_statistics(variables):
     config.freeze_backbone = True
     model = build_model(config)
 
-    @jax.jit
+    @quick.jit
     @functools.partial(jax.grad, has_aux=True)
     def gradients_and_statistics(params, images, rng):
         logits, updates = model.apply(

@@ -6,6 +6,7 @@ import equivalence
 import jax
 import numpy as np
 import pytest
+import quick
 
 from dlv3p_jax.configs import common
 from dlv3p_jax.configs import mmseg as recipes
@@ -53,7 +54,7 @@ def test_float32_logits(shared, name, beside):
         key: equivalence.last(value) for key, value in equivalence.recorded(shared, f"mmseg/forward_{name}").items()
     }
     expected = recorded["logits"]
-    run = jax.jit(lambda variables, images, sizes: model.apply(variables, images, train=False, sizes=sizes))
+    run = quick.jit(lambda variables, images, sizes: model.apply(variables, images, train=False, sizes=sizes))
     variables, images = make_variables(shared, weights, model), recorded["x"]
     logits = run(variables, *(equivalence.beside_another(images) if beside else (images, None)))
     logits = logits[tuple(map(slice, expected.shape))]

@@ -12,6 +12,5 @@ def test_float32_logits_and_features(shared, name, beside):
     equivalence.hold(equivalence.forward(shared, name, "float32", beside))
 
 
-@pytest.mark.parametrize("name", ["r18_os8", "r50_os8", "r50_os16"])
-def test_bfloat16_gives_nearly_the_same_labels(shared, name):
-    equivalence.hold(equivalence.forward(shared, name, "bfloat16"))
+def test_bfloat16_gives_nearly_the_same_labels(shared):
+    equivalence.hold(equivalence.forward(shared, "r50_os8", "bfloat16"))

@@ -47,7 +47,8 @@ def arguments(data_dir, workdir, *more):
 
 
 def start(command, devices=4, log=subprocess.PIPE):
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    quick = "--xla_backend_optimization_level=0"  # compiling is what takes long
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {quick}"}
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=REPOSITORY,
