@@ -306,7 +306,11 @@ def _outside(
             "; so many values may be smoothed edges: list those that are meant with --label_map, and other:ignore"
         )
     elif max(values) == num_classes:
-        message += "; is a class (background?) missing in the class names, or do the indices begin at 1?"
+        same = ",".join(f"{value}:{value}" for value in range(num_classes))
+        message += (
+            "; is a class (background?) missing in the class names, do the indices begin at 1, or is it what to ignore "
+            f'(--label_map "{same},{num_classes}:ignore")?'
+        )
     else:
         message += '; turn other values into indices with --label_map, for example "0:0,128:1"'
     return message
