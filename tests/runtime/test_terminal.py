@@ -53,7 +53,7 @@ def test_a_reader_that_goes_away_does_not_end_a_command(stream):
     assert other.count(b"Stra") == 3 and b"BrokenPipe" not in other
 
 
-NO_TEXT = ("Image", "PIL.Image", "gzip", "opener", "os", "tarfile")
+NO_TEXT = ("av", "rasterio", "Image", "PIL.Image", "gzip", "opener", "os", "tarfile")
 
 
 def lacks_encoding(call: ast.Call) -> bool:
