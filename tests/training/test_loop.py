@@ -100,7 +100,7 @@ def test_a_run_tells_what_it_does(finished, data_dir):
     table = output[output.index("\nclass ") : output.index("report:")]
     assert all(name in table for name in ("floor", "wall", "lamp", "mIoU"))
     assert f"pictures: {workdir}/eval/{LAST}.png" in output
-    assert f"page: {workdir}/report.html" in output and (workdir / "report.html").read_text().count("<svg") == 3
+    assert f"page: {workdir}/report.html" in output and (workdir / "report.html").read_text().count("<svg") == 4
     assert list(workdir.glob("events.out.tfevents.*"))
     assert json.loads((workdir / "config.json").read_text())["num_classes"] == 3
 
