@@ -37,7 +37,7 @@ class ASPP(nn.Module):
     @nn.compact
     def __call__(self, x: Pictures, train: bool) -> Pictures:
         """x: [B, H, W, C] -> [B, H, W, channels], of `Tiled` too in one part each."""
-        parts = tiles.glue_for(tiles.of(x), *(rate for rate in self.rates if rate > 1))
+        parts = tiles.glue_for(tiles.join(tiles.of(x)), *(rate for rate in self.rates if rate > 1))
         conv = functools.partial(ConvBN, self.channels, use_bias=self.use_bias, dtype=self.dtype)
         branches = []
         for index, rate in enumerate(self.rates, start=1):

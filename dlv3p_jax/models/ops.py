@@ -106,11 +106,12 @@ def _conv3x3(parts, kernel, stride, dilation, form):
 
 def _dilation_within(parts, stride, dilation):
     """The dilation of a convolution on parts of pictures."""
-    if parts.strips > 1 and dilation > 1:
-        raise ValueError(f"strips={parts.strips} and dilation={dilation}: a strip knows one row of its neighbours")
     if parts.cuts and (stride > 1 or dilation % 2**parts.cuts):
         raise ValueError(f"cuts={parts.cuts}, stride={stride} and dilation={dilation}: sub-images would be mixed")
-    return dilation // 2**parts.cuts
+    within = dilation // 2**parts.cuts
+    if parts.strips > 1 and within > 1:
+        raise ValueError(f"strips={parts.strips} and dilation={within}: a strip knows one row of its neighbours")
+    return within
 
 
 def _best_on_cpu(x, kernel, stride, dilation):

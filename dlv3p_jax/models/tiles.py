@@ -29,10 +29,10 @@ class Tiled:
     """Pictures [B, H, W, C] in parts; `each` maps them elementwise.
 
     Attributes:
-        array: the parts, those of a picture next to each other: [B strips, H / strips, W, C], from top to bottom, or
-            [4**cuts B, H / 2**cuts, W / 2**cuts, C].
-        cuts: how often the pictures were cut into sub-images, see `cut`; 0 where there are strips.
-        strips: how many strips of rows a picture is split into, see `split`.
+        array: the parts, those of a picture next to each other: of each its sub-images, of each of these its strips
+            from top to bottom, [4**cuts strips B, H / 2**cuts / strips, W / 2**cuts, C].
+        cuts: how often the pictures were cut into sub-images, see `cut`.
+        strips: how many strips of rows a picture or sub-image is split into, see `split`.
         sizes: integers [B, 2], the height and width that each picture has itself; None: all of the array.
     """
 
@@ -96,7 +96,7 @@ def cleared(x: Tiled, padding: float = 0.0) -> jax.Array:
     if sizes is None:
         return x.array
     height, width = x.shape[1:3]
-    parts = np.arange(4**x.cuts * x.strips)
+    parts, strips = np.divmod(np.arange(4**x.cuts * x.strips), x.strips)
 
     def reached(axis, first, side):  # [B, parts, side]
         places = first[:, None] + 2**x.cuts * np.arange(side)
@@ -106,17 +106,17 @@ def cleared(x: Tiled, padding: float = 0.0) -> jax.Array:
         # Each cut adds two bits to the number of a part, whether its rows and its columns are the odd ones.
         return sum(((parts >> 2 * i + bit & 1) << x.cuts - 1 - i for i in range(x.cuts)), np.zeros_like(parts))
 
-    rows = reached(0, first(1) + parts // 4**x.cuts * height, height)
+    rows = reached(0, first(1) + 2**x.cuts * strips * height, height)
     columns = reached(1, first(0), width)
     inside = (rows[..., None] & columns[:, :, None]).reshape(-1, height, width, 1)
     return jnp.where(inside, x.array, jnp.asarray(padding, x.array.dtype))
 
 
 def split(x: Tiled, stride: int) -> Tiled:
-    """Pictures as strips of rows, as many as fill a TPU's vector units: one on all else, and where devices hold rows.
+    """Parts as strips of rows, as many as fill a TPU's vector units: one on all else, and where devices hold rows.
 
     Args:
-        x: whole pictures.
+        x: whole pictures or sub-images.
         stride: of all that follows until `join`: strips have a multiple of so many rows.
     """
     batch, height, *rest = x.shape
@@ -182,7 +182,8 @@ def cut(x: Tiled) -> Tiled:
 
 
 def glue(x: Tiled) -> Tiled:
-    """The inverse of `cut`."""
+    """The inverse of `cut`; there are no strips afterwards."""
+    x = join(x)
     batch, height, width, channels = len(x.array) // 4, *x.shape[1:]
     parts = _lay_out(x).array
     if not _are_on_one_device(batch, x.cuts - 1):
@@ -200,12 +201,16 @@ def glue_for(x: Tiled, *dilations: int) -> Tiled:
 
 
 def cut_for(x: Tiled, dilation: int, stage_dilation: int) -> Tiled:
-    """`x` in as many sub-images as its sides have and neither dilation mixes; no strips for a dilation above 1."""
-    x = glue_for(x, dilation, stage_dilation)
+    """`x` in as many sub-images as its sides have and neither dilation mixes.
+
+    On a TPU, sub-images that are too few for its vector units are split into strips, where neither dilation reaches
+    beyond the next row of a sub-image. Otherwise, there are no strips for a dilation above 1.
+    """
     x = join(x) if dilation > 1 else x
+    x = glue_for(x, dilation, stage_dilation)
     while math.gcd(dilation, stage_dilation) % 2 ** (x.cuts + 1) == 0 and can_cut(x):
         x = cut(x)
-    return x
+    return split(x, 1) if x.cuts and max(dilation, stage_dilation) == 2**x.cuts else x
 
 
 def are_on_one_device(x: Tiled) -> bool:
