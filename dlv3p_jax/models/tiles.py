@@ -203,14 +203,15 @@ def glue_for(x: Tiled, *dilations: int) -> Tiled:
 def cut_for(x: Tiled, dilation: int, stage_dilation: int) -> Tiled:
     """`x` in as many sub-images as its sides have and neither dilation mixes.
 
-    On a TPU, sub-images that are too few for its vector units are split into strips, where neither dilation reaches
-    beyond the next row of a sub-image. Otherwise, there are no strips for a dilation above 1.
+    On a TPU, sub-images that fill less than half of its vector units are split into strips, where neither dilation
+    reaches beyond the next row of a sub-image. Otherwise, there are no strips for a dilation above 1.
     """
     x = join(x) if dilation > 1 else x
     x = glue_for(x, dilation, stage_dilation)
     while math.gcd(dilation, stage_dilation) % 2 ** (x.cuts + 1) == 0 and can_cut(x):
         x = cut(x)
-    return split(x, 1) if x.cuts and max(dilation, stage_dilation) == 2**x.cuts else x
+    few = x.shape[0] // sharding.num_picture_shards() < _SUBLANES // 2  # eight are quicker whole than as 16 strips
+    return split(x, 1) if few and x.cuts and max(dilation, stage_dilation) == 2**x.cuts else x
 
 
 def are_on_one_device(x: Tiled) -> bool:

@@ -88,18 +88,20 @@ def in_float64():
 
 
 @pytest.mark.parametrize(
-    ("settings", "strips"),
+    ("settings", "pictures", "strips"),
     [
         # Stem, pooling and two stages; the third, of sub-images; the decoder.
-        ({}, 8 * [8] + 2 * [2] + 2 * [8]),
+        ({}, 1, 8 * [8] + 2 * [4] + 2 * [16]),
         # Stem, pooling, three stages, of which the third dilates by half of two, the auxiliary head, the decoder.
-        ({"mmseg": "plain"}, 11 * [8]),
+        ({"mmseg": "plain"}, 2, 11 * [8]),
     ],
     ids=["paddleseg", "mmseg"],
 )
-def test_logits_gradients_and_statistics_are_those_of_whole_pictures(settings, strips, monkeypatch, in_float64):
+def test_logits_gradients_and_statistics_are_those_of_whole_pictures(
+    settings, pictures, strips, monkeypatch, in_float64
+):
     model = drawn.make_network(dtype=jnp.float64, **settings)
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 32, 3)))
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(pictures, 64, 32, 3)))
     variables = jax.tree.map(jnp.float64, drawn.draw_variables_of(model))
 
     def run(images):
