@@ -240,16 +240,18 @@ def run(words: list[str], folder: pathlib.Path) -> None:
 
     Workdirs that it reads and no command before it made are copies of workdir/mine, while it runs.
     """
-    reads = [] if "dlv3p_jax.main" in words else re.findall(r"workdir/\w+", " ".join(words))
+    trains = "dlv3p_jax.main" in words or "train_and_evaluate(" in words[-1]
+    reads = [] if trains else re.findall(r"workdir/\w+", " ".join(words))
     lent = {folder / name for name in reads if not (folder / name).exists()}
     for workdir in lent:
         shutil.copytree(folder / "workdir" / "mine", workdir)
     process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    lines = []
+    lines, told = [], False
     for line in process.stdout:
         lines.append(line)
-        if "dlv3p_jax.demo" in words and "http://" in line:  # it serves until it is told to end
+        if "dlv3p_jax.demo" in words and "http://" in line and not told:  # it serves until it is told to end
             process.send_signal(signal.SIGINT)
+            told = True
     code = process.wait()
     for workdir in lent:
         shutil.rmtree(workdir)
