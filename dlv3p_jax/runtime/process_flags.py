@@ -1,4 +1,6 @@
-"""How a process is told which of a run's processes it is; without JAX, so that wrong flags are answered at once.
+"""One run in several processes: the flags that say which of them this is, and how the others are found.
+
+Nothing here imports JAX: wrong flags do not wait for it.
 
 On SLURM (`srun`, a task a process) and on the workers of a TPU slice, JAX finds everything itself. Elsewhere every
 process is told, by flags or by the environment (the first is JAX's own name):
