@@ -11,6 +11,7 @@ import errno
 import os
 import pathlib
 import sys
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from dlv3p_jax.data.pictures import Problem
 from dlv3p_jax.inference import addresses, finding
 from dlv3p_jax.runtime import arguments, cli
 from dlv3p_jax.weights import published
+
+if typing.TYPE_CHECKING:
+    from dlv3p_jax.weights import trained
 
 _CONFIG = arguments.DEFINE_config(
     "config",
@@ -91,6 +95,7 @@ def main(argv: list[str]) -> None:
         paths, problems = addresses.fetch(argv[1:], output)
         videos = [path for path in paths if finding.is_video(path)]
         paths = [path for path in paths if path not in videos]
+        videos = list(dict.fromkeys(os.path.abspath(os.path.expanduser(path)) for path in videos))
         pictures, not_found = finding.find_pictures(paths, output) if paths else ([], [])
         problems += not_found
         if pictures or videos:
@@ -139,8 +144,7 @@ def _predict(
     changes: dict[str, Any], pictures: list[finding.Picture], videos: list[str], output: pathlib.Path
 ) -> list[Problem]:
     """Predicts and writes everything that can be, says where, and returns what could not."""
-    from dlv3p_jax.inference import folder_run, outputs, rasters, segmenter
-    from dlv3p_jax.inference import videos as video_files
+    from dlv3p_jax.inference import folder_run, outputs
     from dlv3p_jax.runtime import sharding
     from dlv3p_jax.weights import trained  # JAX: wrong flags do not wait for it
 
@@ -153,23 +157,13 @@ def _predict(
             "Pictures smaller than %dx%d (height x width) are padded to it, which changes their labels somewhat",
             *loaded.config.eval_size,
         )
+    suffixes = (".tif", ".tiff") if _GEOTIFF.value else ()
+    tiffs = [picture for picture in pictures if picture.path.suffix.lower() in suffixes]
+    pictures = [picture for picture in pictures if picture.path.suffix.lower() not in suffixes]
     problems: list[Problem] = []
-    if videos:
-        about = len(loaded.class_names), loaded.palette, _LABEL_IDS.value, None
-        label_values = outputs.label_values(*about) if _FRAMES.value else None
-        how = segmenter.Segmenter(loaded), output, label_values, _BATCH_SIZE.value or 1, _OVERWRITE.value
-        pixels, problems = video_files.write_all(videos, *how)
-        if pixels.any():
-            _print_shares(pixels, loaded.class_names, loaded.palette)
-        print(f"videos: {output / 'videos'}")
-    if _GEOTIFF.value:
-        tiffs = [picture for picture in pictures if picture.path.suffix.lower() in (".tif", ".tiff")]
-        pictures = [picture for picture in pictures if picture not in tiffs]
-        pixels, not_made = rasters.write_all(tiffs, segmenter.Segmenter(loaded), output, _OVERWRITE.value)
-        problems += not_made
-        if pixels.any():
-            _print_shares(pixels, loaded.class_names, loaded.palette)
-        print(f"GeoTIFFs: {output / 'geotiffs'}")
+    if videos or tiffs:
+        with folder_run.alone_in(output):
+            problems = _predict_streams(loaded, videos, tiffs, output)
     if not pictures:
         return problems
     # The mesh is of the machine: that of the checkpoint's config.json is of the one that trained.
@@ -193,8 +187,34 @@ def _predict(
     return problems + unpredicted
 
 
+def _predict_streams(
+    loaded: "trained.TrainedModel", videos: list[str], tiffs: list[finding.Picture], output: pathlib.Path
+) -> list[Problem]:
+    """What is read and written in parts: videos, and rasters of any size."""
+    from dlv3p_jax.inference import outputs, rasters, segmenter
+    from dlv3p_jax.inference import videos as video_files
+
+    model = segmenter.Segmenter(loaded)
+    problems: list[Problem] = []
+    if videos:
+        about = len(loaded.class_names), loaded.palette, _LABEL_IDS.value, None
+        label_values = outputs.label_values(*about) if _FRAMES.value else None
+        how = model, output, label_values, _BATCH_SIZE.value or 1, _OVERWRITE.value
+        pixels, problems = video_files.write_all(videos, *how)
+        _print_shares(pixels, loaded.class_names, loaded.palette)
+        print(f"videos: {output / 'videos'}")
+    if tiffs:
+        pixels, not_made = rasters.write_all(tiffs, model, output, _OVERWRITE.value)
+        problems += not_made
+        _print_shares(pixels, loaded.class_names, loaded.palette)
+        print(f"GeoTIFFs: {output / 'geotiffs'}")
+    return problems
+
+
 def _print_shares(pixels: np.ndarray, names: Sequence[str], palette: np.ndarray) -> None:
     """How much of all pixels each class has, the largest first: a model that answers one class to everything shows."""
+    if not pixels.any():
+        return
     width = max(map(len, names))
     print(f"\n{'class':{width}}  colour   % of the pixels")
     for index in np.argsort(-pixels, kind="stable"):

@@ -32,12 +32,12 @@ def fetch(paths: Sequence[str], output: pathlib.Path) -> tuple[list[str], list[P
 
 
 def _place(address: str) -> pathlib.Path:
-    """HOST/FOLDERS/NAME; a query is in the name as digits, so that two addresses have two files."""
+    """HOST/FOLDERS/NAME, with digits in the name where these are not all of the address: two have two files."""
     parts = urllib.parse.urlsplit(address)
-    folders = [
-        re.sub(r"[^\w.,+@=() -]|^\.+", "_", urllib.parse.unquote(part)) for part in parts.path.split("/") if part
-    ]
-    name = pathlib.PurePath(folders.pop() if folders else "picture")
-    if parts.query:
+    host = f"{parts.hostname}_{parts.port}" if parts.port else str(parts.hostname)
+    said = [host, *(urllib.parse.unquote(part) for part in parts.path.split("/") if part)]
+    folders = [re.sub(r"[^\w.,+@=() -]|^\.+", "_", part[-50:]) for part in said]
+    name = pathlib.PurePath(folders.pop() if len(folders) > 1 else "picture")
+    if parts.query or [*folders, name.name][: len(said)] != said:
         name = name.with_stem(f"{name.stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}")
-    return pathlib.Path(parts.hostname or "host", *folders, name)
+    return pathlib.Path(*folders, name)

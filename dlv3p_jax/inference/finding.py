@@ -24,10 +24,11 @@ OUTPUTS = (
     "probabilities",
     "results",
     "videos",
+    "geotiffs",
     DOWNLOADS,
 )  # what predict makes in its folder of outputs
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
-RECORD = "predict.jsonl"  # and what it keeps there of them, see `prediction_run`
+RECORD = "predict.jsonl"  # and what it keeps there of them, see `folder_run`
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,16 +83,20 @@ def write_predictions(
     label_values = outputs.label_values(num_classes, trained.palette, label_ids, submission)
     places = outputs.files_of(pictures, output, submission, probabilities)
     how = _describe(trained, label_ids)
-    output.mkdir(parents=True, exist_ok=True)
-    with _alone_in(output):
+    with alone_in(output):
         for folder in {output, *(path.parent for place in places.values() for path in place.paths())}:
             files.remove_unfinished(folder)
         return _write_alone(trained, pictures, mesh, output, places, label_values, how, overwrite)
 
 
 @contextlib.contextmanager
-def _alone_in(output: pathlib.Path) -> Iterator[None]:
-    """Locks a folder of outputs, where two that write would mix theirs; warns where there are no locks."""
+def alone_in(output: pathlib.Path) -> Iterator[None]:
+    """Makes and locks a folder of outputs, where two that write would mix theirs; warns where there are no locks.
+
+    Raises:
+        ValueError: another process writes there.
+    """
+    output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(files.lock(output / LOCK))

@@ -1,14 +1,17 @@
 """GeoTIFFs in, GeoTIFFs of labels out, in the same place on the earth; window by window, so that any size will do."""
 
+import contextlib
+import errno
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from dlv3p_jax.data import ranges
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Problem, to_eight_bits
 from dlv3p_jax.inference.finding import Picture
@@ -43,6 +46,7 @@ def write_all(
     for picture in pictures:
         target = output / "geotiffs" / f"{picture.name}.tif"
         target.parent.mkdir(parents=True, exist_ok=True)
+        files.remove_unfinished(target.parent)
         if target.exists() and not overwrite:
             logging.info("%s is there already: --overwrite makes it anew", target)
             continue
@@ -50,41 +54,75 @@ def write_all(
             with files.replacing(target) as unfinished:
                 pixels += _write(rasterio, picture, str(unfinished), segmenter)
         except (rasterio.errors.RasterioError, DatasetError) as error:
-            problems.append(Problem(picture.name, f"{picture.path}: {text.one_line(error)}"))
+            what = error.__cause__ or error  # rasterio's own is "Read failed. See previous exception for details."
+            problems.append(Problem(picture.name, f"{picture.path}: {text.one_line(what)}"))
     return pixels, problems
 
 
 def _write(rasterio: Any, picture: Picture, unfinished: str, segmenter: Segmenter) -> np.ndarray:
     """Writes one raster; returns the pixels of each class."""
-    pixels = np.zeros(NOTHING + 1, np.int64)
-    with rasterio.open(picture.path) as source:
+    pixels, seen = np.zeros(NOTHING + 1, np.int64), ranges.Seen()
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(rasterio.open(picture.path))
+        if source.colorinterp[0].name == "palette":
+            raise DatasetError("its colours are a palette: turn them into bands, with gdal_translate -expand rgb")
         height, width, bands = source.height, source.width, (1, 2, 3) if source.count >= 3 else (1, 1, 1)
         made_as = dict(driver="GTiff", height=height, width=width, count=1, dtype="uint8", nodata=NOTHING)
         made_as |= dict(crs=source.crs, transform=source.transform, compress="deflate", tiled=True, bigtiff="if_safer")
-        with rasterio.open(unfinished, "w", **made_as) as made:
-            if source.gcps[0]:
-                made.gcps = source.gcps
-            made.write_colormap(1, {index: tuple(color) for index, color in enumerate(segmenter.palette.tolist())})
-            made.update_tags(1, **{f"class_{index}": name for index, name in enumerate(segmenter.classes)})
-            starts = list(itertools.product(range(0, height, _SIDE), range(0, width, _SIDE)))
-            for top, left in tqdm(starts, unit=" windows", disable=None, delay=1):
-                bottom, right = min(top + _SIDE, height), min(left + _SIDE, width)
-                window = (top, bottom), (left, right)
-                valid = source.dataset_mask(window=window) > 0
-                labels = np.full(valid.shape, NOTHING, np.uint8)
-                if valid.any():
-                    above, before = max(top - _MARGIN, 0), max(left - _MARGIN, 0)
-                    around = (above, min(bottom + _MARGIN, height)), (before, min(right + _MARGIN, width))
-                    values = np.moveaxis(source.read(bands, window=around), 0, -1)
-                    found = segmenter(_eight_bits(str(picture.path), values, segmenter))
-                    labels[valid] = found[top - above : bottom - above, left - before : right - before][valid]
-                made.write(labels, 1, window=window)
-                pixels += np.bincount(labels.ravel(), minlength=len(pixels))
+        with _writing(rasterio, unfinished):
+            made = stack.enter_context(rasterio.open(unfinished, "w", **made_as))
+        if source.gcps[0]:
+            made.gcps = source.gcps
+        made.write_colormap(1, {index: tuple(color) for index, color in enumerate(segmenter.palette.tolist())})
+        made.update_tags(1, **{f"class_{index}": name for index, name in enumerate(segmenter.classes)})
+        starts = list(itertools.product(range(0, height, _SIDE), range(0, width, _SIDE)))
+        for top, left in tqdm(starts, unit=" windows", disable=None, delay=1):
+            bottom, right = min(top + _SIDE, height), min(left + _SIDE, width)
+            above, before = max(top - _MARGIN, 0), max(left - _MARGIN, 0)
+            around = (above, min(bottom + _MARGIN, height)), (before, min(right + _MARGIN, width))
+            inside = slice(top - above, bottom - above), slice(left - before, right - before)
+            known = source.dataset_mask(window=around) > 0
+            labels = np.full(known[inside].shape, NOTHING, np.uint8)
+            if known[inside].any():
+                values = np.moveaxis(source.read(bands, window=around), 0, -1)
+                found = segmenter(_eight_bits(str(picture.path), values, known, segmenter, seen))
+                labels[known[inside]] = found[inside][known[inside]]
+            with _writing(rasterio, unfinished):
+                made.write(labels, 1, window=((top, bottom), (left, right)))
+            pixels += np.bincount(labels.ravel(), minlength=len(pixels))
+    _check(rasterio, unfinished, pixels)
+    if complaint := seen.complaint():
+        logging.warning("%s", complaint)
     return pixels[: len(segmenter.classes)]
 
 
-def _eight_bits(name: str, values: np.ndarray, segmenter: Segmenter) -> np.ndarray:
+def _eight_bits(
+    name: str, values: np.ndarray, known: np.ndarray, segmenter: Segmenter, seen: ranges.Seen
+) -> np.ndarray:
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values)
-    full = (0.0, 65535.0) if values.dtype == np.uint16 else None
-    return to_eight_bits(name, values, segmenter.picture_range or full)
+    picture_range = segmenter.picture_range
+    if picture_range is None and values.dtype == np.uint16:
+        picture_range = (0, 65535)
+        seen.add(name, (values[known].min(), values[known].max()), picture_range)
+    return to_eight_bits(name, values, picture_range)
+
+
+@contextlib.contextmanager
+def _writing(rasterio: Any, path: str) -> Iterator[None]:
+    """Raises OSError, and if it can be found, with the reason, where GDAL cannot write."""
+    try:
+        yield
+    except rasterio.errors.RasterioError as error:
+        files.try_to_write(path)
+        raise OSError(errno.EIO, text.one_line(error.__cause__ or error), path) from error
+
+
+def _check(rasterio: Any, path: str, pixels: np.ndarray) -> None:
+    """Raises OSError where the file does not hold these pixels: GDAL closes one on a full disk without an error."""
+    found = np.zeros_like(pixels)
+    with _writing(rasterio, path), rasterio.open(path) as made:
+        for _, window in made.block_windows(1):
+            found += np.bincount(made.read(1, window=window).ravel(), minlength=len(found))
+        if not np.array_equal(found, pixels):
+            raise rasterio.errors.RasterioIOError("not all of it is there")

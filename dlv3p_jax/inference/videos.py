@@ -57,6 +57,7 @@ def write_all(
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"two videos are called {', '.join(sorted(twice))}: predict them into two folders")
     (output / "videos").mkdir(parents=True, exist_ok=True)
+    files.remove_unfinished(output / "videos")
     for path, name in zip(paths, names, strict=True):
         target = output / "videos" / f"{name}.mp4"
         if target.exists() and not overwrite:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import IO
@@ -65,6 +66,21 @@ def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
             elif str(error.filename) == str(unfinished):
                 raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def try_to_write(path: epath.PathLike) -> None:
+    """Writes something beside a file that a library could not write, which is gone at once.
+
+    Raises:
+        OSError: it could not be written, and why; it names the file.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=pathlib.Path(path).parent) as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextlib.contextmanager

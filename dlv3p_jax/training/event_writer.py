@@ -5,7 +5,6 @@ TensorFlow's writer gives no error where a write to its file fails, and what it 
 
 import errno
 import os
-import tempfile
 from collections.abc import Mapping
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 from clu import metric_writers
 from etils import epath
 
-from dlv3p_jax.runtime import events
+from dlv3p_jax.runtime import events, files
 
 
 class EventWriter:
@@ -72,25 +71,10 @@ class EventWriter:
             return
         found, end = events.count_whole(self._path, self._position)
         if found != self._pending or end != os.stat(self._path).st_size:
-            _try_to_write(self._path)  # says why, where that lasts
+            files.try_to_write(self._path)  # says why, where that lasts
             raise OSError(errno.EIO, f"{self._pending} events were written, but {found} are there", str(self._path))
         self._position, self._pending = end, 0
 
 
 def _event_files(workdir: epath.Path) -> set[epath.Path]:
     return set(workdir.glob("events.out.tfevents.*"))
-
-
-def _try_to_write(path: epath.Path) -> None:
-    """Writes something beside an event file, which is gone at once.
-
-    Raises:
-      OSError: it could not be written, and why; it names the event file.
-    """
-    try:
-        with tempfile.TemporaryFile(dir=path.parent) as file:
-            file.write(bytes(1 << 16))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error

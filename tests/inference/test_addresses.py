@@ -29,7 +29,7 @@ def test_addresses_are_fetched_once_and_become_files_that_are_found(server, tmp_
     assert problems == [] and paths[3] == "gs://b/c.png"
     assert [pathlib.Path(path).read_text() for path in paths[:3]] == ["a/street 1.jpg", "a/street.png", "a/street.png"]
     assert len(set(paths)) == 4
-    assert all(str(output / "downloads" / "127.0.0.1") in path for path in paths[:3])
+    assert all(str(output / "downloads" / f"127.0.0.1_{server.server_port}") in path for path in paths[:3])
     pictures, problems = finding.find_pictures(paths, output)
     assert [picture.name for picture in pictures][::2] == ["street 1", "street"]
     assert "gs://b/c.png: http and https addresses of single pictures are fetched" in problems[0].message
@@ -41,7 +41,18 @@ def test_what_cannot_be_fetched_is_told_and_the_others_are_there(server, tmp_pat
     address = f"http://127.0.0.1:{server.server_port}"
     outside = f"{address}/%2e%2e/%2e%2e/x%2f..%2fy.png"
     paths, problems = addresses.fetch([f"{address}/none.png", f"{address}/", outside], tmp_path / "out")
-    assert [path.removeprefix(str(tmp_path / "out" / "downloads")) for path in paths] == ["/127.0.0.1/picture"]
+    host = tmp_path / "out" / "downloads" / f"127.0.0.1_{server.server_port}"
+    assert paths == [str(host / "picture")]
     assert [problem.id for problem in problems] == [f"{address}/none.png", outside]
     assert "the server answered 404" in problems[0].message
-    assert str(tmp_path / "out" / "downloads" / "127.0.0.1" / "_" / "_" / "x_.._y.png") in problems[1].message
+    assert str(host / "_" / "_" / "x_.._y-") in problems[1].message
+
+
+def test_different_addresses_have_different_files_inside_the_folder():
+    long = "ü" * 300
+    given = ["h:1/a.png", "h:2/a.png", "h/a%2Fb.png", "h/a_b.png", "h/a:b.png", f"h/{long}a.png", f"h/{long}b.png"]
+    given += ["../a.png", "%2e%2e/a.png", "[::1]/a.png"]
+    places = [addresses._place(f"http://{address}") for address in given]
+    assert len(set(places)) == len(given)
+    assert all(place.suffix == ".png" and not {"..", "/"} & set(place.parts) for place in places)
+    assert all(len(part.encode()) < 200 for place in places for part in place.parts)

@@ -1,13 +1,15 @@
 """GeoTIFFs in and out (dlv3p_jax.predict --geotiff); the segmenter stands aside, so that nothing is compiled."""
 
 import pathlib
+import resource
 import sys
 
 import numpy as np
 import pytest
 
-from dlv3p_jax.inference import rasters
+from dlv3p_jax.inference import finding, rasters
 from dlv3p_jax.inference.finding import Picture
+from dlv3p_jax.runtime import files
 
 SIZE = (70, 90)
 
@@ -53,6 +55,43 @@ def test_labels_lie_where_the_raster_does_and_are_made_window_by_window(tmp_path
     assert [problem.id for problem in problems] == ["sub/b"] and "b.tif" in problems[0].message
     rasters.write_all(pictures[:1], segmenter, tmp_path / "out", overwrite=False)
     assert len(segmenter.seen) == 6  # it is there
+
+
+def test_what_could_not_be_written_whole_does_not_appear(tmp_path):
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+    noise = np.random.default_rng(0).integers(0, 256, (1, 300, 300)).astype(np.uint8)
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", height=300, width=300, count=1, dtype="uint8") as raster:
+        raster.write(noise)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, hard))  # GDAL meets it as it closes the file, and says nothing
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*geotiffs/a\.tif"):
+            rasters.write_all([Picture(tmp_path / "a.tif", "a")], Bright(), tmp_path / "out", False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "out" / "geotiffs").iterdir()) == []
+
+
+def test_dark_values_are_warned_of_and_palettes_refused(tmp_path, caplog):
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+    profile = dict(driver="GTiff", height=40, width=40, count=1)
+    dark = np.full((1, 40, 40), 900, np.uint16)
+    dark[0, 0] = 65535
+    with rasterio.open(tmp_path / "a.tif", "w", dtype="uint16", nodata=65535, **profile) as raster:
+        raster.write(dark)
+    with rasterio.open(tmp_path / "b.tif", "w", dtype="uint8", **profile) as raster:
+        raster.write(np.ones((1, 40, 40), np.uint8))
+        raster.write_colormap(1, {1: (255, 255, 255)})
+    pictures = [Picture(tmp_path / f"{name}.tif", name) for name in "ab"]
+    (tmp_path / "out" / "geotiffs").mkdir(parents=True)
+    (tmp_path / "out" / "geotiffs" / files.unfinished_name()).touch()  # of a run that was killed
+    pixels, problems = rasters.write_all(pictures, Bright(), tmp_path / "out", False)
+    assert pixels.tolist() == [39 * 40, 0]
+    assert "a.tif), far below what their files have room for" in caplog.text
+    assert [problem.id for problem in problems] == ["b"] and "expand rgb" in problems[0].message
+    assert [path.name for path in (tmp_path / "out" / "geotiffs").iterdir()] == ["a.tif"]
+    found, problems = finding.find_pictures([tmp_path / "out"], tmp_path / "out")
+    assert found == [] and "no pictures beside those of this folder of outputs" in problems[0].message
 
 
 def test_a_missing_package_is_told(monkeypatch):
