@@ -1,12 +1,11 @@
-"""The host loop: reads batches, runs the step, evaluates, logs and saves; nothing numeric happens here."""
+"""The host loop: reads batches, runs the step, has states logged, saved and evaluated; nothing numeric happens here."""
 
 import collections
 import contextlib
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,55 +16,20 @@ from etils import epath
 
 from dlv3p_jax import models
 from dlv3p_jax.data import augment, pipeline, sources
-from dlv3p_jax.evaluation.evaluator import Evaluator, Result, make_evaluator, prepare_run, print_result
+from dlv3p_jax.evaluation.evaluator import Result, make_evaluator, prepare_run, print_result
 from dlv3p_jax.evaluation.files import evaluation_name
 from dlv3p_jax.runtime import board, configuration, ending, memory, preemption, sharding, starts, workdir_lock
 from dlv3p_jax.runtime.preemption import Preempted
 from dlv3p_jax.runtime.watchdog import Watchdog
 from dlv3p_jax.training import event_writer, log_files, progress, steps, trackers
+from dlv3p_jax.training.evaluating import evaluate, log_best, stops_early
 from dlv3p_jax.training.run import Run, check_run, check_values, configure_run, first_state, take_open
+from dlv3p_jax.training.session import Hook, Session
 from dlv3p_jax.weights import checkpoint_reading, checkpoints
-
-Hook = Callable[[int, dict[str, float], steps.TrainState], Any]
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step, and what is saved."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Session:
-    """A run, and what this process has open while it trains.
-
-    Attributes:
-      run: what is trained.
-      saved: its checkpoints.
-      writer: of its curves.
-      tracker: gets them too.
-      logs: its train.log and metrics.csv.
-      told: says whether to leave.
-      watchdog: is fed.
-      evaluator: evaluates variables as `measured` says.
-      measured: the views, and the digests of the pictures, by which scores can be compared with that of the best.
-      hooks: see `train_and_evaluate`.
-    """
-
-    run: Run
-    saved: checkpoints.Checkpoints
-    writer: event_writer.EventWriter
-    tracker: trackers.Tracker
-    logs: log_files.LogFiles
-    told: preemption.Preemption
-    watchdog: Watchdog
-    evaluator: Evaluator
-    measured: tuple[str, dict[str, str]]
-    hooks: Sequence[Hook]
-
-    def write_scalars(self, step: int, scalars: dict[str, float], state: steps.TrainState) -> None:
-        self.writer.write_scalars(step, scalars)
-        self.tracker.write_scalars(step, scalars)
-        for hook in self.hooks:
-            hook(step, scalars, state)
 
 
 def train_and_evaluate(
@@ -146,7 +110,7 @@ def train_and_evaluate(
         saved = stack.enter_context(checkpoints.Checkpoints(run.workdir, config.keep_checkpoints, meta))
         writer = stack.enter_context(event_writer.EventWriter(run.workdir))
         tracking = stack.enter_context(trackers.Tracker(tracker, run.workdir, config))
-        session = _Session(
+        session = Session(
             *(run, saved, writer, tracking, logs, told, watchdog, evaluator),
             measured=(evaluation_name(config), meta["data"]["val"]),
             hooks=tuple(hooks),
@@ -162,7 +126,7 @@ def train_and_evaluate(
             configuration.write(written, run.workdir / "config.json")
         writer.write_hparams(trackers.to_flat(written))
         finished = int(state.step) >= config.num_train_steps
-        _log_best(session, finished)
+        log_best(session, finished)
 
         # ------------------------------------------------------------------------------------------------ all the steps
         if finished:
@@ -171,15 +135,15 @@ def train_and_evaluate(
         # Perhaps once more: it may have been killed while it evaluated this step or saved the best.
         due = step > 0 and step % config.eval_every_steps == 0
         if finished or due:
-            results = _evaluate(session, state, finished)
-        if not finished and not (due and _stops_early(session, step)):
+            results = evaluate(session, state, finished)
+        if not finished and not (due and stops_early(session, step)):
             results = _train(session, state)
     for result in results.values():
         print_result(result, dataset)
     return result.summary
 
 
-def _train(session: _Session, state: steps.TrainState) -> dict[str, Result]:
+def _train(session: Session, state: steps.TrainState) -> dict[str, Result]:
     """Takes the remaining steps; returns the results of the last state's evaluation."""
     config, mesh, saved = session.run.config, session.run.mesh, session.saved
     first_step, last_step = int(state.step), config.num_train_steps
@@ -218,7 +182,7 @@ def _train(session: _Session, state: steps.TrainState) -> dict[str, Result]:
             if session.told.reached():
                 if running is not None:
                     finish(*running, state)
-                _save_and_leave(session, state)
+                session.save_and_leave(state)
 
             # -------------------------------------------------------------------------------------------------- a step
             with meter.waiting_for_input():
@@ -242,39 +206,23 @@ def _train(session: _Session, state: steps.TrainState) -> dict[str, Result]:
                 profile(step)
             if saving:
                 session.watchdog.feed()
-                _save(session, state)
+                session.save(state)
             if evaluating:
                 with meter.evaluating():
-                    results = _evaluate(session, state)
-                if _stops_early(session, step):
+                    results = evaluate(session, state)
+                if stops_early(session, step):
                     break
     return results
 
 
-def _stops_early(session: _Session, step: int) -> bool:
-    """Whether so many evaluations as `early_stopping.patience` have found no new best, the last one of `step`; says so.
-
-    It follows from the steps alone, so that a run that goes on ends where it would have.
-    """
-    config, best = session.run.config, session.saved.best_path
-    patience = config.early_stopping.patience
-    if patience is None or best is None or (step - int(best.name)) // config.eval_every_steps < patience:
-        return False
-    logging.info(
-        "No new best since step %s: training ends at step %d of %d (config.early_stopping.patience=%d)",
-        *(best.name, step, config.num_train_steps, patience),
-    )
-    return True
-
-
-def _unlogged(session: _Session) -> dict[str, Any]:
+def _unlogged(session: Session) -> dict[str, Any]:
     """What the steps between the last log line and the checkpoint that the run goes on from said, for `Meter`."""
     path = session.saved.latest_path
     return {} if path is None else checkpoint_reading.read_meta(path).get("since_last_line", {})
 
 
 def _log(
-    session: _Session,
+    session: Session,
     line: progress.Line,
     step: int,
     first_step: int,
@@ -289,66 +237,6 @@ def _log(
     session.write_scalars(step, {f"train/{name}": value for name, value in values.items()}, state)
 
 
-def _evaluate(session: _Session, state: steps.TrainState, finished: bool = False) -> dict[str, Result]:
-    """Evaluates the model and, where there is one, the averaged one ('ema'); saves the better if it is the best so far.
-
-    A best that was measured otherwise is first measured once more as it is now, unless the run is `finished`.
-    """
-    step, saved, told = int(state.step), session.saved, session.told
-    _save(session, state)  # so that it may leave at any time while it evaluates
-    session.watchdog.feed()
-    variants = {"": state.variables} | ({"ema": state.ema} if state.ema is not None else {})
-    try:
-        with told.nothing_to_lose(lambda: _saved(step, saved) if saved.is_saved(step) else None):
-            anew = None
-            if not finished and not saved.best_is_of(*session.measured):
-                anew = _evaluate_best(session)
-            results = {suffix: session.evaluator(tree, step, suffix) for suffix, tree in variants.items()}
-        if anew is not None:
-            saved.measured_again(anew, *session.measured)
-    except Preempted:
-        _save_and_leave(session, state)
-    for suffix, result in results.items():
-        prefix = f"eval_{suffix}" if suffix else "eval"
-        _write_evaluation(session, step, prefix, result, state)
-        averaged = " of the averaged weights" if suffix else ""
-        values = [result.summary[name] for name in ("mIoU", "accuracy", "loss")]
-        logging.info("Evaluated step %d%s: mIoU %.4f, accuracy %.4f, loss %.4g", step, averaged, *values)
-    scores = {suffix: result.summary["mIoU"] for suffix, result in results.items()}
-    # Of a run begun before averages ramped up, the averaged weights count wherever there are any.
-    better = max(scores, key=lambda suffix: (scores[suffix], suffix)) if saved.meta["ema_ramps"] else max(scores)
-    mean_iou = scores[better]
-    # Who reads a checkpoint takes the averaged weights where there are any.
-    model = state if better else dataclasses.replace(state, ema=None)
-    if saved.best_is_of(*session.measured) and saved.save_best(model, mean_iou, *session.measured):
-        which = ", of the averaged weights" if better else ""
-        logging.info("Best so far: step %d, mIoU %.4f%s", step, mean_iou, which)
-    return results
-
-
-def _evaluate_best(session: _Session) -> float:
-    """The mIoU of the best checkpoint as this run evaluates, which writes a report of it too."""
-    path = session.saved.best_path
-    variables, averaged = checkpoint_reading.read_model(path)
-    step = checkpoint_reading.read_meta(path)["step"]
-    result = session.evaluator(sharding.replicate(session.run.mesh, variables), step, "ema" if averaged else "")
-    logging.info("The best so far, %s, has a mIoU of %.4f so", path, result.summary["mIoU"])
-    return result.summary["mIoU"]
-
-
-def _write_evaluation(session: _Session, step: int, prefix: str, result: Result, state: steps.TrainState) -> None:
-    scalars = {name: result.summary[name] for name in ("mIoU", "accuracy", "kappa", "dice", "loss")}
-    scalars |= {
-        f"IoU/{name}": float(value)
-        for name, value in zip(session.run.dataset.class_names, result.summary["IoU"], strict=True)
-        if not math.isnan(value)
-    }
-    scalars["pictures_per_second"] = result.num_pictures / result.seconds
-    session.write_scalars(step, {f"{prefix}/{name}": value for name, value in scalars.items()}, state)
-    if result.sheet is not None:
-        session.writer.write_images(step, {f"{prefix}/picture_label_prediction": np.asarray(result.sheet)[None]})
-
-
 def _log_data(run: Run) -> None:
     config, dataset = run.config, run.dataset
     num_pictures = dataset.num_pictures(config.train_split)
@@ -360,37 +248,6 @@ def _log_data(run: Run) -> None:
     if config.cache_pictures:
         gigabytes = pipeline.cache_bytes(dataset, config.train_split) / 1e9
         logging.info("Decoded pictures are kept in memory: %.1f GB when all have been seen", gigabytes)
-
-
-def _log_best(session: _Session, finished: bool) -> None:
-    """Says what becomes of a best checkpoint that was measured otherwise than this run measures."""
-    if session.saved.best_is_of(*session.measured):
-        return
-    config, views = session.run.config, session.measured[0]
-    best_views = session.saved.best_metrics.get("views", views)
-    then = best_views if best_views != views else "other pictures or labels"
-    now = views if best_views != views else f"{session.run.dataset.title} {config.eval_split} as it is now"
-    what = "it stays" if finished else "the comparison begins anew, and the best is evaluated so once more"
-    logging.info("The best checkpoint was found with %s, and this evaluates %s: %s", then, now, what)
-
-
-def _save(session: _Session, state: steps.TrainState) -> None:
-    session.writer.flush()  # what a run that goes on from here will not log again
-    session.logs.flush()
-    session.saved.save(state)
-
-
-def _save_and_leave(session: _Session, state: steps.TrainState) -> NoReturn:
-    step = int(state.step)
-    if step == 0:
-        raise Preempted("told to leave before the first step; the same command begins")
-    _save(session, state)
-    session.saved.wait()
-    raise Preempted(f"told to leave; {_saved(step, session.saved)}")
-
-
-def _saved(step: int, saved: checkpoints.Checkpoints) -> str:
-    return f"step {step} is saved in {saved.latest_path}, and the same command goes on from it"
 
 
 def _train_batches(run: Run, first_step: int):
