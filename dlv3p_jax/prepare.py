@@ -3,6 +3,7 @@
 --check reads a prepared data set to its end, or a source without writing anything; --preview=PNG draws some of it.
 """
 
+import functools
 import importlib
 import os
 import pathlib
@@ -10,6 +11,7 @@ import re
 import shlex
 import sys
 import time
+from typing import Any
 
 from absl import flags, logging
 
@@ -96,105 +98,6 @@ _PREVIEW = flags.DEFINE_string(
 _CROP_SIZE = flags.DEFINE_list("crop_size", None, "HEIGHT,WIDTH of crops in --preview; that of the config by default.")
 
 
-def _toy_streets(name, data_dir, skip_bad):
-    del name, skip_bad  # nothing that is drawn is bad
-    from dlv3p_jax.datasets.toy_streets.builder import ToyStreets
-
-    return ToyStreets(data_dir, workers=_WORKERS.value)
-
-
-def _picture_options(skip_bad):
-    from dlv3p_jax.data import ranges
-
-    return {
-        "picture_range": ranges.parse(_PICTURE_RANGE.value),
-        "workers": _WORKERS.value,
-        "skip_bad": skip_bad,
-    }
-
-
-def _label_options(skip_bad):
-    """How pictures and labels of no published layout are read."""
-    return {
-        "class_names": _CLASS_NAMES.value,
-        "label_map": _LABEL_MAP.value,
-        "ignore_label": _IGNORE_LABEL.value,
-        **_picture_options(skip_bad),
-    }
-
-
-def _image_folder(name, data_dir, skip_bad):
-    from dlv3p_jax.datasets.image_folder import ImageFolder
-
-    options = {"label_suffix": _LABEL_SUFFIX.value, **_label_options(skip_bad)}
-    return ImageFolder(data_dir, cli.required(_SOURCE), name=name, **options)
-
-
-def _coco(name, data_dir, skip_bad):
-    from dlv3p_jax.datasets import coco
-
-    return coco.make_builder(
-        cli.required(_SOURCE), data_dir, name=name, splits=_SPLITS.value, **_picture_options(skip_bad)
-    )
-
-
-def _ultralytics(name, data_dir, skip_bad):
-    from dlv3p_jax.datasets import ultralytics
-
-    return ultralytics.make_builder(cli.required(_SOURCE), data_dir, name=name, **_picture_options(skip_bad))
-
-
-def _tfds(name, data_dir, skip_bad):
-    from dlv3p_jax.datasets import tfds_catalogue
-
-    return tfds_catalogue.make_builder(
-        cli.required(_DATASET),
-        data_dir,
-        name=name,
-        label_key=_LABEL_KEY.value,
-        image_key=_IMAGE_KEY.value,
-        source=_SOURCE.value,
-        splits=_SPLITS.value,
-        **_label_options(skip_bad),
-    )
-
-
-def _hugging_face(name, data_dir, skip_bad):
-    from dlv3p_jax.datasets import hugging_face
-
-    return hugging_face.make_builder(
-        cli.required(_DATASET),
-        data_dir,
-        name=name,
-        label_key=_LABEL_KEY.value,
-        image_key=_IMAGE_KEY.value,
-        splits=_SPLITS.value,
-        **_label_options(skip_bad),
-    )
-
-
-def _cityscapes(name, data_dir, skip_bad):
-    del name
-    from dlv3p_jax.datasets.cityscapes import Cityscapes
-
-    return Cityscapes(data_dir, cli.required(_SOURCE), workers=_WORKERS.value, skip_bad=skip_bad)
-
-
-def _voc2012(name, data_dir, skip_bad):
-    del name
-    from dlv3p_jax.datasets.voc2012 import Voc2012
-
-    return Voc2012(data_dir, cli.required(_SOURCE), sbd_folder=_SBD.value, workers=_WORKERS.value, skip_bad=skip_bad)
-
-
-def _public(module):
-    def make(name, data_dir, skip_bad):
-        builder = importlib.import_module(f"dlv3p_jax.datasets.{module}").BUILDERS[name]
-        return builder(data_dir, cli.required(_SOURCE), workers=_WORKERS.value, skip_bad=skip_bad)
-
-    return make
-
-
 _OF_A_SOURCE = (
     *(_SOURCE, _CLASS_NAMES, _LABEL_MAP, _IGNORE_LABEL, _PICTURE_RANGE, _SBD, _SKIP_BAD),
     *(_NAME, _LABEL_SUFFIX, _IMAGE_KEY, _LABEL_KEY, _SPLITS),
@@ -202,28 +105,26 @@ _OF_A_SOURCE = (
 _OWN = "configs/image_folder.py"
 _OF_PICTURES = ("name", "source", "picture_range", "skip_bad")
 _OF_OWN = (*_OF_PICTURES, "class_names", "label_map", "ignore_label")
-# name: (the builder, the names of those of these flags that it knows, the configuration to train it with)
+_OF_LIBRARIES = ("dataset", "image_key", "label_key", "splits")
+_PUBLIC = ("source", "skip_bad")
+# name: (the module of `datasets`, the flags that its `make_builder` takes, the configuration to train with)
 BUILDERS = {
-    "toy_streets": (_toy_streets, (), "configs/quickstart.py"),
-    "image_folder": (_image_folder, (*_OF_OWN, "label_suffix"), _OWN),
-    "cityscapes": (_cityscapes, ("source", "skip_bad"), "configs/cityscapes_r50.py"),
-    "voc2012": (_voc2012, ("source", "sbd", "skip_bad"), "configs/voc_r50.py"),
+    "toy_streets": ("toy_streets.builder", (), "configs/quickstart.py"),
+    "image_folder": ("image_folder", (*_OF_OWN, "label_suffix"), _OWN),
+    "cityscapes": ("cityscapes", _PUBLIC, "configs/cityscapes_r50.py"),
+    "voc2012": ("voc2012", (*_PUBLIC, "sbd"), "configs/voc_r50.py"),
     **{
-        name: (_public(module), ("source", "skip_bad"), f"configs/{name}_{backbone}.py")
+        name: (module, _PUBLIC, f"configs/{name}_{backbone}.py")
         for module, name, backbone in (
             *(("scene_folders", name, "r50") for name in ("ade20k", "loveda", "mapillary")),
             *(("scene_folders", name, "r101") for name in ("pascal_context", "pascal_context_59")),
             *(("aerial", name, "r50") for name in ("potsdam", "vaihingen", "isaid")),
         )
     },
-    "coco": (_coco, (*_OF_PICTURES, "splits"), _OWN),
-    "ultralytics": (_ultralytics, _OF_PICTURES, _OWN),
-    "tfds:NAME": (_tfds, (*_OF_OWN, "image_key", "label_key", "splits"), _OWN),
-    "hf:PATH_OR_NAME": (
-        _hugging_face,
-        (*(flag for flag in _OF_OWN if flag != "source"), "image_key", "label_key", "splits"),
-        _OWN,
-    ),
+    "coco": ("coco", (*_OF_PICTURES, "splits"), _OWN),
+    "ultralytics": ("ultralytics", _OF_PICTURES, _OWN),
+    "tfds:NAME": ("tfds_catalogue", (*_OF_OWN, *_OF_LIBRARIES), _OWN),
+    "hf:PATH_OR_NAME": ("hugging_face", (*(flag for flag in _OF_OWN if flag != "source"), *_OF_LIBRARIES), _OWN),
 }
 
 
@@ -279,12 +180,20 @@ def _key(name: str) -> str:
 # Libraries are imported after the flags have been read, so that a slip is told at once.
 
 
+def _make_builder(dataset: str, name: str, folder: pathlib.Path, **changes: Any):
+    """The builder of a data set, which gets the flags that it takes, or in their place `changes`."""
+    from dlv3p_jax.data import ranges
+
+    module, known, _ = BUILDERS[_key(dataset)]
+    options = {flag: flags.FLAGS[flag].value for flag in known} | changes | {"name": name, "workers": _WORKERS.value}
+    if "picture_range" in options:
+        options["picture_range"] = ranges.parse(_PICTURE_RANGE.value)
+    return importlib.import_module(f"dlv3p_jax.datasets.{module}").make_builder(folder, **options)
+
+
 def _prepare(dataset: str, name: str, config: str) -> None:
     from dlv3p_jax.data import bucket, records
     from dlv3p_jax.datasets import builder, preparing, summary
-
-    def make_builder(data_dir):
-        return BUILDERS[_key(dataset)][0](name, data_dir, _SKIP_BAD.value)
 
     start = time.perf_counter()
     data_dir, overwrite, remote = _DATA_DIR.value, _OVERWRITE.value, bucket.is_remote(_DATA_DIR.value)
@@ -295,7 +204,8 @@ def _prepare(dataset: str, name: str, config: str) -> None:
         if bucket.is_there(name, version, data_dir) and not overwrite:
             raise preparing.already_there(f"{data_dir.rstrip('/')}/{name}")
         here, overwrite = bucket.local_data_dir(data_dir), True  # what is here is a copy of what is there, or was
-    made, made_by = preparing.prepare_dataset(name, make_builder, here, overwrite)
+    make = functools.partial(_make_builder, dataset, name)
+    made, made_by = preparing.prepare_dataset(name, make, here, overwrite)
     if remote:
         bucket.upload(name, version, data_dir)
     seconds = time.perf_counter() - start
@@ -323,7 +233,7 @@ def _other_splits(dataset) -> dict[str, str]:
 def _check_source(dataset: str, name: str) -> None:
     from dlv3p_jax.datasets import summary
 
-    made_by = BUILDERS[_key(dataset)][0](name, pathlib.Path(_DATA_DIR.value), skip_bad=True)
+    made_by = _make_builder(dataset, name, pathlib.Path(_DATA_DIR.value), skip_bad=True)
     surveyed = made_by.survey(_SOURCE.value)
     _warn(*made_by.remarks, *summary.warnings(surveyed))
     print(summary.table(surveyed))

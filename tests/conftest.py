@@ -62,7 +62,7 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
     import numpy as np
     from PIL import Image
 
-    from dlv3p_jax.datasets.image_folder import ImageFolder
+    from dlv3p_jax.datasets.image_folder import make_builder
     from dlv3p_jax.datasets.preparing import prepare_dataset
 
     source = tmp_path_factory.mktemp("source")
@@ -83,7 +83,7 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
             Image.fromarray(label).save(source / "labels" / split / f"{number:02d}.png")
     (source / "classes.txt").write_text("floor\nwall\nlamp\n")
     target = tmp_path_factory.mktemp("data")
-    prepare_dataset("image_folder", functools.partial(ImageFolder, source=source), target, overwrite=False)
+    prepare_dataset("image_folder", functools.partial(make_builder, source=source), target, overwrite=False)
     return target
 
 

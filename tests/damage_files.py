@@ -42,7 +42,7 @@ import tiny  # noqa: E402
 
 from dlv3p_jax import models  # noqa: E402
 from dlv3p_jax.data import labels, records  # noqa: E402
-from dlv3p_jax.datasets.image_folder import ImageFolder  # noqa: E402
+from dlv3p_jax.datasets.image_folder import make_builder  # noqa: E402
 from dlv3p_jax.datasets.preparing import prepare_dataset  # noqa: E402
 from dlv3p_jax.evaluation import evaluator  # noqa: E402
 from dlv3p_jax.inference import finding, folder_run, segmenter  # noqa: E402
@@ -64,7 +64,7 @@ def small_network() -> contextlib.AbstractContextManager:
 def make(folder: pathlib.Path) -> None:
     """Fills `folder` with all that the readers below read: source, data, run, out and cache."""
     disk_faults.draw(folder)
-    source = functools.partial(ImageFolder, source=folder / "source")
+    source = functools.partial(make_builder, source=folder / "source")
     prepare_dataset("image_folder", source, folder / "data", overwrite=False)
     loop.train_and_evaluate(tiny.make_config(folder / "data", **disk_faults.SETTINGS), folder / "run")
     run_page.write_report(folder / "run")

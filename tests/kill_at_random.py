@@ -34,7 +34,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import several_kills  # noqa: E402
 import tiny  # noqa: E402
 
-from dlv3p_jax.datasets.image_folder import ImageFolder  # noqa: E402
+from dlv3p_jax.datasets.image_folder import make_builder  # noqa: E402
 from dlv3p_jax.datasets.preparing import prepare_dataset  # noqa: E402
 from dlv3p_jax.weights import checkpoint_files  # noqa: E402
 
@@ -61,7 +61,7 @@ def make_data(folder: pathlib.Path) -> pathlib.Path:
                 (source / kind / split).mkdir(parents=True, exist_ok=True)
                 Image.fromarray(picture).save(source / kind / split / f"{number}.png")
     (source / "classes.txt").write_text("floor\nwall\n")
-    prepare_dataset("image_folder", functools.partial(ImageFolder, source=source), folder / "data", overwrite=False)
+    prepare_dataset("image_folder", functools.partial(make_builder, source=source), folder / "data", overwrite=False)
     return folder / "data"
 
 

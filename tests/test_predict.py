@@ -16,7 +16,7 @@ from drawn import draw_picture, make_config, save_checkpoint
 from PIL import Image
 
 from dlv3p_jax.data import classes, viz
-from dlv3p_jax.datasets.cityscapes import Cityscapes
+from dlv3p_jax.datasets.cityscapes import make_builder
 from dlv3p_jax.datasets.preparing import prepare_dataset
 from dlv3p_jax.evaluation import evaluator
 from dlv3p_jax.evaluation.views import Views, predict_logits
@@ -85,7 +85,7 @@ def official_score(source, predictions) -> dict:
 
 def test_the_official_score_of_the_written_label_ids_is_that_of_the_evaluation(cityscapes, workdir, tmp_path):
     data = tmp_path / "data"
-    prepare_dataset("cityscapes", functools.partial(Cityscapes, source=cityscapes), data, overwrite=False)
+    prepare_dataset("cityscapes", functools.partial(make_builder, source=cityscapes), data, overwrite=False)
     evaluator.evaluate_checkpoint(make_config({"data_dir": str(data)}), workdir)
     report = json.loads((workdir / "eval" / "0.json").read_text())
 

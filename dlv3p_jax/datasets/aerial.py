@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -95,54 +95,35 @@ class Tile:
     side: int
 
 
-class _Aerial(PictureBuilder):
-    """One of `SURVEYS`, train and val."""
+def make_builder(
+    data_dir: str | os.PathLike, source: str | os.PathLike, *, name: str, **options: Any
+) -> PictureBuilder:
+    """The builder of one of `SURVEYS`, train and val: finds pictures and labels, and lists their tiles.
 
-    def __init__(
-        self, data_dir: str | os.PathLike, source: str | os.PathLike, *, workers: int = 1, skip_bad: bool = False
-    ):
-        """Finds pictures and labels, and lists their tiles.
+    Args:
+        data_dir: where TFDS makes NAME/VERSION.
+        source: the folder that the archives were extracted to.
+        name: of the survey.
+        options: `workers` and `skip_bad` of `PictureBuilder`.
 
-        Args:
-            data_dir: where TFDS makes NAME/VERSION.
-            source: the folder that the archives were extracted to.
-            workers, skip_bad: see `PictureBuilder`.
-
-        Raises:
-            DatasetError: a picture or label lacks the other, or there are none.
-        """
-        survey, (names, palette) = SURVEYS[self.name], CLASSES[self.name]
-        tiles, problems, remarks = find_tiles(source, self.name)
-        super().__init__(
-            data_dir,
-            tiles,
-            functools.partial(read_tile, label_map=survey.label_map, num_classes=len(names)),
-            class_names=names,
-            palette=palette,
-            ignore_label=IGNORED,
-            description=f"{survey.title} of {pathlib.Path(source).expanduser().resolve()}, tiles of {survey.side}",
-            synthetic=False,
-            problems=problems,
-            remarks=remarks,
-            as_published=True,
-            workers=workers,
-            skip_bad=skip_bad,
-        )
-
-
-class Potsdam(_Aerial):
-    """ISPRS Potsdam: colour pictures of a town, 5 cm a pixel."""
-
-
-class Vaihingen(_Aerial):
-    """ISPRS Vaihingen: pictures of a village in near infrared, red and green, 9 cm a pixel."""
-
-
-class Isaid(_Aerial):
-    """iSAID: objects in the pictures of DOTA."""
-
-
-BUILDERS = {"potsdam": Potsdam, "vaihingen": Vaihingen, "isaid": Isaid}
+    Raises:
+        DatasetError: a picture or label lacks the other, or there are none.
+    """
+    survey, (names, palette) = SURVEYS[name], CLASSES[name]
+    tiles, problems, remarks = find_tiles(source, name)
+    return PictureBuilder(
+        data_dir,
+        tiles,
+        functools.partial(read_tile, label_map=survey.label_map, num_classes=len(names)),
+        name=name,
+        class_names=names,
+        palette=palette,
+        description=f"{survey.title} of {pathlib.Path(source).expanduser().resolve()}, tiles of {survey.side}",
+        problems=problems,
+        remarks=remarks,
+        as_published=True,
+        **options,
+    )
 
 
 def find_tiles(source: str | os.PathLike, name: str) -> tuple[dict[str, list[Tile]], list[Problem], list[str]]:

@@ -12,7 +12,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from dlv3p_jax.data import ranges, records
+from dlv3p_jax.data import ranges, records, viz
+from dlv3p_jax.data.classes import IGNORED
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.label_map import LabelMap, suggest
 from dlv3p_jax.data.pictures import Example, Pair, Problem
@@ -49,11 +50,11 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         *,
         name: str | None = None,
         class_names: Sequence[str],
-        palette: Sequence[Sequence[int]],
+        palette: Sequence[Sequence[int]] | None = None,
         colors: Mapping[int, Color] | None = None,
-        ignore_label: int,
+        ignore_label: int = IGNORED,
         description: str,
-        synthetic: bool,
+        synthetic: bool = False,
         problems: Sequence[Problem] = (),
         remarks: Sequence[str] = (),
         apart: Sequence[tuple[str, str]] | None = None,
@@ -70,7 +71,8 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             splits: what `read` takes, by split.
             read: makes a record's contents of one item; it is pickled, and run in worker processes.
             name: what the data set is called; None: as its class is.
-            class_names, palette, ignore_label, description, synthetic: see `records.METADATA`.
+            class_names, ignore_label, description, synthetic: see `records.METADATA`.
+            palette: the colours of all classes; None: what `viz.class_colors` makes of `colors`.
             colors: those of classes, by index, that count over the ones that palette labels have.
             problems: what is known to be wrong already.
             remarks: what the user should hear about the items.
@@ -87,6 +89,9 @@ class PictureBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         """
         if name is not None:
             self.name = name
+            self.VERSION = tfds.core.Version(records.VERSIONS.get(name, records.VERSION))
+        if palette is None:
+            palette = viz.class_colors(len(class_names), colors)
         self._items, self._read = {}, functools.partial(_read_and_digest, read)
         self._problems, self._remarks = dict.fromkeys(problems), tuple(remarks)
         for split, items in splits.items():

@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import shlex
+from typing import Any
 
 from dlv3p_jax.data import classes, downloads
 from dlv3p_jax.data.errors import DatasetError
@@ -43,44 +44,40 @@ _IMAGE = "_leftImg8bit"
 _LABELS = ("_gtFine_labelTrainIds", "_gtFine_labelIds")  # the first that is there counts
 
 
-class Cityscapes(PictureBuilder):
-    """leftImg8bit/ and gtFine/ as distributed (see `downloads.CITYSCAPES`): train, val, and test without labels."""
+def make_builder(
+    data_dir: str | os.PathLike, source: str | os.PathLike, *, name: str = "cityscapes", **options: Any
+) -> PictureBuilder:
+    """The builder of leftImg8bit/ and gtFine/ as distributed (see `downloads.CITYSCAPES`); test has no labels.
 
-    def __init__(
-        self, data_dir: str | os.PathLike, source: str | os.PathLike, *, workers: int = 1, skip_bad: bool = False
-    ):
-        """Finds pictures and labels.
+    Args:
+        data_dir: where TFDS makes NAME/VERSION.
+        source: the folder that holds both.
+        name: what the data set is called.
+        options: `workers` and `skip_bad` of `PictureBuilder`.
 
-        Args:
-            data_dir: where TFDS makes cityscapes/VERSION.
-            source: the folder that holds both.
-            workers, skip_bad: see `PictureBuilder`.
-
-        Raises:
-            DatasetError: a folder is missing, or pictures and labels do not match.
-        """
-        pairs, problems, remarks = find_frames(source)
-        super().__init__(
-            data_dir,
-            pairs,
-            functools.partial(
-                read_pair,
-                num_classes=len(classes.CITYSCAPES.names),
-                ignore_label=classes.IGNORED,
-                read_values=classes.read_train_ids,
-                advice=classes.CITYSCAPES_ADVICE,
-            ),
-            class_names=classes.CITYSCAPES.names,
-            palette=classes.CITYSCAPES.palette,
+    Raises:
+        DatasetError: a folder is missing, or pictures and labels do not match.
+    """
+    pairs, problems, remarks = find_frames(source)
+    return PictureBuilder(
+        data_dir,
+        pairs,
+        functools.partial(
+            read_pair,
+            num_classes=len(classes.CITYSCAPES.names),
             ignore_label=classes.IGNORED,
-            description=f"Cityscapes (fine labels, 19 train ids) of {pathlib.Path(source).expanduser().resolve()}",
-            synthetic=False,
-            problems=problems,
-            remarks=remarks,
-            as_published=True,
-            workers=workers,
-            skip_bad=skip_bad,
-        )
+            read_values=classes.read_train_ids,
+            advice=classes.CITYSCAPES_ADVICE,
+        ),
+        name=name,
+        class_names=classes.CITYSCAPES.names,
+        palette=classes.CITYSCAPES.palette,
+        description=f"Cityscapes (fine labels, 19 train ids) of {pathlib.Path(source).expanduser().resolve()}",
+        problems=problems,
+        remarks=remarks,
+        as_published=True,
+        **options,
+    )
 
 
 def find_frames(source: str | os.PathLike) -> tuple[dict[str, list[Pair]], list[Problem], list[str]]:

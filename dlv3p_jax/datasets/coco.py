@@ -7,7 +7,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from dlv3p_jax.data import opening, ranges, viz
+from dlv3p_jax.data import opening, ranges
+from dlv3p_jax.data.classes import IGNORED
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Example, Pair, Problem, read_pair
 from dlv3p_jax.datasets import outlines
@@ -29,14 +30,13 @@ class Outlined(Pair):
 
 
 def make_builder(
-    source: str | os.PathLike,
     data_dir: str | os.PathLike,
+    source: str | os.PathLike,
     *,
     name: str,
     splits: Sequence[str] = (),
     picture_range: ranges.Range | None = None,
-    workers: int = 1,
-    skip_bad: bool = False,
+    **options: Any,
 ) -> PictureBuilder:
     """The builder of a folder with COCO's annotations: class 0 is `background`, then come its categories, by their ids.
 
@@ -44,11 +44,11 @@ def make_builder(
     counts as its category.
 
     Args:
-        source: a folder; `_PATTERNS` has where the JSON files are looked for.
         data_dir: where TFDS makes NAME/VERSION.
+        source: a folder; `_PATTERNS` has where the JSON files are looked for.
         name: what the data set is called here.
         splits: as NAME=FILE, of JSON files below the source; none: those that are found.
-        picture_range, workers, skip_bad: see `PictureBuilder`.
+        picture_range, options: see `PictureBuilder`.
 
     Raises:
         DatasetError: no such files, or what they hold is not COCO's.
@@ -66,14 +66,10 @@ def make_builder(
         _Read(len(names), picture_range),
         name=name,
         class_names=names,
-        palette=viz.class_colors(len(names)),
-        ignore_label=255,
         description=f"Pictures and COCO annotations of {folder.resolve()}",
-        synthetic=False,
         problems=problems,
         picture_range=picture_range,
-        workers=workers,
-        skip_bad=skip_bad,
+        **options,
     )
 
 
@@ -91,7 +87,7 @@ class _Read:
             except DatasetError as error:
                 raise DatasetError(f"{name}: {error}") from error
 
-        return read_pair(item, self.num_classes, 255, draw=draw, picture_range=self.picture_range)
+        return read_pair(item, self.num_classes, IGNORED, draw=draw, picture_range=self.picture_range)
 
 
 def _files(folder: pathlib.Path, splits: Sequence[str]) -> dict[str, pathlib.Path]:

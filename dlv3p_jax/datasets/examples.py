@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dlv3p_jax.data import labels, ranges, viz
+from dlv3p_jax.data import labels, ranges
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.label_map import LabelMap, count_values, parse
 from dlv3p_jax.data.pictures import Example, Pair, Problem, read_pair
@@ -40,8 +40,7 @@ def build(
     label_map: str | None = None,
     ignore_label: int = 255,
     picture_range: ranges.Range | None = None,
-    workers: int = 1,
-    skip_bad: bool = False,
+    **options: Any,
 ) -> PictureBuilder:
     """The builder of examples; without a label map, all labels are read first to find their values.
 
@@ -54,8 +53,8 @@ def build(
         names: of classes, if the library knows them.
         description: see `records.METADATA`.
         class_names: a file that `class_files.read` reads; None: `names`, or the values of labels.
-        label_map, ignore_label: see `ImageFolder`.
-        picture_range, workers, skip_bad: see `PictureBuilder`.
+        label_map, ignore_label: see `image_folder.make_builder`.
+        picture_range, options: see `PictureBuilder`.
 
     Raises:
         DatasetError: the classes cannot be told, or a file or a map cannot be used.
@@ -73,7 +72,6 @@ def build(
             remarks = (*remarks, "labels begin with 1: value 1 is class 0, 2 is 1, and so on")
     names = names or _names(table, ignore_label)
     image_folder.check_indices(names, ignore_label, table)
-    colors = image_folder.colors_of(dataclasses.replace(classes, names=names), table)
     return PictureBuilder(
         data_dir,
         items,
@@ -86,16 +84,13 @@ def build(
         ),
         name=name,
         class_names=names,
-        palette=viz.class_colors(len(names), colors),
-        colors=colors,
+        colors=image_folder.colors_of(dataclasses.replace(classes, names=names), table),
         ignore_label=ignore_label,
         description=description,
-        synthetic=False,
         remarks=remarks,
         label_map=table,
         picture_range=picture_range,
-        workers=workers,
-        skip_bad=skip_bad,
+        **options,
     )
 
 

@@ -19,9 +19,9 @@ _SLICE = re.compile(r"(?P<split>\w+)(?:\[(?P<start>\d+%?)?:(?P<end>\d+%?)?\])?")
 
 
 def make_builder(
-    dataset: str,
     data_dir: str | os.PathLike,
     *,
+    dataset: str,
     name: str,
     label_key: str | None,
     image_key: str = "image",
@@ -31,8 +31,8 @@ def make_builder(
     """The builder of hf:PATH_OR_NAME: a folder, or a data set of the hub, which `datasets` fetches.
 
     Args:
-        dataset: `hf:` and a folder of `save_to_disk`, or what `load_dataset` takes, with `:CONFIG` behind it.
         data_dir: where TFDS makes NAME/VERSION.
+        dataset: `hf:` and a folder of `save_to_disk`, or what `load_dataset` takes, with `:CONFIG` behind it.
         name: what the data set is called here.
         label_key, image_key: the columns with the label and the picture: pictures, or labels as arrays of integers.
         splits: as NAME=SPLIT, where SPLIT may be a part such as `train[:80%]`; none: all, with `validation` as `val`.

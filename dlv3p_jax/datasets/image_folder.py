@@ -5,10 +5,11 @@ import functools
 import itertools
 import os
 import pathlib
+from typing import Any
 
 from PIL import Image
 
-from dlv3p_jax.data import opening, ranges, viz
+from dlv3p_jax.data import opening, ranges
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.label_map import LabelMap, parse
 from dlv3p_jax.data.pictures import Pair, read_pair
@@ -19,79 +20,71 @@ from dlv3p_jax.datasets.class_files import Classes
 _COLORED = ("RGB", "RGBA", "P")  # Pillow's modes of labels that may be read by their colours
 
 
-class ImageFolder(PictureBuilder):
-    """Pictures and labels of a folder, in one of three layouts (see `pairs.LAYOUTS`)."""
+def make_builder(
+    data_dir: str | os.PathLike,
+    source: str | os.PathLike,
+    *,
+    name: str = "image_folder",
+    label_suffix: str = "",
+    class_names: str | os.PathLike | None = None,
+    label_map: str | None = None,
+    ignore_label: int = 255,
+    picture_range: ranges.Range | None = None,
+    **options: Any,
+) -> PictureBuilder:
+    """The builder of a folder's pictures and labels, in one of three layouts (see `pairs.LAYOUTS`).
 
-    def __init__(
-        self,
-        data_dir: str | os.PathLike,
-        source: str | os.PathLike,
-        *,
-        name: str = "image_folder",
-        label_suffix: str = "",
-        class_names: str | os.PathLike | None = None,
-        label_map: str | None = None,
-        ignore_label: int = 255,
-        picture_range: ranges.Range | None = None,
-        workers: int = 1,
-        skip_bad: bool = False,
-    ):
-        """Finds pictures and labels.
+    Args:
+        data_dir: where TFDS makes NAME/VERSION.
+        source: the folder.
+        name: what the data set is called.
+        label_suffix: see `pairs.find_pairs`.
+        class_names: a file that `class_files.read` reads; None: the first of `class_files.FILES` in the source.
+        label_map: a file or text that `label_map.parse` reads; None: what the file of classes says of values and
+            colours.
+        ignore_label: the value, 0..255, of pixels that count nowhere.
+        picture_range, options: see `PictureBuilder`.
 
-        Args:
-            data_dir: where TFDS makes NAME/VERSION.
-            source: the folder.
-            name: what the data set is called.
-            label_suffix: see `pairs.find_pairs`.
-            class_names: a file that `class_files.read` reads; None: the first of `class_files.FILES` in the source.
-            label_map: a file or text that `label_map.parse` reads; None: what the file of classes says of values and
-                colours.
-            ignore_label: the value, 0..255, of pixels that count nowhere.
-            picture_range, workers, skip_bad: see `PictureBuilder`.
-
-        Raises:
-            DatasetError: the folder, the lists, the names or the map cannot be used.
-        """
-        if not 0 <= ignore_label <= 255:
-            raise DatasetError(f"--ignore_label={ignore_label}: labels are stored in 8 bits, so give 0 to 255")
-        table = None if label_map is None else parse(label_map, ignore_label)
-        has_lists = any((pathlib.Path(source).expanduser() / name).exists() for name in ("train.txt", "images"))
-        if voc_layout.is_one(source) and not has_lists:
-            if label_suffix:
-                raise DatasetError(f"--label_suffix={label_suffix}: lists name the labels of this layout; leave it out")
-            found, problems, remarks = voc_layout.find_pairs(source)
-        else:
-            found, problems, remarks = pairs.find_pairs(source, label_suffix)
-        classes = class_files.read(class_names, source, ignore_label)
-        names = classes.names
-        if table is None:
-            is_colored = classes.by_color and _mode(found) in (("RGB", "RGBA") if classes.is_plain else _COLORED)
-            table = classes.by_color if is_colored else classes.by_value
-        check_indices(names, ignore_label, table)
-        super().__init__(
-            data_dir,
-            found,
-            functools.partial(
-                read_pair,
-                num_classes=len(names),
-                ignore_label=ignore_label,
-                label_map=table,
-                picture_range=picture_range,
-            ),
-            name=name,
-            class_names=names,
-            palette=viz.class_colors(len(names), colors := colors_of(classes, table)),
-            colors=colors,
+    Raises:
+        DatasetError: the folder, the lists, the names or the map cannot be used.
+    """
+    if not 0 <= ignore_label <= 255:
+        raise DatasetError(f"--ignore_label={ignore_label}: labels are stored in 8 bits, so give 0 to 255")
+    table = None if label_map is None else parse(label_map, ignore_label)
+    has_lists = any((pathlib.Path(source).expanduser() / name).exists() for name in ("train.txt", "images"))
+    if voc_layout.is_one(source) and not has_lists:
+        if label_suffix:
+            raise DatasetError(f"--label_suffix={label_suffix}: lists name the labels of this layout; leave it out")
+        found, problems, remarks = voc_layout.find_pairs(source)
+    else:
+        found, problems, remarks = pairs.find_pairs(source, label_suffix)
+    classes = class_files.read(class_names, source, ignore_label)
+    names = classes.names
+    if table is None:
+        is_colored = classes.by_color and _mode(found) in (("RGB", "RGBA") if classes.is_plain else _COLORED)
+        table = classes.by_color if is_colored else classes.by_value
+    check_indices(names, ignore_label, table)
+    return PictureBuilder(
+        data_dir,
+        found,
+        functools.partial(
+            read_pair,
+            num_classes=len(names),
             ignore_label=ignore_label,
-            description=f"Pictures and labels of {pathlib.Path(source).expanduser().resolve()}",
-            synthetic=False,
-            problems=problems,
-            remarks=[*classes.remarks, *remarks],
             label_map=table,
             picture_range=picture_range,
-            workers=workers,
-            skip_bad=skip_bad,
-        )
+        ),
+        name=name,
+        class_names=names,
+        colors=colors_of(classes, table),
+        ignore_label=ignore_label,
+        description=f"Pictures and labels of {pathlib.Path(source).expanduser().resolve()}",
+        problems=problems,
+        remarks=[*classes.remarks, *remarks],
+        label_map=table,
+        picture_range=picture_range,
+        **options,
+    )
 
 
 def check_indices(names: list[str], ignore_label: int, table: LabelMap | None) -> None:

@@ -3,7 +3,7 @@
 import functools
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -81,71 +81,41 @@ LAYOUTS = {
 }
 
 
-class _SceneFolders(PictureBuilder):
-    """One of `LAYOUTS`: pictures and labels of the same names in parallel folders, train and val."""
+def make_builder(
+    data_dir: str | os.PathLike, source: str | os.PathLike, *, name: str, **options: Any
+) -> PictureBuilder:
+    """The builder of one of `LAYOUTS`: pictures and labels of the same names in parallel folders, train and val.
 
-    def __init__(
-        self, data_dir: str | os.PathLike, source: str | os.PathLike, *, workers: int = 1, skip_bad: bool = False
-    ):
-        """Finds pictures and labels.
+    Args:
+        data_dir: where TFDS makes NAME/VERSION.
+        source: the folder of the data, or the one that holds it.
+        name: of the layout.
+        options: `workers` and `skip_bad` of `PictureBuilder`.
 
-        Args:
-            data_dir: where TFDS makes NAME/VERSION.
-            source: the folder of the data, or the one that holds it.
-            workers, skip_bad: see `PictureBuilder`.
-
-        Raises:
-            DatasetError: a folder is missing, or pictures and labels do not match.
-        """
-        layout, (names, palette) = LAYOUTS[self.name], CLASSES[self.name]
-        pairs, problems, remarks = find_pictures(source, self.name)
-        super().__init__(
-            data_dir,
-            pairs,
-            functools.partial(
-                read_pair,
-                num_classes=len(names),
-                ignore_label=IGNORED,
-                read_values=functools.partial(read_classes, layout=layout, num_classes=len(names)),
-                advice=f"take the label files of {layout.title} as distributed",
-            ),
-            class_names=names,
-            palette=palette,
+    Raises:
+        DatasetError: a folder is missing, or pictures and labels do not match.
+    """
+    layout, (names, palette) = LAYOUTS[name], CLASSES[name]
+    pairs, problems, remarks = find_pictures(source, name)
+    return PictureBuilder(
+        data_dir,
+        pairs,
+        functools.partial(
+            read_pair,
+            num_classes=len(names),
             ignore_label=IGNORED,
-            description=f"{layout.title} of {pathlib.Path(source).expanduser().resolve()}",
-            synthetic=False,
-            problems=problems,
-            remarks=remarks,
-            as_published=True,
-            workers=workers,
-            skip_bad=skip_bad,
-        )
-
-
-class Ade20k(_SceneFolders):
-    """ADE20K as of the scene parsing challenge of 2016."""
-
-
-class Loveda(_SceneFolders):
-    """LoveDA, land cover seen from the air, of towns and of the country."""
-
-
-class Mapillary(_SceneFolders):
-    """Mapillary Vistas with the labels of version 1.2."""
-
-
-class PascalContext(_SceneFolders):
-    """Pascal Context with 59 classes and background."""
-
-
-class PascalContext59(_SceneFolders):
-    """Pascal Context without its background, which counts nowhere."""
-
-    name = "pascal_context_59"
-
-
-BUILDERS = {"ade20k": Ade20k, "loveda": Loveda, "mapillary": Mapillary}
-BUILDERS |= {"pascal_context": PascalContext, "pascal_context_59": PascalContext59}
+            read_values=functools.partial(read_classes, layout=layout, num_classes=len(names)),
+            advice=f"take the label files of {layout.title} as distributed",
+        ),
+        name=name,
+        class_names=names,
+        palette=palette,
+        description=f"{layout.title} of {pathlib.Path(source).expanduser().resolve()}",
+        problems=problems,
+        remarks=remarks,
+        as_published=True,
+        **options,
+    )
 
 
 def read_classes(path: str, layout: Layout, num_classes: int) -> np.ndarray:

@@ -16,9 +16,9 @@ from dlv3p_jax.runtime import text
 
 
 def make_builder(
-    dataset: str,
     data_dir: str | os.PathLike,
     *,
+    dataset: str,
     name: str,
     label_key: str | None,
     image_key: str = "image",
@@ -29,8 +29,8 @@ def make_builder(
     """The builder of tfds:NAME; TFDS downloads and prepares its own records first, unless they are there.
 
     Args:
-        dataset: `tfds:NAME`, `tfds:NAME/CONFIG`, with `:VERSION` for another than the newest.
         data_dir: where TFDS makes NAME/VERSION.
+        dataset: `tfds:NAME`, `tfds:NAME/CONFIG`, with `:VERSION` for another than the newest.
         name: what the data set is called here.
         label_key, image_key: of the features with the label and the picture.
         source: TFDS's own data_dir; None: TFDS's default.

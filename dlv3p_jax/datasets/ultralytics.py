@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from dlv3p_jax.data import opening, ranges, viz
+from dlv3p_jax.data import opening, ranges
+from dlv3p_jax.data.classes import IGNORED
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.label_map import LabelMap
 from dlv3p_jax.data.pictures import Example, Pair, Problem, read_pair
@@ -19,17 +20,15 @@ from dlv3p_jax.datasets.pairs import EXTENSIONS, ids_of, pictures_below, read_li
 
 _SPLITS = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}  # our names, and the keys
 _OPTIONAL = ("test",)
-_IGNORE = 255
 
 
 def make_builder(
-    source: str | os.PathLike,
     data_dir: str | os.PathLike,
+    source: str | os.PathLike,
     *,
     name: str,
     picture_range: ranges.Range | None = None,
-    workers: int = 1,
-    skip_bad: bool = False,
+    **options: Any,
 ) -> PictureBuilder:
     """The builder of a data set that a YAML file describes, with the classes that Ultralytics makes of it.
 
@@ -38,10 +37,10 @@ def make_builder(
     `background` after the others, or before them where there is one class. A picture without such a file has no object.
 
     Args:
-        source: the YAML file, or a folder with data.yaml or a single one.
         data_dir: where TFDS makes NAME/VERSION.
+        source: the YAML file, or a folder with data.yaml or a single one.
         name: what the data set is called here.
-        picture_range, workers, skip_bad: see `PictureBuilder`.
+        picture_range, options: see `PictureBuilder`.
 
     Raises:
         DatasetError: the file, or what it names, cannot be used.
@@ -94,16 +93,12 @@ def make_builder(
         _Read(len(names), background, table, picture_range),
         name=name,
         class_names=names,
-        palette=viz.class_colors(len(names)),
-        ignore_label=_IGNORE,
         description=f"Pictures and labels of {path.resolve()}",
-        synthetic=False,
         problems=problems,
         remarks=remarks,
         label_map=table,
         picture_range=picture_range,
-        workers=workers,
-        skip_bad=skip_bad,
+        **options,
     )
 
 
@@ -120,7 +115,7 @@ class _Read:
         return read_pair(
             pair,
             self.num_classes,
-            _IGNORE,
+            IGNORED,
             self.label_map,
             draw=None if self.background is None else self._draw,
             picture_range=self.picture_range,
@@ -237,9 +232,9 @@ def _label_map(path: pathlib.Path, described: Mapping[str, Any]) -> LabelMap | N
     if mapping is None:
         return None
     try:
-        values = {int(value): _IGNORE if index == "ignore_label" else int(index) for value, index in mapping.items()}
+        values = {int(value): IGNORED if index == "ignore_label" else int(index) for value, index in mapping.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise DatasetError(
             f'{path}: "label_mapping" has numbers, each with a class or ignore_label ({error})'
         ) from error
-    return LabelMap(values=tuple({_IGNORE: _IGNORE, **values}.items()))
+    return LabelMap(values=tuple({IGNORED: IGNORED, **values}.items()))

@@ -3,12 +3,13 @@
 import functools
 import os
 import pathlib
+from typing import Any
 
 from dlv3p_jax.data import downloads
 from dlv3p_jax.data.classes import IGNORED, VOC2012
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Pair, Problem, read_pair
-from dlv3p_jax.datasets import sbd
+from dlv3p_jax.datasets import sbd as sbd_files
 from dlv3p_jax.datasets.builder import PictureBuilder
 from dlv3p_jax.datasets.pairs import first_five, read_lines
 
@@ -17,55 +18,49 @@ NUM_PICTURES = {"train": 1464, "val": 1449, "trainval": 2913, "trainaug": 10582}
 _AUGMENTED_LISTS = ("aug.txt", "trainaug.txt", "train_aug.txt")
 
 
-class Voc2012(PictureBuilder):
-    """VOC2012/ as distributed, and the augmented labels beside it or in SBD's own files (see `downloads.HOW_TO`).
+def make_builder(
+    data_dir: str | os.PathLike,
+    source: str | os.PathLike,
+    *,
+    name: str = "voc2012",
+    sbd: str | os.PathLike | None = None,
+    **options: Any,
+) -> PictureBuilder:
+    """The builder of VOC2012/ as distributed, and its augmented labels beside it or in SBD's own files.
 
     Splits are train, val, trainval, and trainaug: train, and the augmented pictures that are neither in train nor val.
+
+    Args:
+        data_dir: where TFDS makes NAME/VERSION.
+        source: VOC2012, or the folder that holds it or VOCdevkit (see `downloads.HOW_TO`).
+        name: what the data set is called.
+        sbd: SBD's folder, whose .mat files are the augmented part in place of SegmentationClassAug.
+        options: `workers` and `skip_bad` of `PictureBuilder`.
+
+    Raises:
+        DatasetError: folders, lists, pictures or labels are missing.
     """
-
-    def __init__(
-        self,
-        data_dir: str | os.PathLike,
-        source: str | os.PathLike,
-        *,
-        sbd_folder: str | os.PathLike | None = None,
-        workers: int = 1,
-        skip_bad: bool = False,
-    ):
-        """Finds pictures and labels.
-
-        Args:
-            data_dir: where TFDS makes voc2012/VERSION.
-            source: VOC2012, or the folder that holds it or VOCdevkit.
-            sbd_folder: SBD's folder, whose .mat files are the augmented part in place of SegmentationClassAug.
-            workers, skip_bad: see `PictureBuilder`.
-
-        Raises:
-            DatasetError: folders, lists, pictures or labels are missing.
-        """
-        pairs, problems, remarks = find_pictures(source, sbd_folder)
-        super().__init__(
-            data_dir,
-            pairs,
-            functools.partial(
-                read_pair,
-                num_classes=len(VOC2012.names),
-                ignore_label=IGNORED,
-                read_values=sbd.read_values,
-                advice=sbd.ADVICE,
-            ),
-            class_names=VOC2012.names,
-            palette=VOC2012.palette,
+    pairs, problems, remarks = find_pictures(source, sbd)
+    return PictureBuilder(
+        data_dir,
+        pairs,
+        functools.partial(
+            read_pair,
+            num_classes=len(VOC2012.names),
             ignore_label=IGNORED,
-            description=f"Pascal VOC 2012 segmentation of {pathlib.Path(source).expanduser().resolve()}",
-            synthetic=False,
-            problems=problems,
-            remarks=remarks,
-            apart=[("train", "val"), ("trainaug", "val")],
-            as_published=True,
-            workers=workers,
-            skip_bad=skip_bad,
-        )
+            read_values=sbd_files.read_values,
+            advice=sbd_files.ADVICE,
+        ),
+        name=name,
+        class_names=VOC2012.names,
+        palette=VOC2012.palette,
+        description=f"Pascal VOC 2012 segmentation of {pathlib.Path(source).expanduser().resolve()}",
+        problems=problems,
+        remarks=remarks,
+        apart=[("train", "val"), ("trainaug", "val")],
+        as_published=True,
+        **options,
+    )
 
 
 def find_pictures(
@@ -149,7 +144,7 @@ def _find_augmented(
     """Labels of the augmented part by name, without the pictures of train and val; None where there is none."""
     folder, lists = root / "SegmentationClassAug", root / "ImageSets" / "Segmentation"
     if sbd_folder is not None:
-        found = sbd.find_labels(pathlib.Path(sbd_folder).expanduser())
+        found = sbd_files.find_labels(pathlib.Path(sbd_folder).expanduser())
         if folder.is_dir():
             remarks.append(f"{folder} is left out: --sbd counts")
     elif folder.is_dir():

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dlv3p_jax.data import augment, pipeline, records
-from dlv3p_jax.datasets.image_folder import ImageFolder
+from dlv3p_jax.datasets.image_folder import make_builder
 from dlv3p_jax.datasets.preparing import prepare_dataset
 from dlv3p_jax.datasets.toy_streets import canvas
 from dlv3p_jax.performance import measured, timing
@@ -146,7 +146,7 @@ def make_dataset(folder: pathlib.Path, size: tuple[int, int], count: int = _MADE
         "".join(f"class {index}\n" for index in range(_CLASSES)), encoding="utf-8"
     )
     prepared, _ = prepare_dataset(
-        "image_folder", functools.partial(ImageFolder, source=folder / "source"), folder / "data", overwrite=False
+        "image_folder", functools.partial(make_builder, source=folder / "source"), folder / "data", overwrite=False
     )
     return prepared
 

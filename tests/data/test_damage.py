@@ -18,7 +18,7 @@ from dlv3p_jax.data import augment, pipeline, records
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.pictures import Example
 from dlv3p_jax.datasets import builder, preparing
-from dlv3p_jax.datasets.image_folder import ImageFolder
+from dlv3p_jax.datasets.image_folder import make_builder
 from dlv3p_jax.training import loop
 from dlv3p_jax.weights import checkpoint_reading, checkpoints
 
@@ -42,7 +42,7 @@ def prepared(tmp_path_factory):
     (folder / "source" / "classes.txt").write_text("floor\nwall\nlamp\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "_PICTURES_A_SHARD", 3)
-        make = functools.partial(ImageFolder, source=folder / "source")
+        make = functools.partial(make_builder, source=folder / "source")
         preparing.prepare_dataset("image_folder", make, folder / "data", overwrite=False)
     return folder / "data"
 

@@ -335,7 +335,7 @@ def test_two_preparations_at_once_are_refused(tmp_path):
 
 def test_toy_streets_holds_the_scenes_as_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(toy_streets, "NUM_PICTURES", {"train": 3, "val": 2})
-    dataset, _ = preparing.prepare_dataset("toy_streets", toy_streets.ToyStreets, tmp_path, overwrite=False)
+    dataset, _ = preparing.prepare_dataset("toy_streets", toy_streets.make_builder, tmp_path, overwrite=False)
     assert dataset.class_names == list(scenes.CLASS_NAMES)
     assert dataset.metadata["synthetic"]
     assert dataset.num_pictures("train") == 3
@@ -348,7 +348,7 @@ def test_toy_streets_holds_the_scenes_as_drawn(tmp_path, monkeypatch):
     older = dataset.folder.rename(dataset.folder.with_name("1.0.0"))
     assert (dataset.folder.name, records.open_dataset("toy_streets", tmp_path).folder) == ("2.0.0", older)
     with pytest.raises(records.DatasetError, match=r"toy_streets/1\.0\.0 is prepared already"):
-        preparing.prepare_dataset("toy_streets", toy_streets.ToyStreets, tmp_path, overwrite=False)
+        preparing.prepare_dataset("toy_streets", toy_streets.make_builder, tmp_path, overwrite=False)
 
 
 def test_a_command_to_paste_names_a_folder_as_shells_take_it():

@@ -51,7 +51,7 @@ def make_source(folder, name):
 
 
 def prepare(source, data_dir, name, **options):
-    make = functools.partial(aerial.BUILDERS[name], source=source, **options)
+    make = functools.partial(aerial.make_builder, name=name, source=source, **options)
     return prepare_dataset(name, make, data_dir, False)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from dlv3p_jax.data import augment, classes, pipeline, records
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.datasets import check, cityscapes, summary
-from dlv3p_jax.datasets.cityscapes import Cityscapes
+from dlv3p_jax.datasets.cityscapes import make_builder
 from dlv3p_jax.datasets.preparing import prepare_dataset
 
 # The labelIds of train ids 0 to 18, as in the paper's list of evaluated classes.
@@ -52,7 +52,7 @@ def source(tmp_path) -> pathlib.Path:
 
 
 def prepare(source, data_dir, **options):
-    return prepare_dataset("cityscapes", functools.partial(Cityscapes, source=source, **options), data_dir, False)
+    return prepare_dataset("cityscapes", functools.partial(make_builder, source=source, **options), data_dir, False)
 
 
 def decode(label: bytes) -> np.ndarray:

@@ -60,7 +60,7 @@ def source(tmp_path):
 
 def prepare(source, data_dir, **options):
     def make(folder):
-        return coco.make_builder(source, folder, name="mine", **options)
+        return coco.make_builder(folder, source, name="mine", **options)
 
     return prepare_dataset("mine", make, data_dir, overwrite=False)
 
@@ -96,7 +96,7 @@ def test_polygons_and_run_lengths_become_indices(source, tmp_path):
 def test_layouts_of_other_tools(tmp_path, files, pictures):
     for (split, name), folder in zip(files.items(), pictures, strict=True):
         write(tmp_path, split, name, folder, [annotation(1, 10, 7, SQUARE)])
-    dataset = coco.make_builder(tmp_path, tmp_path / "data", name="mine").survey(tmp_path)
+    dataset = coco.make_builder(tmp_path / "data", tmp_path, name="mine").survey(tmp_path)
     assert dataset.metadata["class_pixels"] == dict.fromkeys(("train", "val"), [2 * HEIGHT * WIDTH - 16, 0, 16])
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.datasets.file_names import explain, find_alike
-from dlv3p_jax.datasets.image_folder import ImageFolder
+from dlv3p_jax.datasets.image_folder import make_builder
 from dlv3p_jax.datasets.preparing import prepare_dataset
 
 
@@ -72,13 +72,15 @@ def copy(source, kind, name: bytes, number=9) -> None:
 def test_names_that_are_not_utf_8_are_a_problem_with_a_mend(source, tmp_path):  # D4, F6
     for kind in ("images", "labels"):
         copy(source, kind, b"M\xfcll.png")  # Latin-1, as a zip file of Windows leaves it
-    made_by = ImageFolder(tmp_path, source, skip_bad=True)  # as --check does
+    made_by = make_builder(tmp_path, source, skip_bad=True)  # as --check does
     assert made_by.survey(source).num_pictures("train") == 1
     (problem,) = made_by.problems
     assert r"images/train/M\xfcll.png: the name is not UTF-8" in problem.message and "convmv" in problem.message
     with pytest.raises(DatasetError, match=r"M\\xfcll\.png: the name is not UTF-8"):
-        ImageFolder(tmp_path, source)
-    dataset, _ = prepare_dataset("image_folder", lambda d: ImageFolder(d, source, skip_bad=True), tmp_path / "d", False)
+        make_builder(tmp_path, source)
+    dataset, _ = prepare_dataset(
+        "image_folder", lambda d: make_builder(d, source, skip_bad=True), tmp_path / "d", False
+    )
     assert dataset.num_pictures("train") == 1
     assert r"M\xfcll.png" in (dataset.folder / "skipped.txt").read_text("utf-8")
 
@@ -88,7 +90,7 @@ def test_a_folder_and_lone_files_with_names_that_are_not_utf_8(source, tmp_path)
     latin = tmp_path / os.fsdecode(b"M\xfcller")
     os.rename(source, latin)
     dataset, made_by = prepare_dataset(
-        "image_folder", lambda d: ImageFolder(d, latin, skip_bad=True), tmp_path / "d", False
+        "image_folder", lambda d: make_builder(d, latin, skip_bad=True), tmp_path / "d", False
     )
     assert dataset.metadata["description"].endswith(r"M\xfcller")
     assert r"M\xfcll.png has no label" in (dataset.folder / "skipped.txt").read_text("utf-8")
@@ -98,7 +100,7 @@ def test_a_folder_and_lone_files_with_names_that_are_not_utf_8(source, tmp_path)
 def test_a_folder_of_data_sets_whose_name_is_not_utf_8_is_refused(source, tmp_path):
     with pytest.raises(DatasetError, match=r"--data_dir=.*M\\xfcller: the name is not UTF-8"):
         prepare_dataset(
-            "image_folder", lambda d: ImageFolder(d, source), tmp_path / os.fsdecode(b"M\xfcller"), overwrite=False
+            "image_folder", lambda d: make_builder(d, source), tmp_path / os.fsdecode(b"M\xfcller"), overwrite=False
         )
 
 
@@ -106,8 +108,8 @@ def test_what_would_help_stands_beside_the_problems(source, tmp_path):
     for split in ("train", "val"):
         os.rename(source / f"labels/{split}/a.png", source / f"labels/{split}/a_segmentation.png")
     with pytest.raises(DatasetError, match=r'4 problems(.|\n)*note: train: 1 labels have "_segmentation"'):
-        ImageFolder(tmp_path, source)
+        make_builder(tmp_path, source)
     (source / "train.txt").write_text("images/train/A.png labels/train/a_segmentation.png\n")
     (source / "val.txt").write_text("images/val/a.png labels/val/a_segmentation.png\n")
     with pytest.raises(DatasetError, match=r"train\.txt, line 1: .*A\.png not found in .* \(a\.png is there"):
-        ImageFolder(tmp_path, source)
+        make_builder(tmp_path, source)

@@ -62,7 +62,7 @@ def cache(tmp_path, monkeypatch):
 def prepare(data_dir, place, **options):
     options = {"label_key": "mask"} | options
     name = records.local_name(f"hf:{place}")
-    make = functools.partial(hugging_face.make_builder, f"hf:{place}", name=name, **options)
+    make = functools.partial(hugging_face.make_builder, dataset=f"hf:{place}", name=name, **options)
     return prepare_dataset(name, make, data_dir, False)
 
 

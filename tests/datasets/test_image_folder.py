@@ -15,7 +15,7 @@ from PIL import Image
 
 from dlv3p_jax.data.errors import DatasetError, UnreadableError
 from dlv3p_jax.datasets import summary
-from dlv3p_jax.datasets.image_folder import ImageFolder
+from dlv3p_jax.datasets.image_folder import make_builder
 from dlv3p_jax.datasets.preparing import prepare_dataset
 from dlv3p_jax.runtime import disk_errors
 
@@ -44,7 +44,7 @@ def source(tmp_path) -> pathlib.Path:
 
 
 def prepare(source, data_dir, overwrite=False, **options):
-    make = functools.partial(ImageFolder, source=source, **options)
+    make = functools.partial(make_builder, source=source, **options)
     return prepare_dataset("image_folder", make, data_dir, overwrite)
 
 
@@ -76,10 +76,10 @@ def test_digests_are_those_of_ids_pictures_and_labels_in_order(source, tmp_path)
             expected.update(hashlib.sha256(record[key]).digest())
     digests = dataset.metadata["digests"]
     assert digests["train"] == expected.hexdigest() != digests["val"]
-    assert ImageFolder(tmp_path, source, workers=3).survey(source).metadata["digests"] == digests
+    assert make_builder(tmp_path, source, workers=3).survey(source).metadata["digests"] == digests
 
     write_pair(source, "train", "b", [[0, 1, 2, 0], [255, 1, 2, 0]])  # as many pixels of each class as before
-    again = ImageFolder(tmp_path, source).survey(source).metadata
+    again = make_builder(tmp_path, source).survey(source).metadata
     assert again["class_pixels"] == dataset.metadata["class_pixels"]
     assert again["digests"]["train"] != digests["train"]
     assert again["digests"]["val"] == digests["val"]
@@ -196,7 +196,7 @@ def test_a_name_of_a_list_that_the_disk_does_not_look_up_is_not_missing(source, 
 
     monkeypatch.setattr(os, "stat", failing)
     with pytest.raises(UnreadableError, match="labels/train/b.png: cannot be read .Stale file handle"):
-        ImageFolder(tmp_path, source, skip_bad=True)
+        make_builder(tmp_path, source, skip_bad=True)
 
 
 def test_skip_bad_does_not_leave_an_empty_split(source, tmp_path):
@@ -243,17 +243,17 @@ def test_mapped_colours_become_the_palette(mask, tmp_path):
 
 
 def test_colours_of_the_file_of_classes(source, tmp_path):
-    plain = ImageFolder(tmp_path, source).survey(source).metadata["palette"]
+    plain = make_builder(tmp_path, source).survey(source).metadata["palette"]
     assert plain[0] == [0, 0, 0] and len(set(map(tuple, plain))) == 3
 
     (source / "classes.txt").write_text("background\ntall weed #00c000\ncrop\n")
     write_palette(source / "labels/train/a.png", [[0, 1, 2, 2]] * 2, [BLUE, RED, (9, 9, 9)])
-    metadata = ImageFolder(tmp_path, source).survey(source).metadata
+    metadata = make_builder(tmp_path, source).survey(source).metadata
     assert metadata["class_names"] == ["background", "tall weed", "crop"]
     assert metadata["palette"] == [list(BLUE), [0, 192, 0], [9, 9, 9]]  # which counts over that of the labels
 
     (source / "classes.txt").write_text("background #0000c8\ntall weed #00c000\ncrop #c80000\n")
-    counts = ImageFolder(tmp_path, source).survey(source).metadata["class_pixels"]  # palette labels go by their values
+    counts = make_builder(tmp_path, source).survey(source).metadata["class_pixels"]  # palette labels go by their values
     assert counts == {"train": [8, 6, 8], "val": [3, 2, 2]}
     for name in ("train/a", "train/b", "train/sub/a", "val/v"):  # colour labels go by their colours
         Image.fromarray(np.uint8([[BLUE, RED, RED, (0, 192, 0)]] * 2)).save(source / f"labels/{name}.png")
@@ -304,7 +304,7 @@ def test_the_same_picture_under_another_name_is_noticed(source, tmp_path):  # F4
         shutil.copy(folder / f"train/b.{suffix}", folder / f"val/other.{suffix}")
         (folder / f"val/w.{suffix}").symlink_to(folder / f"train/sub/a.{suffix}")
     for workers in (1, 2):
-        made_by = ImageFolder(tmp_path, source, workers=workers)
+        made_by = make_builder(tmp_path, source, workers=workers)
         made_by.survey(source)
         within, between = made_by.remarks
         assert within.startswith("train: 1 of 4 pictures repeat others") and "copy = a" in within
@@ -323,7 +323,7 @@ def test_all_of_val_in_train_is_said(source, tmp_path):
     for kind in ("images", "labels"):
         shutil.rmtree(source / kind / "val")
         shutil.copytree(source / kind / "train", source / kind / "val")
-    made_by = ImageFolder(tmp_path, source)
+    made_by = make_builder(tmp_path, source)
     made_by.survey(source)
     assert [remark.split(" are")[0] for remark in made_by.remarks] == ["all 3 pictures of val"]
 
@@ -361,13 +361,13 @@ def test_palettes_that_differ_are_refused_and_their_colours_named(source, tmp_pa
 def test_palettes_that_agree_are_the_colours_of_the_classes(source, tmp_path):
     write_palette(source / "labels/train/a.png", [[0, 1, 0, 1]] * 2, [RED, BLUE])
     write_palette(source / "labels/val/v.png", [[0, 1, 0, 7]] * 2, [RED, BLUE, *[BLACK] * 5, (9, 9, 9)])
-    palette = ImageFolder(tmp_path, source, ignore_label=7).survey(source).metadata["palette"]
+    palette = make_builder(tmp_path, source, ignore_label=7).survey(source).metadata["palette"]
     assert palette[:2] == [list(RED), list(BLUE)] and len({tuple(color) for color in palette}) == 3
     # A map of values moves them, and a grey ramp is no choice of colours.
     moved = {"label_map": "0:1,1:2,2:0,255:ignore,7:ignore"}
     ramp = [(value, value, value) for value in range(256)]
     write_palette(source / "labels/train/b.png", [[0, 1, 2, 0]] * 2, ramp)
-    palette = ImageFolder(tmp_path, source, **moved).survey(source).metadata["palette"]
+    palette = make_builder(tmp_path, source, **moved).survey(source).metadata["palette"]
     assert palette == [[0, 0, 0], list(RED), list(BLUE)]
 
 
@@ -384,7 +384,7 @@ def test_one_label_map_is_suggested_for_all_colours(source, tmp_path):  # F11
 
 def test_a_split_of_which_nothing_is_left_is_said_so(source, tmp_path):
     write_pair(source, "val", "v", [[9, 9]])
-    dataset = ImageFolder(tmp_path, source, skip_bad=True).survey(source)
+    dataset = make_builder(tmp_path, source, skip_bad=True).survey(source)
     lines = summary.table(dataset).splitlines()
     assert lines[0].startswith("train: 3 pictures;") and lines[1].startswith("val: nothing is left")
     assert lines[2].split() == ["class", "train"]
@@ -421,7 +421,7 @@ def test_pictures_of_12_bits_in_files_of_16_need_a_range(source, tmp_path):
         prepare(source, tmp_path / "data")
     assert nothing_written(tmp_path / "data")
     with pytest.raises(DatasetError, match=r"--picture_range=0,4095"):
-        survey = ImageFolder(tmp_path / "data", source, skip_bad=True)
+        survey = make_builder(tmp_path / "data", source, skip_bad=True)
         survey.survey(source)
         survey.refuse_useless_data()
     write_pair(source, "train", "b", [[0, 1, 2, 9], [0, 1, 2, 0]], "png")

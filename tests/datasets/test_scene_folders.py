@@ -87,7 +87,7 @@ def make_source(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def prepare(source, data_dir, name, **options):
-    make = functools.partial(scene_folders.BUILDERS[name], source=source, **options)
+    make = functools.partial(scene_folders.make_builder, name=name, source=source, **options)
     return prepare_dataset(name, make, data_dir, False)
 
 

@@ -70,7 +70,7 @@ def catalogue(tmp_path_factory):
 
 def prepare(data_dir, name="tfds:tiny_pet", **options):
     local = records.local_name(name)
-    make = functools.partial(tfds_catalogue.make_builder, name, name=local, **options)
+    make = functools.partial(tfds_catalogue.make_builder, dataset=name, name=local, **options)
     return prepare_dataset(local, make, data_dir, False)
 
 

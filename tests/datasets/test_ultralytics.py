@@ -57,7 +57,7 @@ def masked(tmp_path):
 
 def prepare(source, data_dir):
     def make(folder):
-        return ultralytics.make_builder(source, folder, name="mine")
+        return ultralytics.make_builder(folder, source, name="mine")
 
     return prepare_dataset("mine", make, data_dir, overwrite=False)
 

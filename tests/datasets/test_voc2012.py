@@ -15,7 +15,7 @@ from dlv3p_jax.data import records
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.datasets import check, sbd
 from dlv3p_jax.datasets.preparing import prepare_dataset
-from dlv3p_jax.datasets.voc2012 import Voc2012
+from dlv3p_jax.datasets.voc2012 import make_builder
 
 LABELS = {  # 255 is the outline that VOC draws around objects
     "2007_000001": [[0, 1, 15, 255], [0, 0, 20, 255]],
@@ -91,7 +91,7 @@ def benchmark(tmp_path) -> pathlib.Path:
 
 
 def prepare(source, data_dir, **options):
-    return prepare_dataset("voc2012", functools.partial(Voc2012, source=source, **options), data_dir, False)
+    return prepare_dataset("voc2012", functools.partial(make_builder, source=source, **options), data_dir, False)
 
 
 def decode(label: bytes) -> np.ndarray:
@@ -174,7 +174,7 @@ def test_without_the_augmented_part_train_and_val_are_made(voc, tmp_path):
 
 
 def test_sbds_own_files_are_the_augmented_part(voc, benchmark, tmp_path):
-    dataset, _ = prepare(voc, tmp_path / "data", sbd_folder=benchmark, workers=2)
+    dataset, _ = prepare(voc, tmp_path / "data", sbd=benchmark, workers=2)
     check_split(dataset, "trainaug", TRAIN + AUG)  # VOC's label where both have one, and nothing of val
 
 
@@ -182,13 +182,13 @@ def test_sbds_own_files_are_the_augmented_part(voc, benchmark, tmp_path):
 def test_sbd_without_lists_and_from_other_folders(voc, benchmark, tmp_path, folder):
     for name in ("train.txt", "val.txt"):
         (benchmark / "dataset" / name).unlink()
-    dataset, _ = prepare(voc, tmp_path / "data", sbd_folder=benchmark / folder)
+    dataset, _ = prepare(voc, tmp_path / "data", sbd=benchmark / folder)
     check_split(dataset, "trainaug", TRAIN + sorted(AUG))
 
 
 def test_sbd_counts_before_the_folder(augmented, benchmark, tmp_path):
     write_mat(benchmark / "dataset/cls", AUG[0], np.full((2, 4), 5))
-    dataset, made_by = prepare(augmented, tmp_path / "data", sbd_folder=benchmark)
+    dataset, made_by = prepare(augmented, tmp_path / "data", sbd=benchmark)
     np.testing.assert_array_equal(decode(dataset.source("trainaug")[2]["label"]), np.full((2, 4), 5))
     assert "SegmentationClassAug is left out: --sbd counts" in made_by.remarks[0]
 
@@ -198,20 +198,20 @@ def test_files_that_are_not_sbds(voc, benchmark, tmp_path):
     (cls / f"{AUG[0]}.mat").write_bytes((cls / f"{AUG[0]}.mat").read_bytes()[:200])
     scipy.io.savemat(cls / f"{AUG[1]}.mat", {"GTinst": {"Segmentation": np.zeros((2, 4), np.uint8)}})
     with pytest.raises(DatasetError) as error:
-        prepare(voc, tmp_path / "data", sbd_folder=benchmark)
+        prepare(voc, tmp_path / "data", sbd=benchmark)
     _, damaged, other, *_ = str(error.value).splitlines()
     assert f"{AUG[0]}.mat: damaged, or no MATLAB file of SBD" in damaged
     assert f"{AUG[1]}.mat: holds no GTcls.Segmentation" in other
     with pytest.raises(DatasetError, match=r"--sbd=.*: no folder of SBD"):
-        prepare(voc, tmp_path / "data", sbd_folder=voc)
+        prepare(voc, tmp_path / "data", sbd=voc)
 
 
 def test_a_mat_file_that_is_not_there_and_one_of_another_size(voc, benchmark, tmp_path):
     write_mat(benchmark / "dataset/cls", AUG[0], np.zeros((3, 4)))
     (benchmark / "dataset/cls" / f"{AUG[1]}.mat").unlink()
     with pytest.raises(DatasetError, match=rf"{AUG[1]}\.mat not found"):
-        prepare(voc, tmp_path / "data", sbd_folder=benchmark)
-    dataset, made_by = prepare(voc, tmp_path / "data", sbd_folder=benchmark, skip_bad=True)
+        prepare(voc, tmp_path / "data", sbd=benchmark)
+    dataset, made_by = prepare(voc, tmp_path / "data", sbd=benchmark, skip_bad=True)
     check_split(dataset, "trainaug", TRAIN)
     assert f"{AUG[0]}.jpg is 4x2 (width x height) but its label" in made_by.problems[1].message
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.datasets.image_folder import ImageFolder
+from dlv3p_jax.datasets.image_folder import make_builder
 
 COLORS = np.uint8([[[0, 0, 0], [128, 64, 128], [0, 0, 142], [224, 224, 192]]] * 2)
 LISTS = "ImageSets/Segmentation"
@@ -31,7 +31,7 @@ def source(tmp_path):
 
 
 def test_an_export_is_taken_as_it_is(source, tmp_path):
-    made_by = ImageFolder(tmp_path, source)
+    made_by = make_builder(tmp_path, source)
     dataset = made_by.survey(source)
     assert dataset.class_names == ["background", "car", "road"]
     assert dataset.palette == [[0, 0, 0], [0, 0, 142], [128, 64, 128]]
@@ -44,22 +44,22 @@ def test_an_export_is_taken_as_it_is(source, tmp_path):
 def test_one_channel_counts_the_lines_of_labelmap(source, tmp_path):
     for path in (source / "SegmentationClass").rglob("*.png"):
         Image.fromarray(np.uint8([[0, 3, 1, 2]] * 2)).save(path)
-    metadata = ImageFolder(tmp_path, source).survey(source).metadata
+    metadata = make_builder(tmp_path, source).survey(source).metadata
     assert metadata["class_pixels"]["val"] == [2, 2, 2] and metadata["ignored_pixels"]["val"] == 2
 
 
 def test_a_label_map_of_ones_own_counts(source, tmp_path):
     given = "0-0-0:ignore,128-64-128:2,0-0-142:1,224-224-192:0"
-    assert ImageFolder(tmp_path, source, label_map=given).survey(source).metadata["class_pixels"]["val"] == [2, 2, 2]
+    assert make_builder(tmp_path, source, label_map=given).survey(source).metadata["class_pixels"]["val"] == [2, 2, 2]
 
 
 def test_what_is_missing_is_named(source, tmp_path):
     (source / "SegmentationClass/v.png").rename(source / "SegmentationClass/w.png")
     with pytest.raises(DatasetError, match=r"val\.txt, line 1: no file SegmentationClass/v\.\*"):
-        ImageFolder(tmp_path, source)
+        make_builder(tmp_path, source)
     (source / LISTS / "train.txt").rename(source / LISTS / "default.txt")
     with pytest.raises(DatasetError, match=r"train\.txt is missing.*divide the names of default\.txt"):
-        ImageFolder(tmp_path, source)
+        make_builder(tmp_path, source)
     (source / "JPEGImages").rename(source / "JPEG")
     with pytest.raises(DatasetError, match="no folder JPEGImages"):
-        ImageFolder(tmp_path, source)
+        make_builder(tmp_path, source)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dlv3p_jax import models
 from dlv3p_jax.data import records, viz
-from dlv3p_jax.datasets.image_folder import ImageFolder
+from dlv3p_jax.datasets.image_folder import make_builder
 from dlv3p_jax.datasets.preparing import prepare_dataset
 from dlv3p_jax.evaluation import evaluator, files
 from dlv3p_jax.runtime import configuration, sharding
@@ -162,7 +162,7 @@ def test_pixels_of_another_ignore_label_are_not_drawn_as_errors(tmp_path):
             (tmp_path / "source" / kind / split).mkdir(parents=True)
             Image.fromarray(pixels).save(tmp_path / "source" / kind / split / "0.png")
     (tmp_path / "source" / "classes.txt").write_text("floor\nwall\n")
-    make = functools.partial(ImageFolder, source=tmp_path / "source", ignore_label=9)
+    make = functools.partial(make_builder, source=tmp_path / "source", ignore_label=9)
     prepare_dataset("image_folder", make, tmp_path / "data", overwrite=False)
 
     config, dataset, mesh = evaluator.prepare_run(tiny.make_config(tmp_path / "data", ignore_label=9))
