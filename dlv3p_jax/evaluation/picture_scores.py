@@ -102,7 +102,10 @@ class Collector:
         self.label_probability = np.zeros((len(sizes), num_classes), np.float32)
         self.calibration = np.zeros((3, sureness.BINS))
         self.confused = np.zeros((2, num_classes, num_classes, PER_CELL), np.int32)
-        self._scores, self._doubts = np.full(len(sizes), np.nan), np.full(len(sizes), np.nan)
+        # Of each class, the pictures whose labels are least probable: minus that probability, and their positions.
+        self._least = np.stack([np.full((num_classes, DOUBTED), -np.inf), np.zeros((num_classes, DOUBTED))])
+        self._probability = np.zeros(num_classes)
+        self._scores = np.full(len(sizes), np.nan)
         self._maybe_typical = set(range(0, len(sizes), max(len(sizes) // _TYPICAL_FROM, 1)))
         self.predictions: dict[int, np.ndarray] = {}
 
@@ -125,9 +128,11 @@ class Collector:
         self.counts[indices] = metrics.pixel_counts(matrices)
         self._scores[indices] = own_scores(self.counts[indices])
         self.label_probability[indices] = counts["label_probability"][: len(indices)]
-        self._doubts[indices] = _least(sureness.doubts(self.label_probability[indices], self.counts[indices]))
+        self._probability += counts["label_probability"].sum(0, dtype=np.float64)
         self.calibration += np.vstack([counts["confident"].sum(0, dtype=np.int64), counts["confidence"].sum(0)])
-        self._remember_confused(indices, matrices)
+        self.confused = _keep_largest(self.confused, np.moveaxis(matrices, 0, -1), indices)
+        doubts = -sureness.doubts(self.label_probability[indices], self.counts[indices]).T
+        self._least = _keep_largest(self._least, np.where(np.isnan(doubts), -np.inf, doubts), indices)
         order = self._order()
         wanted = {*order[:SHOWN], *order[-SHOWN:], *self._maybe_typical.intersection(order), *self._samples}
         wanted |= {*self._doubted(), *self._confused()}
@@ -163,18 +168,12 @@ class Collector:
         found = self.label_probability, self.calibration, self.confused
         return PictureScores(tuple(ids), self.counts, tuple(shown), predictions, *found)
 
-    def _remember_confused(self, indices: Sequence[int], matrices: np.ndarray) -> None:
-        """Keeps, for each cell, the pictures with the most pixels in it; of as many, the earlier."""
-        pixels = np.concatenate([self.confused[0], np.moveaxis(matrices, 0, -1)], -1)
-        positions = np.broadcast_to(np.array(indices, np.int32), (*matrices.shape[1:], len(indices)))
-        best = np.argsort(-pixels, axis=-1, kind="stable")[..., :PER_CELL]
-        both = (pixels, np.concatenate([self.confused[1], positions], -1))
-        self.confused = np.stack([np.take_along_axis(values, best, -1) for values in both])
-
     def _doubted(self) -> list[int]:
         """The positions of the pictures with the labels that are doubted most, these first."""
-        known = np.flatnonzero(~np.isnan(self._doubts))
-        return known[np.argsort(self._doubts[known], kind="stable")[:DOUBTED]].tolist()
+        usual = self._probability / np.maximum(self.matrix.sum(1), 1)
+        below = (usual[:, None] + self._least[0]).ravel()  # how far, of each class
+        order = np.argsort(-below, kind="stable")[: np.count_nonzero(np.isfinite(below))]
+        return [int(index) for index in dict.fromkeys(self._least[1].ravel()[order])][:DOUBTED]
 
     def _confused(self) -> list[int]:
         """The positions of pictures with the most frequent errors, these first."""
@@ -283,10 +282,12 @@ def read(path: epath.Path, sha256: str | None = None) -> PictureScores | None:
     return scores
 
 
-def _least(values: np.ndarray) -> np.ndarray:
-    """The least of the last axis that is not NaN; NaN if nothing is."""
-    least = np.where(np.isnan(values), np.inf, values).min(-1)
-    return np.where(np.isinf(least), np.nan, least)
+def _keep_largest(kept: np.ndarray, values: np.ndarray, indices: Sequence[int]) -> np.ndarray:
+    """The largest of `kept`, `[2, ..., K]` of values and positions, and of a batch's `[..., B]`; of equals, the earlier."""
+    positions = np.broadcast_to(np.array(indices), values.shape)
+    both = np.concatenate([kept, np.stack([values, positions]).astype(kept.dtype)], -1)
+    best = np.argsort(-both[0], axis=-1, kind="stable")[..., : kept.shape[-1]]
+    return np.take_along_axis(both, best[None], -1)
 
 
 def _shrink(label: Image.Image) -> np.ndarray:

@@ -64,14 +64,18 @@ def cells(main: Evaluation) -> dict[str, Any]:
 
 
 def doubts(main: Evaluation) -> list[dict[str, Any]]:
-    """The labels of single pictures that the model finds least probable, these first."""
+    """The labels of single pictures that the model finds least probable for their class, these first.
+
+    By how far they are below what the class usually gets, as in confident learning (Northcutt et al., 2021): the lowest
+    alone would be those of the classes that the model hardly knows.
+    """
     pictures, names, colors = main.pictures, main.report["class_names"], cards.palette(main)
     if pictures is None or pictures.label_probability is None:
         return []
     found = sureness.doubts(pictures.label_probability, pictures.counts)
     usual = sureness.doubts(pictures.label_probability.sum(0, dtype=np.float64), pictures.counts.sum(0), 0)
     shown = {shown.index for shown in pictures.shown}
-    order = np.argsort(found, axis=None, kind="stable")[: min(_DOUBTS, np.count_nonzero(~np.isnan(found)))]
+    order = np.argsort(found - usual, axis=None, kind="stable")[: min(_DOUBTS, np.count_nonzero(~np.isnan(found)))]
     return [
         {
             "id": pictures.ids[index],
@@ -91,7 +95,9 @@ def calibration(main: Evaluation) -> dict[str, Any] | None:
     if main.pictures is None or main.pictures.calibration is None or not main.pictures.calibration[0].any():
         return None
     pixels, right, confidence = main.pictures.calibration.sum(1)
+    gap = (confidence - right) / pixels
     return {
+        "verdict": "about as sure as it is right" if abs(gap) < 0.005 else "too sure" if gap > 0 else "not sure enough",
         "chart": charts.reliability("calibration", "Right, by confidence", main.pictures.calibration),
         "error": sureness.calibration_error(main.pictures.calibration),
         "confidence": confidence / pixels,

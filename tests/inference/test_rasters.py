@@ -60,7 +60,9 @@ def test_labels_lie_where_the_raster_does_and_are_made_window_by_window(tmp_path
 def test_what_could_not_be_written_whole_does_not_appear(tmp_path):
     rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
     noise = np.random.default_rng(0).integers(0, 256, (1, 300, 300)).astype(np.uint8)
-    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", height=300, width=300, count=1, dtype="uint8") as raster:
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", height=300, width=300, count=1, dtype="uint8"
+    ) as raster:
         raster.write(noise)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8000, hard))  # GDAL meets it as it closes the file, and says nothing
