@@ -21,7 +21,7 @@ from absl import app, flags, logging
 from dlv3p_jax.data import ranges
 from dlv3p_jax.data.pictures import Problem
 from dlv3p_jax.inference import addresses, finding
-from dlv3p_jax.runtime import arguments, cli
+from dlv3p_jax.runtime import arguments, cli, text
 from dlv3p_jax.weights import published
 
 if typing.TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _predict(
     )
     if len(unpredicted) < len(pictures):
         _print_shares(pixels, loaded.class_names, loaded.palette)
-        print(f"{len(pictures) - len(unpredicted)} pictures")
+        print(text.count(len(pictures) - len(unpredicted), "picture"))
         print(f"labels: {output / outputs.label_folder(_SUBMISSION.value)}\noverlays: {output / 'overlays'}")
         if _PROBABILITIES.value:
             print(f"probabilities: {output / 'probabilities'}")

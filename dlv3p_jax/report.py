@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
         cli.refuse_words(argv)
         if values.workdir is None:
             raise app.UsageError("give --workdir=WORKDIR, or --compare WORKDIR WORKDIR")
+    cli.configure_logging()
     from dlv3p_jax.reporting import (  # JAX and Matplotlib: wrong flags do not wait for them
         comparison_page,
         run_page,

@@ -315,6 +315,7 @@ def test_programs_send_pictures_and_get_labels(served):
     ("data", "headers", "code", "message"),
     [
         (b"", {}, 400, "no picture: send it as the body"),
+        (b"no parts", {"Content_Type": "multipart/form-data"}, 400, "Missing boundary"),
         (b"text", {}, 400, "the picture is no picture of these formats"),
         (encode(np.zeros((400, 300), np.uint8)), {}, 400, "120,000 pixels, and 100,000 are the most"),
         (encode(gradient()), {"Sec_Fetch_Site": "cross-site"}, 403, "pages of other sites"),
@@ -322,7 +323,7 @@ def test_programs_send_pictures_and_get_labels(served):
     ],
 )
 def test_pictures_that_are_not_predicted_are_answered(served, data, headers, code, message):
-    answer = post(served[0], data, Content_Type="image/png", **headers)
+    answer = post(served[0], data, **{"Content_Type": "image/png"} | headers)
     assert answer[:2] == (code, "application/json") and message in json.loads(answer[2])["error"]
 
 

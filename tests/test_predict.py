@@ -174,7 +174,7 @@ def test_voc_submission(workdir, tmp_path):
         tmp_path / "JPEGImages",
     )
     assert process.returncode == 0, process.stderr
-    assert "Predicting 2 pictures by 1 programs" in process.stderr and "which changes their labels" in process.stderr
+    assert "Predicting 2 pictures by 1 program," in process.stderr and "which changes their labels" in process.stderr
     folder = output / "results" / "VOC2012" / "Segmentation" / "comp6_test_cls"
     assert sorted(path.name for path in folder.iterdir()) == ["2008_1.png", "2008_2.png"]
     for name, image in images.items():

@@ -22,7 +22,7 @@ from dlv3p_jax.evaluation import files, metrics, picture_scores
 from dlv3p_jax.evaluation.step import INPUTS, jit_eval_step, run_step
 from dlv3p_jax.evaluation.views import Views
 from dlv3p_jax.models import Variables, variable_shapes
-from dlv3p_jax.runtime import agreement, configuration, provenance, sharding
+from dlv3p_jax.runtime import agreement, configuration, provenance, sharding, text
 from dlv3p_jax.weights import checkpoint_reading
 
 NUM_SAMPLES = 4  # pictures on the contact sheet, the same at every step
@@ -134,9 +134,9 @@ def make_evaluator(
     def run(variables: Variables, step: int, suffix: str = "") -> Result:
         num_pictures = dataset.num_pictures(config.eval_split)
         logging.info(
-            "Evaluating %d pictures of %s %s (%s), %d at a time, by %d programs, each compiled at its first batch",
-            *(num_pictures, dataset.title, config.eval_split, views, config.eval.batch_size),
-            len({(batch.room, batch.view_rooms) for batch in plan}),
+            "Evaluating %s of %s %s (%s), %d at a time, by %s, compiled at the first batch",
+            *(text.count(num_pictures, "picture"), dataset.title, config.eval_split, views, config.eval.batch_size),
+            text.count(len({(batch.room, batch.view_rooms) for batch in plan}), "program"),
         )
         start = time.monotonic()
         collector = picture_scores.Collector(dataset.sizes(config.eval_split), config.num_classes, samples)

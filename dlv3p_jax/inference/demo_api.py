@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import fastapi
 import numpy as np
 from absl import logging
-from starlette import datastructures, types
+from starlette import datastructures, exceptions, types
 
 from dlv3p_jax.data import viz
 from dlv3p_jax.inference import demo_uploads
@@ -36,7 +36,10 @@ def add_predict(
     async def answer(request: fastapi.Request) -> fastapi.Response:
         if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return _error(403, "pages of other sites cannot use this")
-        name, data = await _picture(request)
+        try:
+            name, data = await _picture(request)
+        except exceptions.HTTPException as error:  # a form that is broken, or has too many parts
+            return _error(error.status_code, str(error.detail))
         if not data:
             return _error(400, "no picture: send it as the body, or as a file of multipart/form-data")
         try:

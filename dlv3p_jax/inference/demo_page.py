@@ -136,7 +136,7 @@ class _Visit:
         megabytes = f"{max_bytes / 1e6:g} MB"
         with ui.column().classes("w-full max-w-6xl mx-auto p-2 gap-4"):
             ui.label(f"DeepLabV3+ on {segmenter.config.model.backbone}").classes("text-xl font-bold words")
-            step = re.search(r"step \d+.*", segmenter.source)  # where the weights lie is nobody's business here
+            step = re.search(r"step \d+[^/]*$", segmenter.source)  # where the weights lie is nobody's business here
             trained = f"Trained on {segmenter.config.dataset}" if segmenter.config.dataset else ""
             ui.label(", ".join(filter(None, (trained, step and step[0])))).classes("words")
             upload = ui.upload(

@@ -101,6 +101,7 @@ def find_pictures(
             if others:
                 where = "in this folder" if is_there else "among the files that it matches"
                 reason = f"no pictures of a kind that can be read {where}, which are {by_suffix(others)}"
+                reason += _how_videos_are_given(others)
             problems.append(Problem(path, f"{path}: {reason}"))
         elif others:
             left_out |= dict.fromkeys(others)
@@ -109,7 +110,8 @@ def find_pictures(
         _warn_of_others(folder, outputs)
     if left_out:
         logging.warning(
-            "Left out as no pictures that can be read: %s (%s)", by_suffix(left_out), first_five(list(left_out))
+            "Left out as no pictures that can be read: %s (%s)%s",
+            *(by_suffix(left_out), first_five(list(left_out)), _how_videos_are_given(left_out)),
         )
     if not files:
         return [], problems or [Problem(str(output), f"{output}: no pictures beside those of this folder of outputs")]
@@ -121,6 +123,11 @@ def find_pictures(
 def is_video(path: str) -> bool:
     """Whether it is a video's file by its name."""
     return pathlib.PurePath(path).suffix.lower() in VIDEOS and os.path.isfile(os.path.expanduser(path))
+
+
+def _how_videos_are_given(paths: Iterable[pathlib.Path]) -> str:
+    are_there = any(path.suffix.lower() in VIDEOS for path in paths)
+    return "; give each video by its own path" if are_there else ""
 
 
 def _why_no_picture(path: str) -> str | None:

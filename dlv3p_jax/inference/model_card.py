@@ -32,7 +32,7 @@ def write(trained: TrainedModel, name: str) -> str:
         f"{len(trained.class_names)} classes, one for each pixel. From step {trained.step:,} of a training with "
         f"dlv3p_jax {__version__}.",
         *("", "```python", "from dlv3p_jax import Segmenter", ""),
-        f"segmenter = Segmenter.from_pretrained({json.dumps(name)})",
+        f"segmenter = Segmenter.from_pretrained({json.dumps(name, ensure_ascii=False)})",
         *('labels = segmenter("picture.jpg")  # int32 [height, width]', "```", "", "## Scores", ""),
     ]
     if not evaluations:
@@ -85,7 +85,8 @@ def _head(trained: TrainedModel, name: str, evaluations: list[files.Evaluation])
             ],
         }
         head["model-index"] = [{"name": name, "results": [result]}]
-    return [f"{key}: {json.dumps(value)}" for key, value in head.items()]
+    # YAML does not know the pairs of \u that JSON has for what lies beyond 16 bits.
+    return [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()]
 
 
 def _percent(score: float | None) -> str:

@@ -20,7 +20,7 @@ from dlv3p_jax.data.pictures import Problem, Stored, read_image
 from dlv3p_jax.evaluation.views import Views, predict_logits
 from dlv3p_jax.inference.finding import Picture
 from dlv3p_jax.models import Variables, tiles
-from dlv3p_jax.runtime import memory, sharding
+from dlv3p_jax.runtime import memory, sharding, text
 
 _READERS = 4  # threads that decode
 
@@ -111,8 +111,9 @@ def predict_pictures(
             yield size
     to_do = _choose(config, known, mesh, config.eval.buckets, done)
     logging.info(
-        "Predicting %d pictures by %d programs, each compiled at its first batch, on %s%s",
-        *(sum(picture.name not in done for picture, _ in known), len(to_do), sharding.describe(mesh)),
+        "Predicting %s by %s, compiled at the first batch, on %s%s",
+        text.count(sum(picture.name not in done for picture, _ in known), "picture"),
+        *(text.count(len(to_do), "program"), sharding.describe(mesh)),
         f"; {len(done)} are there already" if done else "",
     )
     variables = jax.device_put(variables, sharding.replicated(mesh))

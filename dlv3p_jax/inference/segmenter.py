@@ -126,7 +126,9 @@ class Segmenter:
         return cls(_looking(load_checkpoint(config, checkpoint), views), device)
 
     @classmethod
-    def from_pretrained(cls, name: str, device: jax.Device | None = None, **views: Unpack[ViewSettings]) -> "Segmenter":
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], device: jax.Device | None = None, **views: Unpack[ViewSettings]
+    ) -> "Segmenter":
         """A model that somebody shares: by its published name, in a folder, or on Hugging Face's hub.
 
         Args:
@@ -139,7 +141,7 @@ class Segmenter:
             ValueError: there is no such model; the message lists those that are published.
             DownloadError, HubError: it cannot be had; the message says what to do.
         """
-        models = published.models()
+        models, name = published.models(), os.path.expanduser(os.fspath(name))
         if name not in models and not os.path.isdir(name):
             name = name.removeprefix(model_folder.HUB)
             if not model_folder.looks_like_hub_name(name) or name.startswith("mmseg/"):
@@ -230,8 +232,8 @@ class Segmenter:
         Raises:
             ValueError: as a call does.
         """
-        found: dict[str, NDArray[np.float32]] = self._each(image, 1, "features", lambda _, features: features)
-        return found
+        (found,) = self._each([image], 1, "features", lambda _, features: features)
+        return dict(found)
 
     def warm_up(self, size: tuple[int, int]) -> None:
         """Compiles a program for pictures of this (height, width) alone, without any padding, and runs it once."""

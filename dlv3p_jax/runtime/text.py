@@ -23,6 +23,11 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def count(number: int, what: str) -> str:
+    """Like "1 picture" and "2 pictures"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def one_line(error: BaseException) -> str:
     """All that an error says, without its line breaks; its class, where it says nothing."""
     return " ".join(str(error).split())[:_LONGEST] or type(error).__name__

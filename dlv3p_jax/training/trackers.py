@@ -35,7 +35,8 @@ class _Opened(NamedTuple):
 
 def check(name: str) -> None:
     """Raises UserError where the package of a tracker is not installed."""
-    if importlib.util.find_spec(name) is None:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:  # a folder of that name, where W&B or MLflow kept runs, is no package
         raise UserError(f"--tracker={name} needs {name}: pip install 'dlv3p_jax[{name}]'")
 
 

@@ -97,8 +97,8 @@ def fetch(name: str) -> epath.Path:
         folder = epath.Path(hub.snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG, CARD]))
     except Exception as error:  # whatever it and the network raise
         raise HubError(
-            f"{name} cannot be fetched from Hugging Face's hub ({text.one_line(error)}): where there is no connection, "
-            "download it elsewhere, and give the folder"
+            f"{name} is no folder here, and cannot be fetched from Hugging Face's hub ({text.one_line(error)}): where "
+            "there is no connection, download it elsewhere, and give the folder"
         ) from error
     if not is_one(folder):
         raise HubError(f"{name} on Hugging Face's hub has no {WEIGHTS}: it is no model of dlv3p_jax")

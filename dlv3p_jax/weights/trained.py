@@ -58,9 +58,9 @@ class TrainedModel:
     step: int
 
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint's `meta` is to hold of it, see `checkpoint_reading.read_meta`."""
+        """What the `meta` of a folder to share is to hold of it, without any path of this machine."""
         about = self.class_names, self.palette, self.config.ignore_label, self.picture_range
-        return checkpoint_reading.describe_classes(*about) | {"step": self.step, "source": self.source}
+        return checkpoint_reading.describe_classes(*about) | {"step": self.step}
 
 
 def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, Any] | None = None) -> TrainedModel:

@@ -95,7 +95,7 @@ def test_pictures_of_several_sizes_count_the_same_by_one_program(data_dir, workd
         with caplog.at_level("INFO"):
             result = evaluator.evaluate_checkpoint(tiny.make_config(data_dir, **views, **changes), workdirs[0])
         counts.append(json.loads((result.path.parent / f"{result.path.name}.json").read_text())["confusion_matrix"])
-    assert "by 1 programs" in caplog.text
+    assert "by 1 program," in caplog.text
     assert counts[0] == counts[1]
 
 

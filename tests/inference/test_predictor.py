@@ -72,7 +72,7 @@ def test_batches_over_devices_change_nothing(network, pictures, caplog):
 def test_all_sizes_through_one_program(network, pictures, caplog):
     with caplog.at_level(logging.INFO):
         results = predict(network, pictures, **{"eval.buckets": 1, "eval.scales": (0.5, 1.0), "eval.flip": True})
-    assert "Predicting 5 pictures by 1 programs" in caplog.text
+    assert "Predicting 5 pictures by 1 program," in caplog.text
     for picture in pictures:
         expected = expected_scores(network, picture, scales=(0.5, 1.0), flip=True)
         np.testing.assert_array_equal(results[picture.name].label, expected.argmax(-1))
@@ -98,7 +98,7 @@ def test_what_is_done_keeps_its_place_so_that_the_others_come_out_to_the_same_bi
     caplog.clear()
     with caplog.at_level(logging.INFO):
         rest = predict(network, pictures, done={"0", "1", "4"}, probabilities=True, **{"eval.batch_size": 4})
-    assert "Predicting 2 pictures by 1 programs" in caplog.text and "3 are there already" in caplog.text
+    assert "Predicting 2 pictures by 1 program," in caplog.text and "3 are there already" in caplog.text
     assert "32x48 pixels (height x width), 3 at a time" in caplog.text  # not 2, which would be another program
     assert "20x24" not in caplog.text
     assert sorted(rest) == ["2", "3"]

@@ -158,6 +158,8 @@ def test_features_are_what_the_classifier_makes_logits_of(segmenter):
     shapes |= {"aspp": (3, 3, 32), "decoder": (9, 12, 256)}
     assert {name: array.shape for name, array in found.items()} == shapes
     assert {array.dtype for array in found.values()} == {np.dtype(np.float32)}
+    with pytest.raises(ValueError, match="is no picture"):
+        segmenter.features(np.stack([picture, picture]))
     classifier = segmenter._variables["params"]["decoder"]["classifier"]
     logits = found["decoder"] @ np.asarray(classifier["kernel"])[0, 0] + np.asarray(classifier["bias"])
     whole = np.array(jax.image.resize(logits, (33, 47, 19), "linear"))

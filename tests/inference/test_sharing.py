@@ -119,7 +119,8 @@ def same(first, second) -> None:
 def test_a_folder_holds_the_model_and_whatever_takes_a_checkpoint_takes_it(workdir, tmp_path):
     segmenter = Segmenter.from_checkpoint(workdir)
     segmenter.save_pretrained(tmp_path / "mine")
-    same(Segmenter.from_pretrained(str(tmp_path / "mine")), segmenter)
+    same(Segmenter.from_pretrained(tmp_path / "mine"), segmenter)
+    assert str(workdir).encode() not in (tmp_path / "mine" / "model.safetensors").read_bytes()
     arrays = safetensors.numpy.load_file(tmp_path / "mine" / "model.safetensors")  # as other programs read it
     assert arrays["params/decoder/classifier/kernel"].shape == (1, 1, 256, 3)
     assert "somebody" not in (tmp_path / "mine" / "config.json").read_text()
@@ -136,6 +137,16 @@ def test_a_folder_holds_the_model_and_whatever_takes_a_checkpoint_takes_it(workd
     Segmenter.from_pretrained(str(tmp_path / "mine")).save_pretrained(tmp_path / "copy")
     segmenter.save_pretrained(tmp_path / "mine")
     assert {(tmp_path / name / "README.md").read_text() for name in ("mine", "copy")} == {"my words"}
+
+
+def test_names_of_any_letters_and_a_home(workdir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    segmenter = Segmenter.from_checkpoint(workdir)
+    segmenter.save_pretrained(tmp_path / "straße 🚗")
+    card = (tmp_path / "straße 🚗" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["model-index"][0]["name"] == "straße 🚗"
+    assert 'from_pretrained("straße 🚗")' in card
+    same(Segmenter.from_pretrained("~/straße 🚗"), segmenter)
 
 
 def test_folders_that_are_not_to_be_written_or_are_no_models(workdir, tmp_path):
@@ -159,7 +170,9 @@ def test_a_model_goes_over_the_hub(workdir, hub, monkeypatch):
     assert b'from_pretrained("somebody/streets")' in hub.models["somebody/streets"]["README.md"]
     same(Segmenter.from_pretrained("somebody/streets"), segmenter)
     same(Segmenter.from_checkpoint("hf:somebody/streets"), segmenter)
-    with pytest.raises(model_folder.HubError, match=r"somebody/else cannot be fetched .*Repository Not Found"):
+    with pytest.raises(
+        model_folder.HubError, match=r"somebody/else is no folder here, and cannot be fetched .*Repository Not Found"
+    ):
         Segmenter.from_pretrained("somebody/else")
     hub.models["somebody/other"] = {"config.json": b"{}"}
     with pytest.raises(model_folder.HubError, match=r"no model\.safetensors"):
@@ -167,7 +180,9 @@ def test_a_model_goes_over_the_hub(workdir, hub, monkeypatch):
 
     point_to(monkeypatch, "http://127.0.0.1:9")  # nobody listens
     same(Segmenter.from_pretrained("somebody/streets"), segmenter)  # it was fetched before
-    with pytest.raises(model_folder.HubError, match=r"somebody/new cannot be fetched.*give the folder"):
+    with pytest.raises(
+        model_folder.HubError, match=r"somebody/new is no folder here, and cannot be fetched.*give the folder"
+    ):
         Segmenter.from_pretrained("somebody/new")
     with pytest.raises(model_folder.HubError, match="cannot be put"):
         segmenter.push_to_hub("somebody/new")

@@ -76,7 +76,11 @@ def test_one_that_fails_or_hangs_ends_no_run(run, monkeypatch, caplog):
         tracker.write_scalars(1, {"a": 0.0})
 
 
-def test_a_missing_package_is_told(monkeypatch):
+def test_a_missing_package_is_told(monkeypatch, tmp_path):
+    (tmp_path / "no_tracker").mkdir()  # as wandb/ of runs in the folder where one works
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="needs no_tracker"):
+        trackers.check("no_tracker")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"--tracker=wandb needs wandb: pip install 'dlv3p_jax\[wandb\]'"):
         trackers.check("wandb")
