@@ -5,10 +5,11 @@ import subprocess
 import sys
 import tarfile
 
-import equivalence
 import jax
 import numpy as np
 import pytest
+import recordings
+import trained_by_paddleseg
 from drawn import draw_variables_of
 
 from dlv3p_jax import convert_paddle
@@ -35,12 +36,12 @@ def make_config(backbone="resnet18_vd", dataset="image_folder"):
 
 @pytest.fixture
 def state(shared):
-    return dict(equivalence.recorded_state(shared, "resnet18_vd", 2))
+    return dict(recordings.recorded_state(shared, "resnet18_vd", 2))
 
 
-@pytest.mark.parametrize(("backbone", "num_classes"), equivalence.STATES)
+@pytest.mark.parametrize(("backbone", "num_classes"), recordings.STATES)
 def test_round_trip_gives_the_same_names_order_and_bits(shared, backbone, num_classes):
-    equivalence.hold(equivalence.weights(shared, backbone, num_classes))
+    recordings.hold(recordings.weights(shared, backbone, num_classes))
 
 
 def test_variables_have_the_tree_and_shapes_of_the_model(state):
@@ -218,7 +219,7 @@ def test_nothing_is_overwritten(state, tmp_path):
 
 
 def test_a_model_that_paddleseg_trained_scores_here_what_it_scored_there(shared, tmp_path):
-    equivalence.prepare_trained(shared, tmp_path)
+    trained_by_paddleseg.prepare(shared, tmp_path)
     # The two with scales take three times as long; docs/equivalence.md has all four, and test_evaluate.py their
     # logits on another network.
-    equivalence.hold(equivalence.trained(shared, tmp_path, ("plain", "flip")))
+    recordings.hold(trained_by_paddleseg.measure(shared, tmp_path, ("plain", "flip")))

@@ -3,9 +3,9 @@
 import dataclasses
 
 import cv2
-import equivalence
 import numpy as np
 import pytest
+import recordings
 import tensorflow as tf
 
 from dlv3p_jax.data import augment
@@ -32,7 +32,7 @@ def recorded(shared):
 
 
 def test_geometry_and_the_padding_of_evaluation_are_those_recorded_from_paddleseg(shared):
-    equivalence.hold(equivalence.geometry(shared))
+    recordings.hold(recordings.geometry(shared))
 
 
 def test_scaled_pictures_are_paddlesegs(recorded):

@@ -1,10 +1,10 @@
 import collections
 
-import equivalence
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import recordings
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance
 
@@ -44,7 +44,7 @@ def image():
 
 
 def test_normalisation_and_colours_are_those_recorded_from_paddleseg(shared):
-    equivalence.hold(equivalence.transforms(shared))
+    recordings.hold(recordings.transforms(shared))
 
 
 def test_normalize():

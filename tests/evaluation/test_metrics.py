@@ -3,10 +3,10 @@ import json
 import re
 import warnings
 
-import equivalence
 import jax
 import numpy as np
 import pytest
+import recordings
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sklearn import metrics as sklearn_metrics
 
@@ -132,7 +132,7 @@ def recorded_matrix(recorded):
 
 
 def test_counts_and_scores_are_paddleseg_s_with_its_convention(shared):
-    equivalence.hold(equivalence.scores(shared))
+    recordings.hold(recordings.scores(shared))
 
 
 def test_an_absent_class_is_nan_and_left_out_of_the_means(recorded):

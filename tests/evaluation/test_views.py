@@ -4,10 +4,10 @@ import functools
 import json
 import re
 
-import equivalence
 import numpy as np
 import pytest
 import quick
+import recordings
 from formula import KERNELS, MODEL, VARIABLES, expected_scores, resize, slide, softmax
 
 from dlv3p_jax.configs import common
@@ -29,7 +29,7 @@ from dlv3p_jax.evaluation.views import Views, predict_logits
     ],
 )
 def test_views_of_paddleseg(shared, file, case, beside):
-    equivalence.hold(equivalence.views(shared, file, case, beside))
+    recordings.hold(recordings.views(shared, file, case, beside))
 
 
 # Against NumPy.

@@ -2,11 +2,11 @@
 
 import runpy
 
-import equivalence
 import jax
 import numpy as np
 import pytest
 import quick
+import recordings
 
 from dlv3p_jax.configs import common
 from dlv3p_jax.configs import mmseg as recipes
@@ -51,12 +51,12 @@ def test_float32_logits(shared, name, beside):
     weights, backbone, changes = FORWARD[name]
     model = make_model(backbone, **AS_RECORDED, **changes)
     recorded = {
-        key: equivalence.last(value) for key, value in equivalence.recorded(shared, f"mmseg/forward_{name}").items()
+        key: recordings.last(value) for key, value in recordings.recorded(shared, f"mmseg/forward_{name}").items()
     }
     expected = recorded["logits"]
     run = quick.jit(lambda variables, images, sizes: model.apply(variables, images, train=False, sizes=sizes))
     variables, images = make_variables(shared, weights, model), recorded["x"]
-    logits = run(variables, *(equivalence.beside_another(images) if beside else (images, None)))
+    logits = run(variables, *(recordings.beside_another(images) if beside else (images, None)))
     logits = logits[tuple(map(slice, expected.shape))]
     assert np.abs(logits - expected).max() <= 1e-4 * expected.std()
     assert np.mean(np.argmax(logits, -1) == np.argmax(expected, -1)) >= 0.9999
@@ -72,7 +72,7 @@ def test_a_picture_through_the_whole_test(shared, name, beside):
     images = colors.normalize(recorded["image"][None])
 
     def predict(**more):
-        return equivalence.predict(model, variables, images, Views(**settings, **more), beside)[0]
+        return recordings.predict(model, variables, images, Views(**settings, **more), beside)[0]
 
     expected = np.moveaxis(recorded["logits"], 0, -1)
     logits = predict()

@@ -1,9 +1,9 @@
-import equivalence
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import quick
+import recordings
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dlv3p_jax.configs import common
@@ -30,14 +30,14 @@ def batch():
     return logits, labels
 
 
-@pytest.mark.parametrize("name", equivalence.CROSS_ENTROPY)
+@pytest.mark.parametrize("name", recordings.CROSS_ENTROPY)
 def test_cross_entropy_is_that_recorded_from_paddleseg(shared, name):
-    equivalence.hold(equivalence.cross_entropy(shared, name))
+    recordings.hold(recordings.cross_entropy(shared, name))
 
 
-@pytest.mark.parametrize("name", equivalence.DICE_LOVASZ)
+@pytest.mark.parametrize("name", recordings.DICE_LOVASZ)
 def test_dice_and_lovasz_are_those_recorded_from_paddleseg(shared, name):
-    equivalence.hold(equivalence.dice_lovasz(shared, name))
+    recordings.hold(recordings.dice_lovasz(shared, name))
 
 
 def test_means_against_numpy(batch):

@@ -4,12 +4,12 @@ import functools
 import re
 
 import drawn
-import equivalence
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import recordings
 import tiny
 from flax import linen as nn
 
@@ -80,7 +80,7 @@ def assert_equal(actual, expected):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("step", [1, 5])
 def test_the_steps_of_paddleseg(shared, step, dtype):
-    equivalence.hold(equivalence.training(shared, step, dtype))
+    recordings.hold(recordings.training(shared, step, dtype))
 
 
 # What does not depend on the network.
