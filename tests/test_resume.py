@@ -3,13 +3,9 @@
 import contextlib
 import dataclasses
 import json
-import os
-import pathlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import fork_server
@@ -27,8 +23,6 @@ from dlv3p_jax.runtime.configuration import ConfigError
 from dlv3p_jax.training import loop
 from dlv3p_jax.weights import checkpoint_reading, checkpoints, trained
 from dlv3p_jax.weights.checkpoint_files import CheckpointError
-
-REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
 class Killed(BaseException):
@@ -62,25 +56,13 @@ def patch_scores(monkeypatch, table):
 
 
 def test_an_interrupted_run_says_how_to_go_on(data_dir, tmp_path):
-    settings = tiny.SETTINGS | {"data_dir": data_dir, "num_train_steps": 10**6, "eval_every_steps": 10**6}
-    flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    process = subprocess.Popen(
-        [sys.executable, "-c", tiny.MAIN, "--config=configs/common.py", f"--workdir={tmp_path}", *flags],
-        cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": f"{REPOSITORY / 'tests'}:{REPOSITORY}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = tiny.start_main(tmp_path, data_dir, num_train_steps=10**6, eval_every_steps=10**6)
     deadline = time.monotonic() + 100
     while not any((tmp_path / "checkpoints" / "latest").glob("[0-9]")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)  # Ctrl-C, most likely while another checkpoint is being written
-    try:
-        output, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    output = tiny.finish(process).stdout
     assert process.returncode == 130, output
     assert output.endswith("\nmain: interrupted; the same command goes on from the newest checkpoint\n")
     assert "Traceback" not in output
@@ -387,20 +369,8 @@ def test_a_copied_workdir_goes_on_with_the_clock_an_hour_back(data_dir, tmp_path
         loop.train_and_evaluate(tiny.make_config(data_dir, log_every_steps=1), tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / "other place")
 
-    flags = [f"--config.{key}={value}" for key, value in (tiny.SETTINGS | {"log_every_steps": 1}).items()]
-    flags += [f"--config.data_dir={data_dir}", f"--workdir={tmp_path / 'other place'}"]
-    done = subprocess.run(
-        [sys.executable, "-c", tiny.MAIN, "--config=configs/common.py", *flags],
-        cwd=REPOSITORY,
-        env=os.environ
-        | {
-            "PYTHONPATH": f"{REPOSITORY / 'tests'}:{REPOSITORY}",
-            "LD_PRELOAD": str(library),
-            "FAULTS_CLOCK": "-3600",
-        },
-        capture_output=True,
-        text=True,
-    )
+    late = {"LD_PRELOAD": str(library), "FAULTS_CLOCK": "-3600"}
+    done = tiny.run_main(tmp_path / "other place", data_dir, environment=late, log_every_steps=1)
     assert done.returncode == 0, done.stderr
     reports = [json.loads((tmp_path / name / "eval" / "6.json").read_text()) for name in ("alone", "other place")]
     assert reports[1]["date"] < reports[0]["date"]  # the clock is back

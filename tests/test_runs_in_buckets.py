@@ -1,10 +1,7 @@
 """Runs whose workdir and data are in a bucket: the real clients, and a local server in place of Google's."""
 
 import json
-import os
-import pathlib
 import re
-import subprocess
 import sys
 import time
 
@@ -18,8 +15,6 @@ from dlv3p_jax.evaluation import evaluator
 from dlv3p_jax.runtime import cli
 from dlv3p_jax.training import loop
 from dlv3p_jax.weights import checkpoint_reading, checkpoints
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -35,28 +30,15 @@ def start(gcs, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
 
     def start(workdir):
-        settings = [
-            f"--config.{key}={value}"
-            for key, value in (tiny.SETTINGS | {"data_dir": "gs://bucket/data", "eval_every_steps": 6}).items()
-        ]
-        return subprocess.Popen(
-            [sys.executable, "-c", tiny.MAIN, "--config=configs/common.py", f"--workdir={workdir}", *settings],
-            cwd=ROOT,
-            env=os.environ | gcs.environment | {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}", "DLV3P_CACHE": str(cache)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        environment = gcs.environment | {"DLV3P_CACHE": str(cache)}
+        return tiny.start_main(workdir, "gs://bucket/data", environment=environment, eval_every_steps=6)
 
     return start
 
 
 def finish(process):
-    try:
-        output, _ = process.communicate(timeout=200)
-    finally:
-        process.kill()
-    return process.returncode, output
+    done = tiny.finish(process)
+    return done.returncode, done.stdout
 
 
 def test_a_run_in_a_bucket_is_killed_in_a_save_goes_on_and_is_evaluated(gcs, start, data_dir, tmp_path, monkeypatch):

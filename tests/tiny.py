@@ -1,11 +1,17 @@
 """A network of two convolutions in place of the real one, for tests of what runs around it: it compiles in a second."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import flax.linen as nn
 
 from dlv3p_jax.configs import common
 from dlv3p_jax.models import resizing, tiles
 from dlv3p_jax.runtime import preemption
 
+HERE = pathlib.Path(__file__).resolve().parent
 SETTINGS = {
     "dataset": "image_folder",
     "crop_size": (32, 32),
@@ -54,6 +60,38 @@ def make_config(data_dir, **changes):
     config = common.get_config()
     config.update_from_flattened_dict(SETTINGS | {"data_dir": str(data_dir)} | changes)
     return config
+
+
+def start_main(
+    workdir, data_dir, *flags, before="", environment=None, stderr=subprocess.STDOUT, **settings
+) -> subprocess.Popen:
+    """Starts `main` with this network, as a user starts it; its process runs `before` first."""
+    settings = SETTINGS | {"data_dir": data_dir} | settings
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-c", before + MAIN, "--config=configs/common.py", f"--workdir={workdir}", *flags),
+            *(f"--config.{key}={value}" for key, value in settings.items()),
+        ],
+        cwd=HERE.parent,
+        env=os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parent}"} | (environment or {}),
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, seconds: float = 200) -> subprocess.CompletedProcess:
+    """Its exit code and what it wrote; it is killed after so many seconds."""
+    try:
+        written = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, *written)
+
+
+def run_main(*arguments, stderr=subprocess.PIPE, **options) -> subprocess.CompletedProcess:
+    """Runs what `start_main` starts to its end."""
+    return finish(start_main(*arguments, stderr=stderr, **options))
 
 
 class Told(preemption.Preemption):

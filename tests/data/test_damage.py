@@ -2,10 +2,7 @@
 
 import functools
 import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import eval_batches
 import numpy as np
@@ -22,7 +19,6 @@ from dlv3p_jax.datasets.image_folder import make_builder
 from dlv3p_jax.training import loop
 from dlv3p_jax.weights import checkpoint_reading, checkpoints
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETTINGS = dict(batch_size=2, num_steps=50, seed=0)
 CROP = augment.Crop((32, 32), min_scale=1.0, max_scale=1.0, scale_step=0, flip=False, ignore_label=255)
 SIZE = (64, 96)
@@ -184,16 +180,7 @@ def test_a_run_whose_data_go_keeps_what_it_saved_and_goes_on_from_there(data, tm
 def test_the_command_ends_in_one_message(data, tmp_path):
     """The training split is whole, so that the run gets as far as its first evaluation."""
     os.truncate(shard_of(data, "val", 0), 0)
-    settings = tiny.SETTINGS | {"data_dir": data, "checkpoint_every_steps": 1}
-    flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    done = subprocess.run(
-        [sys.executable, "-c", tiny.MAIN, "--config=configs/common.py", f"--workdir={tmp_path / 'run'}", *flags],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = tiny.run_main(tmp_path / "run", data, checkpoint_every_steps=1)
     assert done.returncode == 1
     message = done.stderr[done.stderr.index("main: ") :]
     assert message.startswith("main: val: record 2 cannot be read: number 2 in ")

@@ -61,19 +61,8 @@ def test_a_process_leaves_where_nobody_reads_what_it_says():
 
 
 def test_a_run_that_is_told_to_leave_saves_its_step_and_exits_with_75(data_dir, tmp_path):
-    settings = tiny.SETTINGS | {"data_dir": data_dir, "num_train_steps": 10**6, "eval_every_steps": 10**6}
-    settings |= {"checkpoint_every_steps": 10**6, "log_every_steps": 1}
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-c", tiny.MAIN, "--config=configs/common.py", f"--workdir={tmp_path}"),
-            *(f"--config.{key}={value}" for key, value in settings.items()),
-        ],
-        cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": f"{REPOSITORY / 'tests'}:{REPOSITORY}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    never = dict.fromkeys(("num_train_steps", "eval_every_steps", "checkpoint_every_steps"), 10**6)
+    process = tiny.start_main(tmp_path, data_dir, log_every_steps=1, **never)
     try:
         lines = []
         while " 3/1000000 " not in "".join(lines):

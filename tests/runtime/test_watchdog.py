@@ -1,7 +1,6 @@
 """A process that hangs is ended; one that is slow where it may be is not."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -79,19 +78,8 @@ def test_a_process_that_hangs_ends_the_others_with_its_code(data_dir, tmp_path):
 
 
 def test_a_run_that_gets_no_more_data_is_ended_though_its_evaluations_may_be_slow(data_dir, tmp_path):
-    settings = tiny.SETTINGS | {"data_dir": data_dir, "num_train_steps": 100}
     start = time.monotonic()
-    found = subprocess.run(
-        [
-            *(sys.executable, "-c", STUCK + tiny.MAIN, "--config=configs/common.py", f"--workdir={tmp_path}"),
-            *("--hang_timeout=10", *(f"--config.{key}={value}" for key, value in settings.items())),
-        ],
-        cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": f"{REPOSITORY / 'tests'}:{REPOSITORY}"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    found = tiny.run_main(tmp_path, data_dir, "--hang_timeout=10", before=STUCK, num_train_steps=100)
     assert found.returncode == 75 and time.monotonic() - start < 100
     assert json.loads((tmp_path / starts.NAME).read_text()) == {"newest": -1, "starts": 1, "away": []}
     assert "in train_batches" in found.stderr and "no step for 10 s" in found.stderr

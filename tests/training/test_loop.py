@@ -2,12 +2,9 @@
 
 import io
 import json
-import os
-import pathlib
 import re
 import signal
 import subprocess
-import sys
 
 import drawn
 import jax
@@ -30,7 +27,6 @@ from dlv3p_jax.training import loop
 from dlv3p_jax.training.run import Run, first_state
 from dlv3p_jax.weights import checkpoint_reading, checkpoints, trained
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 LAST = 16  # steps of 4 pictures: across the ends of epochs of 11
 CHANGES = {
     "num_train_steps": LAST,
@@ -62,16 +58,7 @@ def make_config(data_dir, **changes):
 
 
 def run_main(data_dir, workdir, before=""):
-    """Runs what a user types, in a process of its own; `before` is run before it."""
-    settings = [f"--config.{key}={value}" for key, value in (tiny.SETTINGS | CHANGES | {"data_dir": data_dir}).items()]
-    return subprocess.run(
-        [sys.executable, "-c", before + tiny.MAIN, "--config=configs/common.py", f"--workdir={workdir}", *settings],
-        cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": f"{REPOSITORY / 'tests'}:{REPOSITORY}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return tiny.run_main(workdir, data_dir, before=before, stderr=subprocess.STDOUT, **CHANGES)
 
 
 def variables_of(workdir):

@@ -153,7 +153,7 @@ def test_a_file_system_that_is_away_for_a_moment_costs_nothing(workdir, monkeypa
 
 def test_main_leaves_with_75_where_the_disk_is_away(workdir, data_dir):
     """The code on which launchers start it again; nothing is renamed."""
-    program = f"""
+    fail = """
 import errno
 from dlv3p_jax.runtime import disk_errors
 from dlv3p_jax.weights import checkpoint_files
@@ -161,19 +161,8 @@ def fail(*arguments, **options):
     raise OSError(errno.ESTALE, "Stale file handle", "/a/file")
 disk_errors.WAITS = ()
 checkpoint_files.ocp.PyTreeCheckpointHandler.restore = fail
-{tiny.MAIN}"""
-    settings = tiny.SETTINGS | {"data_dir": data_dir}
-    found = subprocess.run(
-        [
-            *(sys.executable, "-c", program, "--config=configs/common.py", f"--workdir={workdir}"),
-            *(f"--config.{key}={value}" for key, value in settings.items()),
-        ],
-        cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": f"{REPOSITORY / 'tests'}:{REPOSITORY / 'tests/weights'}:{REPOSITORY}"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+"""
+    found = tiny.run_main(workdir, data_dir, before=fail)
     assert found.returncode == 75, found.stderr
     last = found.stderr.splitlines()[-1]
     assert f"{workdir}/checkpoints/best/4/variables cannot be read now: Stale file handle" in last
@@ -383,18 +372,7 @@ def test_a_full_disk_ends_the_saving_in_one_line_and_costs_nothing_saved(small_d
 
 def test_a_run_on_a_full_disk_says_so_once(small_disk, data_dir):
     (small_disk / "other").write_bytes(bytes(2_850_000))
-    settings = tiny.SETTINGS | {"data_dir": data_dir, "log_every_steps": 1, "num_train_steps": 1000}
-    found = subprocess.run(
-        [
-            *(sys.executable, "-c", tiny.MAIN, "--config=configs/common.py", f"--workdir={small_disk}"),
-            *(f"--config.{key}={value}" for key, value in settings.items()),
-        ],
-        cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": f"{REPOSITORY / 'tests'}:{REPOSITORY / 'tests/weights'}:{REPOSITORY}"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    found = tiny.run_main(small_disk, data_dir, log_every_steps=1, num_train_steps=1000)
     assert found.returncode == 1
     assert "no space is left on the device" in found.stderr.splitlines()[-1] and str(small_disk) in found.stderr
     assert "Traceback" not in found.stderr
