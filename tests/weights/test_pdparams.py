@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import pickletools
-import random
 import runpy
 import struct
 import subprocess
@@ -14,6 +13,7 @@ import sys
 import tarfile
 import tracemalloc
 
+import damaged
 import numpy as np
 import pytest
 from attacks import NEW, RUNNING, TOUCH, aimed_at, call, text
@@ -382,14 +382,8 @@ def test_damaged_files_end_in_arrays_or_in_our_error(tmp_path, kind):
         archive(path, [("m.pdparams", pickle.dumps(state))], "w:gz" if kind == "gz" else "w")
     else:
         path.write_bytes(pickle.dumps(state, int(kind)))
-    good = path.read_bytes()
-    rng = random.Random(0)
     refused = 0
-    for _ in range(300):
-        content = bytearray(good[: rng.randrange(len(good))] if rng.random() < 0.2 else good)
-        for _ in range(rng.randrange(1, 4)):
-            if content:
-                content[rng.randrange(min(len(content), 1200))] = rng.randrange(256)
+    for content in damaged.variants(path.read_bytes(), 300, within=1200):
         path.write_bytes(content)
         try:
             loaded = load_pdparams(path)

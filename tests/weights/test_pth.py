@@ -2,13 +2,13 @@
 
 import os
 import pickle
-import random
 import struct
 import subprocess
 import sys
 import tracemalloc
 import zipfile
 
+import damaged
 import numpy as np
 import pytest
 from attacks import NEW, RUNNING, aimed_at, call, text
@@ -300,15 +300,9 @@ def test_other_files_are_told_what_they_are(tmp_path, data, message):
 @both
 def test_damaged_files_end_in_arrays_or_in_our_error(tmp_path, write):
     path = write(tmp_path / "a.pth", content((b"a", tensor()), (b"b", tensor(None, 3, (2,), (5,)))))
-    good = path.read_bytes()
-    rng = random.Random(0)
     refused = 0
-    for _ in range(400):
-        damaged = bytearray(good[: rng.randrange(len(good))] if rng.random() < 0.2 else good)
-        for _ in range(rng.randrange(1, 4)):
-            if damaged:
-                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-        path.write_bytes(damaged)
+    for variant in damaged.variants(path.read_bytes(), 400):
+        path.write_bytes(variant)
         try:
             _, state = load_pth(path)
         except PthError:
