@@ -123,7 +123,9 @@ TESTED = {
     r"python -m tests\.equivalence": "tests/test_equivalence.py",
     r"curl .*/predict": "tests/test_demo.py",
     r"python -m tests\.api_page": "tests/test_docs.py",
-    r"launch/tpu_vm\.sh|python launch/gke/gke\.py|sbatch .*launch/slurm\.sh": "tests/launch",  # no cloud
+    r"launch/tpu_vm\.sh": "tests/launch/test_tpu_vm.py",  # no cloud
+    r"python launch/gke/gke\.py": "tests/launch/test_gke.py",
+    r"sbatch .*launch/slurm\.sh": "tests/launch/test_slurm.py",
 }
 NOT_RUN = {
     r".*gs://BUCKET": "Google Cloud; tests/test_runs_in_buckets.py has a server in its place",
