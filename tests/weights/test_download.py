@@ -17,7 +17,7 @@ import urllib.request
 import pytest
 from absl import logging
 
-from dlv3p_jax.weights import download
+from dlv3p_jax.weights import download, receiving
 from dlv3p_jax.weights.download import DownloadError
 
 CONTENT = bytes(range(256)) * 1201  # 307,456 bytes, more than are read at once
@@ -153,7 +153,7 @@ def test_the_progress_bar_counts_every_byte_once(server, path, monkeypatch):
         def update(self, count):
             self.at += count
 
-    monkeypatch.setattr(download, "tqdm", Bar)
+    monkeypatch.setattr(receiving, "tqdm", Bar)
     server.script = [serve(stop=100_000), serve()]
     get(server, path)
     assert [(bar.total, bar.at) for bar in bars] == [(len(CONTENT), 100_000), (len(CONTENT), len(CONTENT))]
@@ -277,8 +277,8 @@ def test_a_redirect_is_followed_with_the_range(server, path):
 
 def test_a_redirect_leaves_no_encryption_behind():
     request = urllib.request.Request("https://example.com/a")
-    with pytest.raises(download._Refusal, match="http://example.com/a, which is not followed"):
-        download._HttpRedirects().redirect_request(request, None, 302, "Found", {}, "http://example.com/a")
+    with pytest.raises(receiving._Refusal, match="http://example.com/a, which is not followed"):
+        receiving._HttpRedirects().redirect_request(request, None, 302, "Found", {}, "http://example.com/a")
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "/mirror/model.bin", "ftp://127.0.0.1/a"])
