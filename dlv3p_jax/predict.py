@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from dlv3p_jax.data import ranges
-from dlv3p_jax.data.pictures import Problem
+from dlv3p_jax.data.example import Problem
 from dlv3p_jax.inference import addresses, finding
 from dlv3p_jax.runtime import arguments, cli, text
 from dlv3p_jax.weights import published

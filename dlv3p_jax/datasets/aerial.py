@@ -14,9 +14,9 @@ from dlv3p_jax.data import downloads
 from dlv3p_jax.data.classes import CLASSES, IGNORED
 from dlv3p_jax.data.decoding import naming, open_picture, read_size
 from dlv3p_jax.data.errors import DatasetError, UnreadableError
+from dlv3p_jax.data.example import Example, Problem, encode_example
 from dlv3p_jax.data.label_map import LabelMap
 from dlv3p_jax.data.labels import decode
-from dlv3p_jax.data.pictures import Example, Problem, encode_example
 from dlv3p_jax.datasets.builder import PictureBuilder
 from dlv3p_jax.datasets.pairs import pictures_below
 

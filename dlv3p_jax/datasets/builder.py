@@ -15,8 +15,8 @@ from tqdm import tqdm
 from dlv3p_jax.data import ranges, records, viz
 from dlv3p_jax.data.classes import IGNORED
 from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.example import Example, Pair, Problem
 from dlv3p_jax.data.label_map import LabelMap, suggest
-from dlv3p_jax.data.pictures import Example, Pair, Problem
 from dlv3p_jax.datasets.digests import Digest, digest_contents
 from dlv3p_jax.datasets.file_names import leave_out_no_text, printable
 from dlv3p_jax.datasets.palettes import Color, Palettes

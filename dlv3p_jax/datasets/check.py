@@ -7,8 +7,9 @@ import numpy as np
 from tqdm import tqdm
 
 from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.example import Problem
 from dlv3p_jax.data.labels import read_label
-from dlv3p_jax.data.pictures import Problem, read_image
+from dlv3p_jax.data.pictures import read_image
 from dlv3p_jax.data.records import Dataset
 from dlv3p_jax.datasets.digests import Digest, digest_contents
 from dlv3p_jax.datasets.workers import ordered_map

@@ -9,7 +9,7 @@ from typing import Any
 
 from dlv3p_jax.data import classes, downloads
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.data.pictures import Pair, Problem, read_pair
+from dlv3p_jax.data.example import Pair, Problem, read_pair
 from dlv3p_jax.datasets.builder import PictureBuilder
 from dlv3p_jax.datasets.pairs import first_five, pictures_below
 

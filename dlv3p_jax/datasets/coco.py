@@ -10,7 +10,7 @@ from typing import Any
 from dlv3p_jax.data import opening, ranges
 from dlv3p_jax.data.classes import IGNORED
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.data.pictures import Example, Pair, Problem, read_pair
+from dlv3p_jax.data.example import Example, Pair, Problem, read_pair
 from dlv3p_jax.datasets import outlines
 from dlv3p_jax.datasets.builder import PictureBuilder
 from dlv3p_jax.datasets.pairs import ids_of

@@ -14,8 +14,8 @@ from PIL import Image
 
 from dlv3p_jax.data import labels, ranges
 from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.example import Example, Pair, Problem, read_pair
 from dlv3p_jax.data.label_map import LabelMap, count_values, parse
-from dlv3p_jax.data.pictures import Example, Pair, Problem, read_pair
 from dlv3p_jax.datasets import class_files, image_folder
 from dlv3p_jax.datasets.builder import PictureBuilder
 

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from typing import TypeVar
 
-from dlv3p_jax.data.pictures import Pair, Problem
+from dlv3p_jax.data.example import Pair, Problem
 
 Item = TypeVar("Item")
 

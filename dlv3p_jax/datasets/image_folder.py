@@ -11,8 +11,8 @@ from PIL import Image
 
 from dlv3p_jax.data import opening, ranges
 from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.example import Pair, read_pair
 from dlv3p_jax.data.label_map import LabelMap, parse
-from dlv3p_jax.data.pictures import Pair, read_pair
 from dlv3p_jax.datasets import class_files, pairs, voc_layout
 from dlv3p_jax.datasets.builder import PictureBuilder
 from dlv3p_jax.datasets.class_files import Classes

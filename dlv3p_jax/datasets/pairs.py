@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from dlv3p_jax.data import opening
 from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.example import Pair, Problem
 from dlv3p_jax.data.opening import by_suffix
-from dlv3p_jax.data.pictures import Pair, Problem
 from dlv3p_jax.datasets.file_names import explain, find_alike
 from dlv3p_jax.datasets.folders import below
 

@@ -10,9 +10,9 @@ import numpy as np
 from dlv3p_jax.data import downloads
 from dlv3p_jax.data.classes import CLASSES, IGNORED
 from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.example import Pair, Problem, read_pair
 from dlv3p_jax.data.label_map import count_values, list_counts
 from dlv3p_jax.data.labels import read_label
-from dlv3p_jax.data.pictures import Pair, Problem, read_pair
 from dlv3p_jax.datasets.builder import PictureBuilder
 from dlv3p_jax.datasets.pairs import first_five, pictures_below, read_lines
 

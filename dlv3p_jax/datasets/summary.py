@@ -2,7 +2,7 @@
 
 import collections
 
-from dlv3p_jax.data.pictures import UNTOLD_TURN
+from dlv3p_jax.data.example import UNTOLD_TURN
 from dlv3p_jax.data.records import Dataset
 
 _DOMINANT = 0.95  # a class above this share of the pixels drowns the others

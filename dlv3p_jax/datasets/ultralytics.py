@@ -12,8 +12,8 @@ import yaml
 from dlv3p_jax.data import opening, ranges
 from dlv3p_jax.data.classes import IGNORED
 from dlv3p_jax.data.errors import DatasetError
+from dlv3p_jax.data.example import Example, Pair, Problem, read_pair
 from dlv3p_jax.data.label_map import LabelMap
-from dlv3p_jax.data.pictures import Example, Pair, Problem, read_pair
 from dlv3p_jax.datasets import outlines
 from dlv3p_jax.datasets.builder import PictureBuilder
 from dlv3p_jax.datasets.pairs import EXTENSIONS, ids_of, pictures_below, read_lines

@@ -8,7 +8,7 @@ from typing import Any
 from dlv3p_jax.data import downloads
 from dlv3p_jax.data.classes import IGNORED, VOC2012
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.data.pictures import Pair, Problem, read_pair
+from dlv3p_jax.data.example import Pair, Problem, read_pair
 from dlv3p_jax.datasets import sbd as sbd_files
 from dlv3p_jax.datasets.builder import PictureBuilder
 from dlv3p_jax.datasets.pairs import first_five, read_lines

@@ -4,7 +4,7 @@ import os
 import pathlib
 
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.data.pictures import Pair, Problem
+from dlv3p_jax.data.example import Pair, Problem
 from dlv3p_jax.datasets.file_names import explain
 from dlv3p_jax.datasets.pairs import EXTENSIONS, REQUIRED, SPLITS, first_five, pictures_below, read_lines
 

@@ -6,7 +6,7 @@ import re
 import urllib.parse
 from collections.abc import Sequence
 
-from dlv3p_jax.data.pictures import Problem
+from dlv3p_jax.data.example import Problem
 from dlv3p_jax.inference.finding import DOWNLOADS
 from dlv3p_jax.weights import download
 

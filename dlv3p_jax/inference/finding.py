@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 from absl import logging
 
+from dlv3p_jax.data.example import Problem
 from dlv3p_jax.data.opening import by_suffix
-from dlv3p_jax.data.pictures import Problem
 from dlv3p_jax.datasets.folders import below
 from dlv3p_jax.datasets.pairs import EXTENSIONS, first_five
 

@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from dlv3p_jax.data.pictures import Problem
+from dlv3p_jax.data.example import Problem
 from dlv3p_jax.evaluation.views import Views
 from dlv3p_jax.inference import outputs, predictor
 from dlv3p_jax.inference.finding import RECORD, Picture

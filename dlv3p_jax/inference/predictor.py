@@ -16,7 +16,8 @@ from jax.typing import DTypeLike
 
 from dlv3p_jax.data import colors, decoding, padding, ranges, size_buckets
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.data.pictures import Problem, Stored, read_image
+from dlv3p_jax.data.example import Problem
+from dlv3p_jax.data.pictures import Stored, read_image
 from dlv3p_jax.evaluation.views import Views, predict_logits
 from dlv3p_jax.inference.finding import Picture
 from dlv3p_jax.models import Variables, tiles

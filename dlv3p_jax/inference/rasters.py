@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from dlv3p_jax.data import ranges
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.data.pictures import Problem, to_eight_bits
+from dlv3p_jax.data.example import Problem
+from dlv3p_jax.data.pictures import to_eight_bits
 from dlv3p_jax.inference.finding import Picture
 from dlv3p_jax.inference.segmenter import Segmenter
 from dlv3p_jax.runtime import files, text

@@ -12,7 +12,7 @@ from absl import logging
 from tqdm import tqdm
 
 from dlv3p_jax.data import viz
-from dlv3p_jax.data.pictures import Problem
+from dlv3p_jax.data.example import Problem
 from dlv3p_jax.inference import outputs
 from dlv3p_jax.inference.finding import Picture
 from dlv3p_jax.inference.predictor import Prediction

@@ -13,7 +13,7 @@ from PIL import Image
 from dlv3p_jax import models
 from dlv3p_jax.data import augment, pipeline, records
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.data.pictures import Example
+from dlv3p_jax.data.example import Example
 from dlv3p_jax.datasets import builder, preparing
 from dlv3p_jax.datasets.image_folder import make_builder
 from dlv3p_jax.training import loop

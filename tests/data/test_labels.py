@@ -10,9 +10,10 @@ from raw_pictures import pack, png, tiff
 
 from dlv3p_jax.data import decoding
 from dlv3p_jax.data.errors import DatasetError, UnmappedColors
+from dlv3p_jax.data.example import Example, Pair, Problem, read_pair
 from dlv3p_jax.data.label_map import parse
 from dlv3p_jax.data.labels import decode, read_label
-from dlv3p_jax.data.pictures import Example, Pair, Problem, read_image, read_pair
+from dlv3p_jax.data.pictures import read_image
 
 VALUES = np.array([[0, 1, 2, 3], [3, 2, 0, 0], [1, 1, 3, 2]])
 SIZE = VALUES.shape

@@ -9,9 +9,10 @@ from PIL import Image
 from raw_pictures import pack, png, tiff
 
 from dlv3p_jax.data.errors import DatasetError, UnmappedColors
+from dlv3p_jax.data.example import Example, Pair, Problem, read_pair
 from dlv3p_jax.data.label_map import parse
 from dlv3p_jax.data.labels import read_label
-from dlv3p_jax.data.pictures import Example, Pair, Problem, read_image, read_pair
+from dlv3p_jax.data.pictures import read_image
 
 BLOCKS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 RGB = np.kron(BLOCKS, np.ones((4, 4, 1), np.uint8))  # 20x28

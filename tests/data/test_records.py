@@ -15,7 +15,7 @@ from PIL import Image
 
 from dlv3p_jax.data import labels, records
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.data.pictures import Example, encode_example
+from dlv3p_jax.data.example import Example, encode_example
 from dlv3p_jax.datasets import builder, preparing
 from dlv3p_jax.datasets.toy_streets import builder as toy_streets
 from dlv3p_jax.datasets.toy_streets import scenes

@@ -13,7 +13,7 @@ import pytest
 
 from dlv3p_jax.data import records
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.data.pictures import Example
+from dlv3p_jax.data.example import Example
 from dlv3p_jax.datasets import builder, preparing
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dlv3p_jax.data import records
-from dlv3p_jax.data.pictures import Example, encode_example
+from dlv3p_jax.data.example import Example, encode_example
 from dlv3p_jax.datasets import builder, check, preparing
 
 IMAGE = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)

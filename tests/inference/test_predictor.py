@@ -11,7 +11,7 @@ from absl import logging
 from drawn import draw_picture
 from PIL import Image
 
-from dlv3p_jax.data.pictures import Problem
+from dlv3p_jax.data.example import Problem
 from dlv3p_jax.evaluation.views import Views, predict_logits
 from dlv3p_jax.inference import predictor
 from dlv3p_jax.inference.finding import find_pictures

@@ -2,7 +2,7 @@
 
 import os
 
-from dlv3p_jax.data.pictures import Example, encode_example
+from dlv3p_jax.data.example import Example, encode_example
 from dlv3p_jax.datasets.builder import PictureBuilder
 from dlv3p_jax.datasets.toy_streets.scenes import CLASS_NAMES, NUM_PICTURES, PALETTE, VOID, draw_scene
 
