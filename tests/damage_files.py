@@ -45,6 +45,7 @@ from dlv3p_jax.data import labels, records  # noqa: E402
 from dlv3p_jax.datasets.image_folder import make_builder  # noqa: E402
 from dlv3p_jax.datasets.preparing import prepare_dataset  # noqa: E402
 from dlv3p_jax.evaluation import evaluator  # noqa: E402
+from dlv3p_jax.evaluation.result import EvaluationError  # noqa: E402
 from dlv3p_jax.inference import finding, folder_run, segmenter  # noqa: E402
 from dlv3p_jax.reporting import run_page  # noqa: E402
 from dlv3p_jax.runtime import events, sharding  # noqa: E402
@@ -213,7 +214,7 @@ def answer(reader: Callable[[pathlib.Path], Values], folder: pathlib.Path, expec
     absl_logging.get_absl_logger().addHandler(collected)
     try:
         found = reader(folder)
-    except (ValueError, OSError, evaluator.EvaluationError, loop.TrainingError) as error:
+    except (ValueError, OSError, EvaluationError, loop.TrainingError) as error:
         if not str(error).strip() or len(str(error)) > 1500:
             return "WRONG", f"an error without words, or with too many: {error!r}"[:400]
         return "error", str(error)

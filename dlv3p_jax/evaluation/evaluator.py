@@ -1,6 +1,5 @@
 """Evaluation of a model on a prepared split: batches in, tables, JSON and pictures out."""
 
-import dataclasses
 import functools
 import math
 import time
@@ -19,35 +18,21 @@ from tqdm import tqdm
 from dlv3p_jax import models
 from dlv3p_jax.data import padding, pipeline, records, size_buckets, viz
 from dlv3p_jax.evaluation import files, metrics, picture_scores
+from dlv3p_jax.evaluation.result import (
+    EvaluationError,
+    Result,
+    check_pixels,
+    describe,
+    print_result,
+    warn_of_degenerate,
+)
 from dlv3p_jax.evaluation.step import INPUTS, jit_eval_step, run_step
 from dlv3p_jax.evaluation.views import Views
 from dlv3p_jax.models import Variables, variable_shapes
-from dlv3p_jax.runtime import agreement, configuration, provenance, sharding, text
+from dlv3p_jax.runtime import agreement, configuration, sharding, text
 from dlv3p_jax.weights import checkpoint_reading
 
 NUM_SAMPLES = 4  # pictures on the contact sheet, the same at every step
-
-
-class EvaluationError(RuntimeError):
-    """What was evaluated is not what was asked for; the message has both numbers."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """One evaluation: what `metrics.summarize` gave, and a contact sheet of some pictures, labels and predictions.
-
-    `summary` has 'loss' too: the mean cross-entropy of the labelled pixels, by the weights of `loss.class_weights`.
-    `title` says what was evaluated and how, and `path` is that of its files, without .json and .png. Of several
-    processes, only process 0 has a sheet.
-    """
-
-    summary: dict[str, Any]
-    sheet: PIL.Image.Image | None
-    num_pictures: int
-    seconds: float
-    title: str
-    path: epath.Path
-    step: int
 
 
 def prepare_run(
@@ -143,15 +128,15 @@ def make_evaluator(
         batches = _on_devices(config, dataset, mesh, plan, compiled, before_batch)
         ids, loss = _count(eval_step, variables, batches, collector, between_batches)
         seconds = time.monotonic() - start
-        _check_pixels(collector.matrix, dataset, config.eval_split)
+        check_pixels(collector.matrix, dataset, config.eval_split)
         summary = metrics.summarize(collector.matrix, absent_class) | {"loss": loss}
         sheet, name = None, f"{step}.{suffix}" if suffix else str(step)
         if jax.process_index() == 0:
             sheet, pictures = _show(config, dataset, samples, collector, ids)
-            report = metrics.to_json(summary) | _describe(config, dataset, mesh, collector.matrix)
+            report = metrics.to_json(summary) | describe(config, dataset, mesh, collector.matrix)
             report |= {"checkpoint": str(source), "step": step, "absent_class": absent_class, "seconds": seconds}
             files.write(workdir / "eval", name, views, report, sheet, pictures)
-        _warn_of_degenerate(collector.matrix, dataset.class_names, absent_class)
+        warn_of_degenerate(collector.matrix, dataset.class_names, absent_class)
         title = f"{dataset.title} {config.eval_split}, {views}: {source}, step {step}{' (ema)' if suffix else ''}"
         return Result(summary, sheet, num_pictures, seconds, title, workdir / "eval" / name, step)
 
@@ -209,14 +194,6 @@ def evaluate_checkpoint(
 def init_variables(config, model) -> Variables:
     """Fresh variables, decided by the seed; a small picture will do, since no parameter's shape depends on its size."""
     return model.init(jax.random.key(config.seed), np.zeros((1, 32, 32, 3), np.float32), train=False)
-
-
-def print_result(result: Result, dataset: records.Dataset) -> None:
-    """Process 0 prints what was evaluated and how, the per-class table, and where the report and the pictures lie."""
-    if jax.process_index() > 0:
-        return
-    table = metrics.table(result.summary, dataset.class_names)
-    print(f"\n{result.title}\n{table}\nreport: {result.path}.json\npictures: {result.path}.png", flush=True)
 
 
 def _plan(config, dataset: records.Dataset, mesh: Mesh) -> tuple[size_buckets.Bucket, ...]:
@@ -292,48 +269,3 @@ def _show(
         for kind, index in collector.choose()
     ]
     return sheet, collector.finish(ids, shown, dataset.palette)
-
-
-def _describe(config, dataset: records.Dataset, mesh: Mesh, matrix: np.ndarray) -> dict[str, Any]:
-    """What an evaluation's JSON says of how and on what it was made."""
-    return (
-        provenance.describe()
-        | {
-            "model": configuration.to_dict(config)["model"],
-            "dataset": config.dataset,
-            "synthetic": dataset.metadata["synthetic"],
-            "split": config.eval_split,
-            "num_pictures": dataset.num_pictures(config.eval_split),
-            "num_pixels": int(matrix.sum()),
-            "class_names": list(dataset.class_names),
-            "palette": np.asarray(dataset.palette).tolist(),
-            "eval_size": config.eval_size,
-            "confusion_matrix": matrix.tolist(),
-            "devices": sharding.describe(mesh),
-        }
-        | Views.of(config.eval).settings
-    )
-
-
-def _check_pixels(matrix: np.ndarray, dataset: records.Dataset, split: str) -> None:
-    """Holds the labelled pixels of each class against those that were counted when the data set was prepared."""
-    counted, expected = matrix.sum(axis=1).tolist(), list(dataset.metadata["class_pixels"][split])
-    if counted != expected:
-        raise EvaluationError(
-            f"{sum(counted)} labelled pixels of {dataset.title} {split} were counted, {counted} by class, but "
-            f"{sum(expected)}, {expected}, when it was prepared: is {dataset.folder} damaged? Prepare it again"
-        )
-
-
-def _warn_of_degenerate(matrix: np.ndarray, class_names, absent_class: str) -> None:
-    """Says what usually means that labels or training went wrong: absent classes, and one answer to everything."""
-    labelled, predicted = matrix.sum(axis=1) > 0, matrix.sum(axis=0) > 0
-    absent = [name for name, seen in zip(class_names, labelled | predicted, strict=True) if not seen]
-    missed = [name for name, there, found in zip(class_names, labelled, predicted, strict=True) if there and not found]
-    if predicted.sum() == 1 and labelled.sum() > 1:
-        logging.warning("Only one class is ever predicted: %s", class_names[int(np.argmax(predicted))])
-    elif missed:
-        logging.warning("Labelled but never predicted: %s", ", ".join(missed))
-    if absent:
-        how = "left out of the means" if absent_class == "nan" else "counted as an IoU of 1"
-        logging.warning("In neither labels nor predictions, so %s: %s", how, ", ".join(absent))

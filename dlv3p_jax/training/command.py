@@ -67,6 +67,7 @@ def _run(config, name, workdir, checkpoint, settings, hang_timeout, write_page, 
     jax.config.update("jax_enable_preemption_service", False)  # which takes SIGTERM, and then waits for a step
 
     from dlv3p_jax.evaluation import evaluator
+    from dlv3p_jax.evaluation.result import EvaluationError
     from dlv3p_jax.training import loop
 
     training = settings["mode"] == "train"
@@ -101,7 +102,7 @@ def _run(config, name, workdir, checkpoint, settings, hang_timeout, write_page, 
             raise
         if (message := _passing(error, workdir)) is not None:
             _leave_for_now(message, workdir, told, training)
-        message, known = _message(error, workdir), (loop.TrainingError, evaluator.EvaluationError)
+        message, known = _message(error, workdir), (loop.TrainingError, EvaluationError)
         if message is None and not isinstance(error, (ValueError, OSError, *known)):
             raise
         logging.debug("The traceback of the error below", exc_info=True)

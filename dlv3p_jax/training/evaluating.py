@@ -6,7 +6,7 @@ import math
 import numpy as np
 from absl import logging
 
-from dlv3p_jax.evaluation.evaluator import Result
+from dlv3p_jax.evaluation.result import Result
 from dlv3p_jax.runtime import sharding
 from dlv3p_jax.runtime.preemption import Preempted
 from dlv3p_jax.training import steps

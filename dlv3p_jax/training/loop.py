@@ -16,8 +16,9 @@ from etils import epath
 
 from dlv3p_jax import models
 from dlv3p_jax.data import augment, pipeline, sources
-from dlv3p_jax.evaluation.evaluator import Result, make_evaluator, prepare_run, print_result
+from dlv3p_jax.evaluation.evaluator import make_evaluator, prepare_run
 from dlv3p_jax.evaluation.files import evaluation_name
+from dlv3p_jax.evaluation.result import Result, print_result
 from dlv3p_jax.runtime import board, configuration, ending, memory, preemption, sharding, starts, workdir_lock
 from dlv3p_jax.runtime.preemption import Preempted
 from dlv3p_jax.runtime.watchdog import Watchdog

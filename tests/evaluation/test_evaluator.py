@@ -15,6 +15,7 @@ from dlv3p_jax.data import records, viz
 from dlv3p_jax.datasets.image_folder import make_builder
 from dlv3p_jax.datasets.preparing import prepare_dataset
 from dlv3p_jax.evaluation import evaluator, files
+from dlv3p_jax.evaluation.result import EvaluationError
 from dlv3p_jax.runtime import configuration, sharding
 from dlv3p_jax.runtime.configuration import ConfigError
 from dlv3p_jax.training import steps
@@ -127,7 +128,7 @@ def test_pixels_that_were_lost_since_the_data_was_prepared_are_an_error(data_dir
     dataset = records.open_dataset("image_folder", data_dir)
     expected = sum(dataset.metadata["class_pixels"]["val"])
     message = f"{expected} labelled pixels of image_folder val were counted.*but {expected + 1}.*prepared: is {data}"
-    with pytest.raises(evaluator.EvaluationError, match=message):
+    with pytest.raises(EvaluationError, match=message):
         evaluator.evaluate_checkpoint(tiny.make_config(data), workdirs[0])
     assert not list((workdirs[0] / "eval").iterdir())
 
