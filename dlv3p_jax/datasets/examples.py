@@ -6,7 +6,7 @@ import io
 import os
 import pathlib
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,32 @@ class Item:
     id: str
     image: bytes
     label: bytes
+
+
+class Items(Collection[Item]):
+    """A number of items, which are read whenever one goes over them."""
+
+    def __init__(self, count: int, read: Callable[[], Iterator[Item]]):
+        self._count, self._read = count, read
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Item]:
+        return self._read()
+
+    def __contains__(self, item: object) -> bool:
+        return any(item == each for each in self)
+
+
+def check_keys(image_key: str, label_key: str | None, found: Collection[str], what: str) -> tuple[str, str]:
+    """The keys of picture and label; DatasetError where one is not among those `found` to hold pictures."""
+    for flag, key in {"--image_key": image_key, "--label_key": label_key}.items():
+        if key not in found:
+            wrong = "" if key is None else f"={key}"
+            raise DatasetError(f"{flag}{wrong}: name a {what} that holds pictures: {', '.join(found) or 'it has none'}")
+    assert label_key is not None
+    return image_key, label_key
 
 
 def build(

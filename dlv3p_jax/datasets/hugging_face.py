@@ -4,7 +4,7 @@ import importlib.util
 import os
 import pathlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,37 +44,28 @@ def make_builder(
     if importlib.util.find_spec("datasets") is None:
         raise DatasetError(f"--dataset={dataset}: it is read with datasets: pip install 'dlv3p_jax[hf]'")
     loaded = _load(dataset)
-    for flag, key in {"--image_key": image_key, "--label_key": label_key}.items():
-        _check_key(dataset, next(iter(loaded.values())), flag, key)
-    assert label_key is not None
-    items = {split: _Split(part, split, image_key, label_key) for split, part in _splits(loaded, splits).items()}
+    keys = examples.check_keys(image_key, label_key, _columns(next(iter(loaded.values()))), f"column of {dataset}")
+    items = {split: _items(part, split, keys) for split, part in _splits(loaded, splits).items()}
     description = f"{dataset.removeprefix(records.HF)} of Hugging Face's datasets, {image_key} and {label_key}"
     return examples.build(items, data_dir, name=name, names=[], description=description, **options)
 
 
-class _Split(Collection):
-    """The items of a split, which are read whenever one goes over them."""
+def _items(rows, split: str, keys: tuple[str, str]) -> examples.Items:
+    """The items of a split; `keys` are of picture and label."""
+    from datasets import Image
 
-    def __init__(self, rows, split: str, image_key: str, label_key: str):
-        from datasets import Image
+    for key in keys:
+        if isinstance(rows.features[key], Image):  # their files, as they are
+            rows = rows.cast_column(key, Image(decode=False))
+    rows = rows.select_columns(list(dict.fromkeys(keys)))
 
-        self._split, self._keys = split, (image_key, label_key)
-        for key in self._keys:
-            if isinstance(rows.features[key], Image):  # their files, as they are
-                rows = rows.cast_column(key, Image(decode=False))
-        self._rows = rows.select_columns(list(dict.fromkeys(self._keys)))
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __contains__(self, item: object) -> bool:
-        return any(item == each for each in self)
-
-    def __iter__(self) -> Iterator[examples.Item]:
-        for index, row in enumerate(self._rows):
-            where = f"{self._split}-{index:06d}"
-            image, label = (_file(row[key], f"{where}, {key}") for key in self._keys)
+    def read() -> Iterator[examples.Item]:
+        for index, row in enumerate(rows):
+            where = f"{split}-{index:06d}"
+            image, label = (_file(row[key], f"{where}, {key}") for key in keys)
             yield examples.Item(where, image, label)
+
+    return examples.Items(len(rows), read)
 
 
 def _file(value: Any, where: str) -> bytes:
@@ -107,20 +98,15 @@ def _load(dataset: str) -> Mapping[str, Any]:
     return loaded if isinstance(loaded, Mapping) else {"train": loaded}
 
 
-def _check_key(dataset: str, rows, flag: str, key: str | None) -> None:
-    """Raises DatasetError where a column holds neither pictures nor arrays of two dimensions."""
+def _columns(rows) -> list[str]:
+    """The columns that hold pictures, or arrays of two dimensions."""
     from datasets import Array2D, Image, List
 
     def is_mask(feature) -> bool:
         nested = isinstance(feature, List) and isinstance(feature.feature, List)
         return isinstance(feature, Image | Array2D) or nested
 
-    columns = [each for each, feature in rows.features.items() if is_mask(feature)]
-    if key not in columns:
-        wrong = "" if key is None else f"={key}"
-        raise DatasetError(
-            f"{flag}{wrong}: name a column of {dataset} that holds pictures: {', '.join(columns) or 'it has none'}"
-        )
+    return [each for each, feature in rows.features.items() if is_mask(feature)]
 
 
 def _splits(loaded: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any]:

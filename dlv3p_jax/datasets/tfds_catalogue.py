@@ -1,7 +1,7 @@
 """Segmentation data sets of TensorFlow Datasets' catalogue, or of a folder that TFDS has prepared."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,49 +42,40 @@ def make_builder(
     """
     catalogue = _open(dataset.removeprefix(records.TFDS), source)
     features = catalogue.info.features
-    keys = {"--image_key": image_key, "--label_key": label_key}
-    for flag, key in keys.items():
-        _check_key(catalogue.name, features, flag, key)
-    assert label_key is not None
-    items = {split: _Split(catalogue, spec, image_key, label_key) for split, spec in _splits(catalogue, splits).items()}
+    of_pictures = [each for each, feature in features.items() if _is_file(feature) or _is_array(feature)]
+    keys = examples.check_keys(image_key, label_key, of_pictures, f"feature of {catalogue.name}")
+    items = {split: _items(catalogue, spec, keys) for split, spec in _splits(catalogue, splits).items()}
     return examples.build(
         items,
         data_dir,
         name=name,
-        names=list(getattr(features[label_key], "names", None) or ()),
+        names=list(getattr(features[keys[1]], "names", None) or ()),
         description=f"{catalogue.info.full_name} of TensorFlow Datasets, {image_key} and {label_key}",
         **options,
     )
 
 
-class _Split(Collection):
-    """The items of a split, which are read whenever one goes over them."""
+def _items(catalogue: tfds.core.DatasetBuilder, split: str, keys: tuple[str, str]) -> examples.Items:
+    """The items of a split; `keys` are of picture and label."""
+    features = catalogue.info.features
+    as_files = {key: tfds.decode.SkipDecoding() for key in keys if _is_file(features[key])}
+    options = {
+        "decoders": tfds.decode.PartialDecoding(dict.fromkeys(keys, True), as_files),
+        "read_config": tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1),
+    }
 
-    def __init__(self, catalogue: tfds.core.DatasetBuilder, split: str, image_key: str, label_key: str):
-        self._catalogue, self._split, self._keys = catalogue, split, (image_key, label_key)
-
-    def __len__(self) -> int:
-        return self._catalogue.info.splits[self._split].num_examples
-
-    def __contains__(self, item: object) -> bool:
-        return any(item == each for each in self)
-
-    def __iter__(self) -> Iterator[examples.Item]:
-        features = self._catalogue.info.features
-        as_files = {key: tfds.decode.SkipDecoding() for key in self._keys if _is_file(features[key])}
-        options = {
-            "decoders": tfds.decode.PartialDecoding(dict.fromkeys(self._keys, True), as_files),
-            "read_config": tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1),
-        }
+    def read() -> Iterator[examples.Item]:
         try:
-            for example in self._catalogue.as_dataset(self._split, shuffle_files=False, **options).as_numpy_iterator():
-                image, label = (examples.to_file(example[key]) for key in self._keys)
+            for example in catalogue.as_dataset(split, shuffle_files=False, **options).as_numpy_iterator():
+                image, label = (examples.to_file(example[key]) for key in keys)
                 yield examples.Item(example["tfds_id"].decode(), image, label)
         except tf.errors.OpError as error:
             raise DatasetError(
-                f"{self._catalogue.data_path}: {self._split} cannot be read ({text.first_line(error)}): remove this "
-                "folder, and TFDS prepares it again"
+                f"{catalogue.data_path}: {split} cannot be read ({text.first_line(error)}): remove this folder, and "
+                "TFDS prepares it again"
             ) from error
+
+    return examples.Items(catalogue.info.splits[split].num_examples, read)
 
 
 def _open(name: str, source: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
@@ -105,17 +96,8 @@ def _open(name: str, source: str | os.PathLike | None) -> tfds.core.DatasetBuild
     return builder
 
 
-def _check_key(name: str, features: Mapping[str, Any], flag: str, key: str | None) -> None:
-    """Raises DatasetError where a key is not of a picture: a file of 8 or 16 bits, or an array."""
-    kinds = {each: feature for each, feature in features.items() if _is_file(feature) or _is_array(feature)}
-    if key not in kinds:
-        wrong = "" if key is None else f"={key}"
-        raise DatasetError(
-            f"{flag}{wrong}: name a feature of {name} that holds pictures: {', '.join(kinds) or 'it has none'}"
-        )
-
-
 def _is_file(feature: Any) -> bool:
+    """Whether it is a picture, as a file of 8 or 16 bits."""
     return isinstance(feature, tfds.features.Image) and feature.np_dtype in (np.uint8, np.uint16)
 
 
