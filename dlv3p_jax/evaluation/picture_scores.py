@@ -283,7 +283,7 @@ def read(path: epath.Path, sha256: str | None = None) -> PictureScores | None:
 
 
 def _keep_largest(kept: np.ndarray, values: np.ndarray, indices: Sequence[int]) -> np.ndarray:
-    """The largest of `kept` (values and positions, `[2, ..., K]`) and of a batch (`[..., B]`); of equals, the earlier."""
+    """The largest of `kept` (values and positions, `[2, ..., K]`) and a batch (`[..., B]`); of equals, the earlier."""
     positions = np.broadcast_to(np.array(indices), values.shape)
     both = np.concatenate([kept, np.stack([values, positions]).astype(kept.dtype)], -1)
     best = np.argsort(-both[0], axis=-1, kind="stable")[..., : kept.shape[-1]]
