@@ -135,7 +135,7 @@ def _changes() -> dict[str, Any]:
 def _check_checkpoint(checkpoint: str) -> None:
     """Raises ValueError where there is nothing of this name; what it is shows when it is loaded."""
     known = "://" in checkpoint or checkpoint.startswith("hf:") or published.is_name(checkpoint)
-    if not known and not os.path.exists(checkpoint):
+    if not known and not os.path.exists(os.path.expanduser(checkpoint)):
         names = ", ".join(published.PUBLISHED)
         raise ValueError(f"--checkpoint={checkpoint}: no such file or folder, and no published model ({names})")
 

@@ -151,7 +151,7 @@ def test_every_picture_that_can_be_read_is_predicted_and_the_others_are_listed(w
     assert Image.open(output / "labels" / "turned.png").size == (32, 48)
 
 
-def test_voc_submission(workdir, tmp_path):
+def test_voc_submission(workdir, tmp_path, monkeypatch):
     """A checkpoint of 21 classes: the 19 of the fixture, and two that never win."""
     config = make_config({"dataset": "voc2012"}, num_classes=21)
     variables = checkpoint_reading.read_variables(checkpoint_reading.find(workdir))
@@ -169,8 +169,9 @@ def test_voc_submission(workdir, tmp_path):
         write(tmp_path / "JPEGImages" / f"{name}.png", image)
 
     output = tmp_path / "out"
+    monkeypatch.setenv("HOME", str(tmp_path))
     process = run(
-        *(f"--checkpoint={tmp_path / 'workdir'}", f"--output={output}", "--submission=voc", "--pad_to=64,64"),
+        *("--checkpoint=~/workdir", f"--output={output}", "--submission=voc", "--pad_to=64,64"),
         tmp_path / "JPEGImages",
     )
     assert process.returncode == 0, process.stderr
