@@ -96,6 +96,7 @@ def main(argv: list[str]) -> None:
         videos = [path for path in paths if finding.is_video(path)]
         paths = [path for path in paths if path not in videos]
         videos = list(dict.fromkeys(os.path.abspath(os.path.expanduser(path)) for path in videos))
+        _check_flags_of_pictures(bool(videos))
         pictures, not_found = finding.find_pictures(paths, output) if paths else ([], [])
         problems += not_found
         if pictures or videos:
@@ -130,6 +131,15 @@ def _changes() -> dict[str, Any]:
                 message = f"--{flag.name}={','.join(flag.value)}: give whole numbers, HEIGHT,WIDTH, without blanks"
                 raise ValueError(message) from None
     return {key: value for key, value in changes.items() if value is not None}
+
+
+def _check_flags_of_pictures(videos: bool) -> None:
+    """Raises ValueError for a flag that would do nothing to videos, or to what --geotiff writes."""
+    for what, given in (("videos", videos), ("what --geotiff writes", _GEOTIFF.value)):
+        for flag in (_PROBABILITIES, _SUBMISSION, _LABEL_IDS):
+            of_frames = flag is _LABEL_IDS and what == "videos" and _FRAMES.value
+            if given and flag.value and not of_frames:
+                raise ValueError(f"--{flag.name} is not for {what}: leave it out, or give pictures in their own command")
 
 
 def _check_checkpoint(checkpoint: str) -> None:

@@ -104,6 +104,11 @@ ROWS = [
     ("checkpoint", "main --mode=eval", "no checkpoint in {tmp}/run: give a workdir"),
     ("data", "predict --checkpoint={workdir} --output={tmp}/new gs://a.b/c.jpg", "gs://a.b/c.jpg: http and https addr"),
     ("data", "predict --checkpoint={workdir} --output={tmp}/new 0", "a camera's number is not taken: save its picture"),
+    (
+        "checkpoint",
+        "predict --geotiff --submission=voc --checkpoint={workdir} --output={tmp}/new {picture}",
+        "--submission is not for what --geotiff writes: leave it out",
+    ),
     ("checkpoint", "predict --checkpoint=voc --output={tmp}/new {picture}", "no such file or folder, and no publ"),
     (
         "checkpoint",
