@@ -139,7 +139,7 @@ def _check_flags_of_pictures(videos: bool) -> None:
         for flag in (_PROBABILITIES, _SUBMISSION, _LABEL_IDS):
             of_frames = flag is _LABEL_IDS and what == "videos" and _FRAMES.value
             if given and flag.value and not of_frames:
-                raise ValueError(f"--{flag.name} is not for {what}: leave it out, or give pictures in their own command")
+                raise ValueError(f"--{flag.name} is not for {what}: leave it out, or give pictures by themselves")
 
 
 def _check_checkpoint(checkpoint: str) -> None:
