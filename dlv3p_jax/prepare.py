@@ -277,7 +277,7 @@ def _look_at_prepared(name: str, config: str) -> None:
 
 def _preview_config(path: str):
     """The configuration that the data set is trained with, and the crop size of the flag."""
-    config = importlib.import_module(path.removesuffix(".py").replace("/", ".")).get_config()
+    config = importlib.import_module(f"dlv3p_jax.configs.{pathlib.Path(path).stem}").get_config()
     if _CROP_SIZE.value:
         sides = _CROP_SIZE.value
         if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):

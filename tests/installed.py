@@ -81,6 +81,7 @@ def main() -> None:
 
         trains = install(folder / "trains", f"{wheel}[train]")
         run(trains / "dlv3p", "prepare", "--dataset=toy_streets", folder=home)
+        run(trains / "dlv3p", "prepare", "--dataset=toy_streets", "--preview=sheet.png", folder=home)
         run(trains / "dlv3p", "train", "--config=quickstart", "--workdir=run", *SMALL, folder=home)
         same = ("--config=configs/quickstart.py", "--workdir=run", *SMALL)
         run(trains / "python", "-m", "dlv3p_jax.main", "--mode=eval", *same, folder=home)
