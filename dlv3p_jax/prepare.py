@@ -192,22 +192,22 @@ def _make_builder(dataset: str, name: str, folder: pathlib.Path, **changes: Any)
 
 
 def _prepare(dataset: str, name: str, config: str) -> None:
-    from dlv3p_jax.data import bucket, records
+    from dlv3p_jax.data import cloud_bucket, records
     from dlv3p_jax.datasets import builder, preparing, summary
 
     start = time.perf_counter()
-    data_dir, overwrite, remote = _DATA_DIR.value, _OVERWRITE.value, bucket.is_remote(_DATA_DIR.value)
+    data_dir, overwrite, remote = _DATA_DIR.value, _OVERWRITE.value, cloud_bucket.is_remote(_DATA_DIR.value)
     here: str | os.PathLike = data_dir
     version = records.VERSIONS.get(name, records.VERSION)
     if remote:
         cli.configure_logging()  # shows how far the copy is
-        if bucket.is_there(name, version, data_dir) and not overwrite:
+        if cloud_bucket.is_there(name, version, data_dir) and not overwrite:
             raise preparing.already_there(f"{data_dir.rstrip('/')}/{name}")
-        here, overwrite = bucket.local_data_dir(data_dir), True  # what is here is a copy of what is there, or was
+        here, overwrite = cloud_bucket.local_data_dir(data_dir), True  # what is here is a copy of what is there, or was
     make = functools.partial(_make_builder, dataset, name)
     made, made_by = preparing.prepare_dataset(name, make, here, overwrite)
     if remote:
-        bucket.upload(name, version, data_dir)
+        cloud_bucket.upload(name, version, data_dir)
     seconds = time.perf_counter() - start
     _warn(*made_by.remarks, *summary.warnings(made))
     if made_by.problems:
@@ -245,10 +245,10 @@ def _check_source(dataset: str, name: str) -> None:
 
 
 def _look_at_prepared(name: str, config: str) -> None:
-    from dlv3p_jax.data import bucket, records
+    from dlv3p_jax.data import cloud_bucket, records
     from dlv3p_jax.datasets import builder, check, summary
 
-    if bucket.is_remote(_DATA_DIR.value):
+    if cloud_bucket.is_remote(_DATA_DIR.value):
         cli.configure_logging()  # shows how far the copy is
     dataset = records.open_dataset(name, _DATA_DIR.value)
     if _CHECK.value:

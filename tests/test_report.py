@@ -22,7 +22,7 @@ from tensorboard.util import tensor_util
 
 from dlv3p_jax.configs import common
 from dlv3p_jax.data import viz
-from dlv3p_jax.evaluation import files, metrics, picture_scores, sureness
+from dlv3p_jax.evaluation import calibration, files, metrics, picture_scores
 from dlv3p_jax.evaluation.files import ReportError
 from dlv3p_jax.reporting import charts, comparison_page, run_page
 from dlv3p_jax.runtime import configuration, disk_errors, events, provenance
@@ -43,11 +43,11 @@ def make_pictures(quality, number=12, seed=0):
 
 
 def sure(labels, predictions, confidence=0.75):
-    """What `sureness.sum_probabilities` sums, of a model that is always as sure; what it does not predict has 0.1."""
+    """What `calibration.sum_probabilities` sums, of a model always as sure; what it does not predict has 0.1."""
     known, right = labels < len(NAMES), labels == predictions
     probability = np.where(right, confidence, 0.1)
-    place = int(confidence * sureness.BINS)
-    confident = np.zeros((len(labels), 2, sureness.BINS), np.int32)
+    place = int(confidence * calibration.BINS)
+    confident = np.zeros((len(labels), 2, calibration.BINS), np.int32)
     confident[:, :, place] = np.stack([known, known & right], 1).sum((2, 3))
     of_label = [(probability * (labels == index)).sum((1, 2)) for index in range(len(NAMES))]
     return {
@@ -222,7 +222,7 @@ def test_the_report_on_a_phone_and_in_the_dark(run, page_of):
     page.get_by_text("Show all pictures").click()
     assert page.locator("figure:visible").count() == len(captions)
     first, *_ = (row.locator("th, td").all_inner_texts() for row in page.locator("#doubts tbody tr").all())
-    doubts = sureness.doubts(pictures.label_probability, pictures.counts)
+    doubts = calibration.doubts(pictures.label_probability, pictures.counts)
     usual = pictures.label_probability.sum(0) / pictures.counts[:, 1].sum(0)
     index, label = np.unravel_index(np.nanargmin(doubts - usual), doubts.shape)
     assert (first[0], first[1], first[2]) == (pictures.ids[index], NAMES[label], f"{100 * doubts[index, label]:.2f}")

@@ -22,7 +22,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from dlv3p_jax.data import bucket, downloads, opening
+from dlv3p_jax.data import cloud_bucket, downloads, opening
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.runtime import disk_errors, files, local_paths, text
 
@@ -219,10 +219,10 @@ def open_dataset(dataset: str, data_dir: str | os.PathLike) -> Dataset:
     Raises:
         DatasetError: not prepared (it says how to), unfinished or damaged, or it cannot be copied.
     """
-    origin = os.fspath(data_dir) if bucket.is_remote(data_dir) else None
-    folder = newest(data_dir, dataset) if origin is None else bucket.fetch(dataset, origin)
+    origin = os.fspath(data_dir) if cloud_bucket.is_remote(data_dir) else None
+    folder = newest(data_dir, dataset) if origin is None else cloud_bucket.fetch(dataset, origin)
     if folder is None:
-        prepared = _prepared(data_dir) if origin is None else bucket.names(origin)
+        prepared = _prepared(data_dir) if origin is None else cloud_bucket.names(origin)
         raise DatasetError(
             f'data set "{dataset}" is not prepared in {data_dir} ({", ".join(prepared) or "nothing"} is); run\n'
             f"  {prepare_command(dataset, data_dir)}{_how_to_get(dataset)}"

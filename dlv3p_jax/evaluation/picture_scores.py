@@ -20,7 +20,7 @@ from PIL import Image
 from dlv3p_jax.data import viz
 from dlv3p_jax.data.labels import read_label
 from dlv3p_jax.data.pictures import read_rgb
-from dlv3p_jax.evaluation import metrics, sureness
+from dlv3p_jax.evaluation import calibration, metrics
 from dlv3p_jax.runtime import disk_errors, files
 from dlv3p_jax.runtime.errors import UserError
 
@@ -58,8 +58,8 @@ class PictureScores:
       counts: int32 `[N, 3, C]` (`metrics.pixel_counts`).
       shown: those to look at.
       predictions: palette PNGs by position, at most SHOWN_WIDTH wide: of up to about 100 pictures, evenly spread.
-      label_probability: float32 `[N, C]` (`sureness.sum_probabilities`).
-      calibration: float64 `[3, BINS]` (`sureness.calibration_error`).
+      label_probability: float32 `[N, C]` (`calibration.sum_probabilities`).
+      calibration: float64 `[3, BINS]` (`calibration.calibration_error`).
       confused: int32 `[2, C, C, PER_CELL]`: for each cell [label, prediction] the pixels of the pictures that have
         most of it, and the positions of these.
     """
@@ -100,7 +100,7 @@ class Collector:
         self.matrix = np.zeros((num_classes, num_classes), np.int64)
         self.counts = np.zeros((len(sizes), 3, num_classes), np.int32)
         self.label_probability = np.zeros((len(sizes), num_classes), np.float32)
-        self.calibration = np.zeros((3, sureness.BINS))
+        self.calibration = np.zeros((3, calibration.BINS))
         self.confused = np.zeros((2, num_classes, num_classes, PER_CELL), np.int32)
         # Of each class, the pictures whose labels are least probable: minus that probability, and their positions.
         self._least = np.stack([np.full((num_classes, DOUBTED), -np.inf), np.zeros((num_classes, DOUBTED))])
@@ -131,7 +131,7 @@ class Collector:
         self._probability += counts["label_probability"].sum(0, dtype=np.float64)
         self.calibration += np.vstack([counts["confident"].sum(0, dtype=np.int64), counts["confidence"].sum(0)])
         self.confused = _keep_largest(self.confused, np.moveaxis(matrices, 0, -1), indices)
-        doubts = -sureness.doubts(self.label_probability[indices], self.counts[indices]).T
+        doubts = -calibration.doubts(self.label_probability[indices], self.counts[indices]).T
         self._least = _keep_largest(self._least, np.where(np.isnan(doubts), -np.inf, doubts), indices)
         order = self._order()
         wanted = {*order[:SHOWN], *order[-SHOWN:], *self._maybe_typical.intersection(order), *self._samples}

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dlv3p_jax.data import colors
-from dlv3p_jax.evaluation import metrics, sureness
+from dlv3p_jax.evaluation import calibration, metrics
 from dlv3p_jax.evaluation.views import Views, predict_logits
 from dlv3p_jax.models import tiles
 from dlv3p_jax.runtime import sharding
@@ -25,7 +25,7 @@ def make_eval_step(config, model, view_rooms: Sequence[tuple[int, int]] | None =
     their own (height, width); the padding's label is the ignore label. The network takes that padding for a part of the
     picture, unless there are `view_rooms`: then 'view_sizes' is `sizes` of `predict_logits`, and these its `rooms`.
     `counts` has 'matrices', the pictures' int32 `[B, num_classes, num_classes]` confusion matrices [label, prediction]
-    without ignored pixels, 'losses', see `sum_losses`, and those of `sureness.sum_probabilities`; `predictions` is
+    without ignored pixels, 'losses', see `sum_losses`, and those of `calibration.sum_probabilities`; `predictions` is
     uint8 `[B, H, W]`, which stays on the devices unless somebody asks for it.
     """
     views, class_weights = Views.of(config.eval), config.loss.class_weights
@@ -49,7 +49,7 @@ def make_eval_step(config, model, view_rooms: Sequence[tuple[int, int]] | None =
             "matrices": metrics.confusion_matrices(labels, predictions, num_classes, ignore_label),
             "losses": sum_losses(logits, labels, ignore_label, class_weights),
         }
-        counts |= sureness.sum_probabilities(logits, labels, predictions, ignore_label)
+        counts |= calibration.sum_probabilities(logits, labels, predictions, ignore_label)
         return counts, predictions
 
     return eval_step

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dlv3p_jax.data import viz
-from dlv3p_jax.evaluation import picture_scores, sureness
+from dlv3p_jax.evaluation import calibration, picture_scores
 from dlv3p_jax.evaluation.files import Evaluation
 from dlv3p_jax.reporting import cards, charts, html
 
@@ -72,8 +72,8 @@ def doubts(main: Evaluation) -> list[dict[str, Any]]:
     pictures, names, colors = main.pictures, main.report["class_names"], cards.palette(main)
     if pictures is None or pictures.label_probability is None:
         return []
-    found = sureness.doubts(pictures.label_probability, pictures.counts)
-    usual = sureness.doubts(pictures.label_probability.sum(0, dtype=np.float64), pictures.counts.sum(0), 0)
+    found = calibration.doubts(pictures.label_probability, pictures.counts)
+    usual = calibration.doubts(pictures.label_probability.sum(0, dtype=np.float64), pictures.counts.sum(0), 0)
     shown = {shown.index for shown in pictures.shown}
     order = np.argsort(found - usual, axis=None, kind="stable")[: min(_DOUBTS, np.count_nonzero(~np.isnan(found)))]
     return [
@@ -90,7 +90,7 @@ def doubts(main: Evaluation) -> list[dict[str, Any]]:
     ]
 
 
-def calibration(main: Evaluation) -> dict[str, Any] | None:
+def reliability(main: Evaluation) -> dict[str, Any] | None:
     """How sure the model is and how often right; None where that was not counted."""
     if main.pictures is None or main.pictures.calibration is None or not main.pictures.calibration[0].any():
         return None
@@ -99,7 +99,7 @@ def calibration(main: Evaluation) -> dict[str, Any] | None:
     return {
         "verdict": "about as sure as it is right" if abs(gap) < 0.005 else "too sure" if gap > 0 else "not sure enough",
         "chart": charts.reliability("calibration", "Right, by confidence", main.pictures.calibration),
-        "error": sureness.calibration_error(main.pictures.calibration),
+        "error": calibration.calibration_error(main.pictures.calibration),
         "confidence": confidence / pixels,
         "right": right / pixels,
     }

@@ -76,7 +76,7 @@ def write_report(
         confusions=mistakes.confusions(main),
         cells=mistakes.cells(main),
         doubts=mistakes.doubts(main),
-        calibration=mistakes.calibration(main),
+        calibration=mistakes.reliability(main),
         pictures=mistakes.pictures(main, wrong),
         legend=cards.legend(main, {"wrong (a colour of no class)": wrong}),
         facts=[*_facts(found, scalars), *(("damaged", line) for line in damage)],

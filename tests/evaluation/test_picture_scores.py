@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from dlv3p_jax.evaluation import metrics, picture_scores, sureness
+from dlv3p_jax.evaluation import calibration, metrics, picture_scores
 
 
 def counts_of(matrices):
     """What an evaluation step counts, of a model that is half sure of everything."""
-    nothing = np.zeros((len(matrices), 2, sureness.BINS), np.int32)
+    nothing = np.zeros((len(matrices), 2, calibration.BINS), np.int32)
     return {
         "matrices": matrices,
         "label_probability": (matrices.sum(-1) / 2).astype(np.float32),
@@ -87,9 +87,9 @@ def test_pictures_whose_labels_are_doubted_and_those_of_the_largest_errors_are_k
     np.testing.assert_array_equal(collector.confused[:, 1, 0], [[59, 58, 57], [59, 58, 57]])
     assert picture_scores.largest_errors(collector.matrix, 5) == [(0, 1), (1, 0)]
     assert [index for kind, index in collector.choose() if kind == "doubted"][0] == 40
-    doubts = sureness.doubts(collector.label_probability, collector.counts)
+    doubts = calibration.doubts(collector.label_probability, collector.counts)
     assert doubts[40].tolist() == [0.5, 0.1] and np.nanmin(np.delete(doubts, 40, 0)) == 0.5
-    assert np.isnan(sureness.doubts(np.ones(2), np.array([[0, 0], [1000, 4], [0, 0]]))).tolist() == [False, True]
+    assert np.isnan(calibration.doubts(np.ones(2), np.array([[0, 0], [1000, 4], [0, 0]]))).tolist() == [False, True]
 
 
 def test_doubted_is_what_is_far_below_the_usual_of_its_class_whatever_is_usual():

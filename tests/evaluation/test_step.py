@@ -9,7 +9,7 @@ from flax import linen as nn
 from formula import KERNELS, MODEL, VARIABLES, FormulaModel, expected_scores
 
 from dlv3p_jax.configs import common
-from dlv3p_jax.evaluation import sureness
+from dlv3p_jax.evaluation import calibration
 from dlv3p_jax.evaluation.step import make_eval_step, run_step
 from dlv3p_jax.models import resizing
 from dlv3p_jax.runtime import sharding
@@ -108,7 +108,7 @@ def test_losses_and_probabilities_are_summed_over_the_labelled_pixels(average, c
         np.testing.assert_allclose(found, expected, rtol=1e-5)
         by_label = [probabilities[label == index].sum() for index in range(3)]
         np.testing.assert_allclose(counts["label_probability"][i], by_label, rtol=1e-5)
-        edges = np.linspace(0, 1, sureness.BINS + 1)
+        edges = np.linspace(0, 1, calibration.BINS + 1)
         confidence, right = softmax.max(-1)[label != 255], (softmax.argmax(-1) == label)[label != 255]
         expected = [np.histogram(confidence, edges)[0], np.histogram(confidence[right], edges)[0]]
         np.testing.assert_array_equal(counts["confident"][i], expected)

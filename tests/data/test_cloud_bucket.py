@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from dlv3p_jax import prepare
-from dlv3p_jax.data import bucket, records
+from dlv3p_jax.data import cloud_bucket, records
 from dlv3p_jax.data.errors import DatasetError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -88,7 +88,7 @@ def test_a_broken_copy_goes_on_with_what_is_missing(gcs, target, data_dir):
 
 def test_a_killed_copy_goes_on(gcs, target):
     """SIGKILL in the middle of a file."""
-    script = "import sys; from dlv3p_jax.data import bucket; bucket.fetch(*sys.argv[1:])"
+    script = "import sys; from dlv3p_jax.data import cloud_bucket; cloud_bucket.fetch(*sys.argv[1:])"
     gcs.answer([("GET /bucket/.*train.array_record", None, 5)])
     process = subprocess.Popen([sys.executable, "-c", script, "image_folder", URL], cwd=ROOT)
     deadline = time.monotonic() + 60
@@ -128,7 +128,9 @@ def test_what_changed_in_the_bucket_is_copied_again_and_nothing_else(gcs, target
 def test_processes_of_a_host_copy_once(gcs, target, caplog):
     gcs.answer([("GET /bucket/", None, 0.5)])
     results = []
-    threads = [threading.Thread(target=lambda: results.append(bucket.fetch("image_folder", URL))) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: results.append(cloud_bucket.fetch("image_folder", URL))) for _ in range(3)
+    ]
     with caplog.at_level(logging.INFO):
         for thread in threads:
             thread.start()
@@ -140,7 +142,7 @@ def test_processes_of_a_host_copy_once(gcs, target, caplog):
 
 
 def test_space_is_checked_before_anything_is_copied(gcs, target, monkeypatch):
-    usage = shutil.disk_usage("/")._replace(free=bucket._RESERVE + 1000)
+    usage = shutil.disk_usage("/")._replace(free=cloud_bucket._RESERVE + 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DatasetError, match="needs 0.0 GB in .*DLV3P_CACHE.*gcsfuse"):
         records.open_dataset("image_folder", URL)
@@ -197,12 +199,12 @@ def test_an_upload_that_breaks_looks_unfinished_and_the_next_takes_its_place(gcs
     records.open_dataset("image_folder", URL)
     gcs.answer([("POST .*val.array_record", 403, 0)])
     with pytest.raises(DatasetError, match="could not be written: "):
-        bucket.upload("image_folder", "1.0.0", URL)
+        cloud_bucket.upload("image_folder", "1.0.0", URL)
     with pytest.raises(DatasetError, match=f"not prepared in {URL}"):
         records.open_dataset("image_folder", URL)
     gcs.answer([])
     gcs.put("data/image_folder/1.0.0/image_folder-train.array_record-00000-of-00009", b"of before")
-    bucket.upload("image_folder", "1.0.0", URL)
+    cloud_bucket.upload("image_folder", "1.0.0", URL)
     assert not [name for name in gcs.names() if "00009" in name]
     shutil.rmtree(target)
     assert list(records.open_dataset("image_folder", URL).source("val")) == list(
