@@ -9,6 +9,7 @@ import re
 import shutil
 import struct
 import subprocess
+import types
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from dlv3p_jax.configs import common
 from dlv3p_jax.data import viz
 from dlv3p_jax.evaluation import calibration, files, metrics, picture_scores
 from dlv3p_jax.evaluation.files import ReportError
-from dlv3p_jax.reporting import charts, comparison_page, run_page
+from dlv3p_jax.reporting import charts, comparison_page, mistakes, run_page
 from dlv3p_jax.runtime import configuration, disk_errors, events, provenance
 
 NAMES = ("road", "<b>wall</b> & $x$", "lamp", "absent")
@@ -495,6 +496,16 @@ def test_damaged_files_are_named(damage, message, tmp_path):
     with pytest.raises(ReportError, match=message) as caught:
         run_page.write_report(tmp_path)
     assert "\n" not in str(caught.value) and not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("confidence", "verdict"), [(0.802, "about as sure as it is right"), (0.9, "too sure"), (0.7, "not sure enough")]
+)
+def test_the_page_says_whether_a_model_is_too_sure(confidence, verdict):
+    counts = np.zeros((3, calibration.BINS))
+    counts[:, int(confidence * calibration.BINS)] = 1000, 800, 1000 * confidence  # pixels, right ones, confidence
+    main = types.SimpleNamespace(pictures=types.SimpleNamespace(calibration=counts))
+    assert mistakes.reliability(main)["verdict"] == verdict
 
 
 def test_a_workdir_without_evaluations_is_told(tmp_path):
