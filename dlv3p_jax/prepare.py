@@ -4,10 +4,10 @@
 """
 
 import functools
-import importlib
 import os
 import pathlib
 import re
+import runpy
 import shlex
 import sys
 import time
@@ -15,6 +15,7 @@ from typing import Any
 
 from absl import flags, logging
 
+from dlv3p_jax import configs
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.datasets import file_names
 from dlv3p_jax.runtime import cli, files
@@ -107,24 +108,21 @@ _OF_PICTURES = ("name", "source", "picture_range", "skip_bad")
 _OF_OWN = (*_OF_PICTURES, "class_names", "label_map", "ignore_label")
 _OF_LIBRARIES = ("dataset", "image_key", "label_key", "splits")
 _PUBLIC = ("source", "skip_bad")
-# name: (the module of `datasets`, the flags that its `make_builder` takes, the configuration to train with)
+# name: (the flags that its `make_builder` takes, the configuration to train with)
 BUILDERS = {
-    "toy_streets": ("toy_streets.builder", (), "configs/quickstart.py"),
-    "image_folder": ("image_folder", (*_OF_OWN, "label_suffix"), _OWN),
-    "cityscapes": ("cityscapes", _PUBLIC, "configs/cityscapes_r50.py"),
-    "voc2012": ("voc2012", (*_PUBLIC, "sbd"), "configs/voc_r50.py"),
+    "toy_streets": ((), "configs/quickstart.py"),
+    "image_folder": ((*_OF_OWN, "label_suffix"), _OWN),
+    "cityscapes": (_PUBLIC, "configs/cityscapes_r50.py"),
+    "voc2012": ((*_PUBLIC, "sbd"), "configs/voc_r50.py"),
     **{
-        name: (module, _PUBLIC, f"configs/{name}_{backbone}.py")
-        for module, name, backbone in (
-            *(("scene_folders", name, "r50") for name in ("ade20k", "loveda", "mapillary")),
-            *(("scene_folders", name, "r101") for name in ("pascal_context", "pascal_context_59")),
-            *(("aerial", name, "r50") for name in ("potsdam", "vaihingen", "isaid")),
-        )
+        name: (_PUBLIC, f"configs/{name}_r50.py")
+        for name in ("ade20k", "loveda", "mapillary", "potsdam", "vaihingen", "isaid")
     },
-    "coco": ("coco", (*_OF_PICTURES, "splits"), _OWN),
-    "ultralytics": ("ultralytics", _OF_PICTURES, _OWN),
-    "tfds:NAME": ("tfds_catalogue", (*_OF_OWN, *_OF_LIBRARIES), _OWN),
-    "hf:PATH_OR_NAME": ("hugging_face", (*(flag for flag in _OF_OWN if flag != "source"), *_OF_LIBRARIES), _OWN),
+    **{name: (_PUBLIC, f"configs/{name}_r101.py") for name in ("pascal_context", "pascal_context_59")},
+    "coco": ((*_OF_PICTURES, "splits"), _OWN),
+    "ultralytics": (_OF_PICTURES, _OWN),
+    "tfds:NAME": ((*_OF_OWN, *_OF_LIBRARIES), _OWN),
+    "hf:PATH_OR_NAME": ((*(flag for flag in _OF_OWN if flag != "source"), *_OF_LIBRARIES), _OWN),
 }
 
 
@@ -144,7 +142,7 @@ def _run(arguments: list[str]) -> None:
         raise DatasetError(f'"{arguments[0]}" is no flag; flags look like --data_dir=data')
     if _key(dataset) not in BUILDERS:
         raise DatasetError(f"--dataset={dataset}: choose one of {', '.join(BUILDERS)}")
-    _, known, config = BUILDERS[_key(dataset)]
+    known, config = BUILDERS[_key(dataset)]
     for flag in _OF_A_SOURCE:
         if flag.present and flag.name not in known:
             raise DatasetError(f"--{flag.name} has no meaning for --dataset={dataset}")
@@ -184,11 +182,37 @@ def _make_builder(dataset: str, name: str, folder: pathlib.Path, **changes: Any)
     """The builder of a data set, which gets the flags that it takes, or in their place `changes`."""
     from dlv3p_jax.data import ranges
 
-    module, known, _ = BUILDERS[_key(dataset)]
+    known, _ = BUILDERS[_key(dataset)]
     options = {flag: flags.FLAGS[flag].value for flag in known} | changes | {"name": name, "workers": _WORKERS.value}
     if "picture_range" in options:
         options["picture_range"] = ranges.parse(_PICTURE_RANGE.value)
-    return importlib.import_module(f"dlv3p_jax.datasets.{module}").make_builder(folder, **options)
+    return _module(dataset).make_builder(folder, **options)
+
+
+def _module(dataset: str):
+    """The module that makes a data set; the others, and the libraries that they need, are not imported."""
+    match _key(dataset):
+        case "toy_streets":
+            from dlv3p_jax.datasets.toy_streets import builder as module
+        case "image_folder":
+            from dlv3p_jax.datasets import image_folder as module
+        case "cityscapes":
+            from dlv3p_jax.datasets import cityscapes as module
+        case "voc2012":
+            from dlv3p_jax.datasets import voc2012 as module
+        case "potsdam" | "vaihingen" | "isaid":
+            from dlv3p_jax.datasets import aerial as module
+        case "coco":
+            from dlv3p_jax.datasets import coco as module
+        case "ultralytics":
+            from dlv3p_jax.datasets import ultralytics as module
+        case "tfds:NAME":
+            from dlv3p_jax.datasets import tfds_catalogue as module
+        case "hf:PATH_OR_NAME":
+            from dlv3p_jax.datasets import hugging_face as module
+        case _:
+            from dlv3p_jax.datasets import scene_folders as module
+    return module
 
 
 def _prepare(dataset: str, name: str, config: str) -> None:
@@ -277,7 +301,7 @@ def _look_at_prepared(name: str, config: str) -> None:
 
 def _preview_config(path: str):
     """The configuration that the data set is trained with, and the crop size of the flag."""
-    config = importlib.import_module(f"dlv3p_jax.configs.{pathlib.Path(path).stem}").get_config()
+    config = runpy.run_path(str(pathlib.Path(configs.__file__).with_name(pathlib.Path(path).name)))["get_config"]()
     if _CROP_SIZE.value:
         sides = _CROP_SIZE.value
         if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):

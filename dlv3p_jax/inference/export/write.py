@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import json
 import pathlib
 from collections.abc import Callable
@@ -69,7 +68,7 @@ def export(
     """
     picture = scenes.draw_scene("val", 0)[0] if picture is None else picture
     sizes = (size,) if size and not up_to else _two_sizes(*(size or picture.shape[:2]))
-    format_ = importlib.import_module(f"dlv3p_jax.inference.export.{name}")
+    format_ = _module(name)
     with files.replacing_folder(folder) as unfinished:
         options = {"up_to": True} if up_to else {}
         format_.write(trained.model, trained.variables, unfinished, *(size or (None, None)), **options)
@@ -82,6 +81,18 @@ def export(
         description = json.dumps(_describe(trained, name, size, size_from, comparison, up_to), indent=2)
         (unfinished / folders.DESCRIPTION).write_text(f"{description}\n", encoding="utf-8")
     return comparison
+
+
+def _module(name: str):
+    """The module of a format; the libraries of the others are not imported."""
+    match name:
+        case "onnx":
+            from dlv3p_jax.inference.export import onnx as module
+        case "savedmodel":
+            from dlv3p_jax.inference.export import savedmodel as module
+        case _:
+            from dlv3p_jax.inference.export import stablehlo as module
+    return module
 
 
 def _two_sizes(*size: int) -> tuple[tuple[int, ...], ...]:
