@@ -8,16 +8,16 @@ import shutil
 import tempfile
 
 import pytest
+import quick
 import warm
 from absl import logging
 
-# Eight virtual devices, so that every test may build the mesh it likes; set before JAX starts. Two fifths of the suite
-# was LLVM's time: one level less makes that half, and programs give the same numbers.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1")
+# Eight virtual devices, so that every test may build the mesh it likes; set before JAX starts.
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {quick.XLA_FLAGS}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("GCS_STAT_CACHE_MAX_AGE", "0")  # TensorFlow's client of buckets; tests change what is in them
-# Programs that several tests, or the processes that they start, compile are compiled once.
+# Programs that several of the processes that tests start compile are compiled once.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dlv3p_jax_tests_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "2"
@@ -32,7 +32,10 @@ SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_finish():
-    """What is imported lives on, and jaxprs are many: looking through them for cycles took a sixth of the suite."""
+    """Spares what took a third of the suite: packing programs for files, and looking through jaxprs for cycles."""
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", False)  # of processes that are started alone: here none hits
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)

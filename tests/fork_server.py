@@ -16,6 +16,8 @@ import subprocess
 import sys
 from typing import Any
 
+import quick
+
 HERE = pathlib.Path(__file__).resolve().parent
 KINDS = ("open", "read", "write", "fsync", "rename", "readdir")  # as in faults.c
 
@@ -46,7 +48,7 @@ class Server:
         environment = {
             "PYTHONPATH": f"{HERE}:{HERE.parent}",
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_backend_optimization_level=1",
+            "XLA_FLAGS": quick.XLA_FLAGS,
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",

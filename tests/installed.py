@@ -16,7 +16,7 @@ import tempfile
 import venv
 import zipfile
 
-from tests import run_docs
+from tests import quick, run_docs
 
 SMALL = (
     *("--config.num_train_steps=2", "--config.eval_every_steps=2", "--config.checkpoint_every_steps=2"),
@@ -71,7 +71,7 @@ def install(folder: pathlib.Path, what: str) -> pathlib.Path:
 
 def main() -> None:
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "JAX_PLATFORMS": "cpu"}
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    os.environ["XLA_FLAGS"] = quick.XLA_FLAGS
     with tempfile.TemporaryDirectory(prefix="dlv3p_jax_installed_") as name:
         folder = pathlib.Path(name)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache")

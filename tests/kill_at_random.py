@@ -31,6 +31,7 @@ from PIL import Image
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import quick  # noqa: E402
 import several_kills  # noqa: E402
 import tiny  # noqa: E402
 
@@ -73,7 +74,7 @@ def start(
     environment = {
         "PYTHONPATH": f"{HERE}:{HERE.parent}",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": quick.XLA_FLAGS,
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 
 from markdown_it import MarkdownIt
 
+from tests import quick
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md")
 CAMVID = ROOT.parent / "shared" / "camvid"
@@ -269,9 +271,7 @@ def main() -> None:
         print(f"run_docs: nothing is run, for {CAMVID} with photographs is not here", flush=True)
         return
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "JAX_PLATFORMS": "cpu"}
-    os.environ["XLA_FLAGS"] = (
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # half the time
-    )
+    os.environ["XLA_FLAGS"] = quick.XLA_FLAGS
     failed, done = 0, set()
     with tempfile.TemporaryDirectory(prefix="dlv3p_jax_docs_") as name:
         folder = pathlib.Path(name)

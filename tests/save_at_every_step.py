@@ -21,6 +21,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+import quick  # noqa: E402
 import tiny  # noqa: E402
 
 from dlv3p_jax.weights import checkpoint_reading  # noqa: E402
@@ -66,7 +67,7 @@ def run(workdir, data_dir, processes, environment=None, timeout=300, **settings)
     variables = {
         "PYTHONPATH": f"{HERE}:{HERE.parent}",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=1 {quick.XLA_FLAGS}",
     }
     variables["no_grpc_proxy"] = "localhost"  # the processes meet without the proxy that leads to the bucket
     variables |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(processes)}

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+import quick
+
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -18,7 +20,7 @@ def start(script: str, arguments: Sequence[Sequence[str]]) -> list[subprocess.Po
     common = {
         "PYTHONPATH": f"{HERE}:{HERE.parent}",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=1",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=1 {quick.XLA_FLAGS}",
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": str(len(arguments)),
     }

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import quick
 from absl import flags
 from flax.traverse_util import flatten_dict
 
@@ -47,8 +48,7 @@ def arguments(data_dir, workdir, *more):
 
 
 def start(command, devices=4, log=subprocess.PIPE):
-    quick = "--xla_backend_optimization_level=0"  # compiling is what takes long
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {quick}"}
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {quick.XLA_FLAGS}"}
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=REPOSITORY,
