@@ -72,13 +72,11 @@ def train(mesh, family, size):
     network, settings = FAMILIES[family]
     config, model, variables = make_config(**settings), make_model(**network), variables_of(family)
     replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
-    options = {"compiler_options": quick.COMPILER_OPTIONS if network else None}
     step = sharding.jit(
         mesh,
         steps.make_train_step(config, model),
         (replicated, batched, replicated),
         (replicated, replicated),
-        **options,
     )
     batch = sharding.put_batch(mesh, make_batch(size))
     state = sharding.replicate(mesh, steps.create_train_state(config, variables))
@@ -91,7 +89,7 @@ def train(mesh, family, size):
         counts = metrics.confusion_matrix(batch["label"], jnp.argmax(logits, -1), 5, 255)
         return logits, counts
 
-    predict = sharding.jit(mesh, predict, (replicated, batched), (batched, replicated), **options)
+    predict = sharding.jit(mesh, predict, (replicated, batched), (batched, replicated))
     logits, counts = predict(state.variables, batch)
     return jax.device_get((state.variables, scalars, logits, counts))
 
