@@ -91,6 +91,17 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
     return target
 
 
+@pytest.fixture(scope="session")
+def logged_run(tmp_path_factory) -> pathlib.Path:
+    """A workdir with curves, three evaluations of the best checkpoint, step 40, and one of a later; not to be changed.
+
+    Pages beside what it holds are allowed.
+    """
+    import made_runs
+
+    return made_runs.make_logged_run(tmp_path_factory.mktemp("run"))
+
+
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium, driven by Playwright.

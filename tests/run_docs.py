@@ -123,7 +123,7 @@ TESTED = {
     r"python -m benchmarks\.input": "tests/benchmarks/test_input.py",
     r"python -m benchmarks\.scaling_table": "tests/benchmarks/test_scaling_table.py",
     r"python -m tests\.equivalence": "tests/test_equivalence.py",
-    r"curl .*/predict": "tests/test_demo.py",
+    r"curl .*/predict": "tests/inference/test_demo_requests.py",
     r"python -m tests\.api_page": "tests/test_docs.py",
     r"launch/tpu_vm\.sh": "tests/launch/test_tpu_vm.py",  # no cloud
     r"python launch/gke/gke\.py": "tests/launch/test_gke.py",

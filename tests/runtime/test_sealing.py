@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from etils import epath
-from test_report import write_evaluation, write_events
+from made_runs import write_evaluation, write_events
 
 from dlv3p_jax.configs import common
 from dlv3p_jax.evaluation import files
