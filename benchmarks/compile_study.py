@@ -22,7 +22,9 @@ _TRANSPOSE = re.compile(
     r"^\s*%?(?:wrapped_transpose|transpose|\w*transpose_fusion|input_transpose\w*)[\w.]* = (.*?) fusion\("
 )
 # What `steps.make_train_step` and the network's modules call their parts, in the names of JAX's operations.
-_PART = re.compile(r"/backbone/(stage\d)|/(backbone|aspp|decoder|auxiliary_head)/|[/(](distort|loss|optimizer)[/)]")
+_PART = re.compile(
+    r"/backbone/(?:jit\(core_fn\)/)?(stage\d)|/(backbone|aspp|decoder|auxiliary_head)/|[/(](distort|loss|optimizer)[/)]"
+)
 
 
 def define_flags() -> None:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dlv3p_jax.models import products, tiles, winograd
+from dlv3p_jax.models import columns, products, tiles, winograd
 from dlv3p_jax.models.products import precision
 from dlv3p_jax.models.tiles import Pictures, Tiled, add_neighbours
 from dlv3p_jax.runtime import sharding
@@ -88,6 +88,10 @@ def conv3x3(x: Pictures, kernel: jax.Array, stride: int = 1, dilation: int = 1, 
 
 
 def _conv3x3(parts, kernel, stride, dilation, form):
+    beside = columns.count(*kernel.shape[2:], stride, parts.shape[2]) if dilation == 1 else 1
+    # Two of 64 channels are not enough: the 1x1 convolutions around would have to lay them out anew.
+    if form == "auto" and beside > 2:
+        return _conv3x3_beside(parts, kernel, stride, beside)
     if parts.strips > 1:
         return _conv(add_neighbours(parts, 1, 0 if stride == 2 else 1), kernel, stride, pad_rows=False)
     x = parts.array
@@ -102,6 +106,15 @@ def _conv3x3(parts, kernel, stride, dilation, form):
     if form == "taps":
         return _conv_taps(x, kernel.astype(x.dtype), stride, dilation)
     return _conv(x, kernel, stride, dilation)
+
+
+def _conv3x3_beside(parts, kernel, stride, beside):
+    """With neighbouring columns side by side in the channels, see `columns`."""
+    parts = dataclasses.replace(parts, array=columns.beside(parts.array, stride * beside))
+    rows = (1, 0 if stride == 2 else 1)
+    pixels = add_neighbours(parts, *rows) if parts.strips > 1 else parts.array
+    geometry = ((stride, 1), 1, 1, ((0, 0) if parts.strips > 1 else rows, rows))
+    return columns.apart(_convolve(pixels, columns.widen(kernel, beside, stride), geometry), beside)
 
 
 def _dilation_within(parts, stride, dilation):
@@ -200,21 +213,24 @@ def _cleared(x: Pictures, padding: float = 0.0) -> Tiled:
 
 
 def _conv(x, kernel, stride=1, dilation=1, groups=1, pad_rows=True):
-    geometry = (stride, dilation, groups, pad_rows)
+    pad = (kernel.shape[0] // 2) * dilation
+    return _convolve(x, kernel, ((stride, stride), dilation, groups, ((pad, pad) if pad_rows else (0, 0), (pad, pad))))
+
+
+def _convolve(x, kernel, geometry):
+    """With `geometry`: strides of rows and columns, dilation, groups, padding of rows and of columns."""
     if sharding.platform() == "tpu" and x.dtype == jnp.bfloat16:
         return _bfloat16_conv(x, kernel, geometry)
     return _lax_conv(x, kernel.astype(x.dtype), geometry, precision(x.dtype))
 
 
 def _lax_conv(x, kernel, geometry, precision):
-    stride, dilation, groups, pad_rows = geometry
-    padding = (kernel.shape[0] // 2) * dilation
-    rows = padding if pad_rows else 0
+    strides, dilation, groups, padding = geometry
     return lax.conv_general_dilated(
         x,
         kernel,
-        window_strides=(stride, stride),
-        padding=((rows, rows), (padding, padding)),
+        window_strides=strides,
+        padding=padding,
         rhs_dilation=(dilation, dilation),
         dimension_numbers=_NHWC,
         feature_group_count=groups,

@@ -139,18 +139,20 @@ def add_neighbours(x: Tiled, above: int, below: int, padding: float = 0.0) -> ja
     Returns:
         [B strips, above + h + below, W, C]; what lies outside of a picture is `padding`.
     """
-    height, *rest = x.shape[1:]
-    strips = x.array.reshape(-1, x.strips, height, *rest)
 
+    # Only what moves is seen as [B, strips, ...]: a TPU would lay out all of it anew, which costs as much as a
+    # convolution.
     def shift(rows, by):
+        strips = rows.reshape(-1, x.strips, *rows.shape[1:])
+        moved = strips[:, :-1] if by[0] else strips[:, 1:]
         outside = ((0, 0), by, (0, 0), (0, 0), (0, 0))
-        return jnp.pad(rows, outside, constant_values=padding)
+        return jnp.pad(moved, outside, constant_values=padding).reshape(rows.shape)
 
-    parts = [shift(strips[:, :-1, height - above :], (1, 0)), strips]
+    height = x.shape[1]
+    parts = [shift(x.array[:, height - above :], (1, 0)), x.array]
     if below:
-        parts.append(shift(strips[:, 1:, :below], (0, 1)))
-    strips = jnp.concatenate(parts, 2)
-    return strips.reshape(-1, strips.shape[2], *rest)
+        parts.append(shift(x.array[:, :below], (0, 1)))
+    return jnp.concatenate(parts, 1)
 
 
 def can_cut(x: Tiled) -> bool:

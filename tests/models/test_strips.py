@@ -116,6 +116,7 @@ def test_logits_gradients_and_statistics_are_those_of_whole_pictures(
     # Strips as on a TPU, all else in the forms that a CPU is quick with.
     like_a_tpu = types.SimpleNamespace(**vars(sharding) | {"platform": lambda: "tpu"})
     monkeypatch.setattr("dlv3p_jax.models.tiles.sharding", like_a_tpu)
+    monkeypatch.setattr("dlv3p_jax.models.columns.sharding", like_a_tpu)
     monkeypatch.setattr(
         "dlv3p_jax.models.ops.add_neighbours",
         lambda x, *rows, add=ops.add_neighbours, **options: split.append(x.strips) or add(x, *rows, **options),

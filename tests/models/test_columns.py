@@ -1,0 +1,51 @@
+"""Convolutions with neighbouring columns side by side, as TPUs run them: the same function, of the same kernel."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import quick
+
+from dlv3p_jax.models import columns, ops, tiles
+from dlv3p_jax.models.tiles import Tiled
+from dlv3p_jax.runtime import sharding
+
+
+@pytest.mark.parametrize("strips", [1, 3])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "stride", "width", "beside"),
+    # The three of the deep stem, then sides and channels that divide by more, by less, or not at all.
+    [(3, 32, 2, 32, 4), (32, 32, 1, 16, 4), (32, 64, 1, 16, 4), (16, 48, 1, 16, 8), (5, 7, 2, 12, 6), (8, 9, 1, 7, 1)],
+)
+def test_value_and_gradients_are_those_of_the_convolution(inputs, outputs, stride, width, beside, strips, monkeypatch):
+    rng = np.random.default_rng(0)
+    # Small integers, of which sums are exact.
+    x, kernel, weights = (
+        jnp.asarray(rng.integers(-3, 4, shape), jnp.float32)
+        for shape in (
+            (2, 12, width, inputs),
+            (3, 3, inputs, outputs),
+            (2, 12 // stride, -(-width // stride), outputs),
+        )
+    )
+
+    def run(x, kernel, strips):
+        parts = Tiled(x.reshape(len(x) * strips, -1, *x.shape[2:]), strips=strips)
+        result = tiles.whole(ops.conv3x3(parts, kernel, stride))
+        return (result * weights).sum(), result
+
+    run = jax.value_and_grad(run, argnums=(0, 1), has_aux=True)
+    (_, expected), expected_gradients = quick.jit(run, static_argnums=2)(x, kernel, 1)
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    assert columns.count(inputs, outputs, stride, width) == beside
+    (_, result), gradients = quick.jit(lambda x, kernel: run(x, kernel, strips))(x, kernel)
+    np.testing.assert_array_equal(result, expected)
+    for found, gradient in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_array_equal(found, gradient)
+
+
+def test_many_channels_and_rows_on_several_devices_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    assert columns.count(128, 128, 1, 64) == columns.count(256, 48, 1, 64) == 1
+    monkeypatch.setattr(sharding, "num_row_shards", lambda: 2)
+    assert columns.count(32, 32, 1, 64) == 1
