@@ -181,38 +181,13 @@ def _key(name: str) -> str:
 def _make_builder(dataset: str, name: str, folder: pathlib.Path, **changes: Any):
     """The builder of a data set, which gets the flags that it takes, or in their place `changes`."""
     from dlv3p_jax.data import ranges
+    from dlv3p_jax.datasets import by_name
 
     known, _ = BUILDERS[_key(dataset)]
     options = {flag: flags.FLAGS[flag].value for flag in known} | changes | {"name": name, "workers": _WORKERS.value}
     if "picture_range" in options:
         options["picture_range"] = ranges.parse(_PICTURE_RANGE.value)
-    return _module(dataset).make_builder(folder, **options)
-
-
-def _module(dataset: str):
-    """The module that makes a data set; the others, and the libraries that they need, are not imported."""
-    match _key(dataset):
-        case "toy_streets":
-            from dlv3p_jax.datasets.toy_streets import builder as module
-        case "image_folder":
-            from dlv3p_jax.datasets import image_folder as module
-        case "cityscapes":
-            from dlv3p_jax.datasets import cityscapes as module
-        case "voc2012":
-            from dlv3p_jax.datasets import voc2012 as module
-        case "potsdam" | "vaihingen" | "isaid":
-            from dlv3p_jax.datasets import aerial as module
-        case "coco":
-            from dlv3p_jax.datasets import coco as module
-        case "ultralytics":
-            from dlv3p_jax.datasets import ultralytics as module
-        case "tfds:NAME":
-            from dlv3p_jax.datasets import tfds_catalogue as module
-        case "hf:PATH_OR_NAME":
-            from dlv3p_jax.datasets import hugging_face as module
-        case _:
-            from dlv3p_jax.datasets import scene_folders as module
-    return module
+    return by_name.module(_key(dataset)).make_builder(folder, **options)
 
 
 def _prepare(dataset: str, name: str, config: str) -> None:

@@ -50,11 +50,11 @@ def widen(kernel: jax.Array, columns: int, stride: int) -> jax.Array:
     # Of which tap of the kernel a column before is to a column after: 0, 1 or 2, else none.
     taps = stride * columns * groups[:, None, None] + before[:, None] - after + 1
     height, width, inputs, outputs = kernel.shape
-    wide = sum(
+    terms = [
         jnp.asarray(taps == tap, kernel.dtype)[None, :, :, None, :, None] * kernel[:, tap, None, None, :, None, :]
         for tap in range(width)
-    )
-    return wide.reshape(height, len(groups), len(before) * inputs, columns * outputs)
+    ]
+    return jnp.stack(terms).sum(0).reshape(height, len(groups), len(before) * inputs, columns * outputs)
 
 
 def beside(x: jax.Array, columns: int) -> jax.Array:

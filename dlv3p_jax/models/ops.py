@@ -88,7 +88,7 @@ def conv3x3(x: Pictures, kernel: jax.Array, stride: int = 1, dilation: int = 1, 
 
 
 def _conv3x3(parts, kernel, stride, dilation, form):
-    beside = columns.count(*kernel.shape[2:], stride, parts.shape[2]) if dilation == 1 else 1
+    beside = columns.count(kernel.shape[2], kernel.shape[3], stride, parts.shape[2]) if dilation == 1 else 1
     # Two of 64 channels are not enough: the 1x1 convolutions around would have to lay them out anew.
     if form == "auto" and beside > 2:
         return _conv3x3_beside(parts, kernel, stride, beside)

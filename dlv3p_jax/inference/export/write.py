@@ -87,12 +87,17 @@ def _module(name: str):
     """The module of a format; the libraries of the others are not imported."""
     match name:
         case "onnx":
-            from dlv3p_jax.inference.export import onnx as module
+            from dlv3p_jax.inference.export import onnx
+
+            return onnx
         case "savedmodel":
-            from dlv3p_jax.inference.export import savedmodel as module
+            from dlv3p_jax.inference.export import savedmodel
+
+            return savedmodel
         case _:
-            from dlv3p_jax.inference.export import stablehlo as module
-    return module
+            from dlv3p_jax.inference.export import stablehlo
+
+            return stablehlo
 
 
 def _two_sizes(*size: int) -> tuple[tuple[int, ...], ...]:
