@@ -96,8 +96,9 @@ def _serve(values, views: dict[str, Any], listening: socket.socket) -> None:
     segmenter = Segmenter.from_checkpoint(values.checkpoint, **views)
     example = demo_uploads.find_example(values.checkpoint)
     page = demo_page.make_app(segmenter, values.max_pixels, int(values.max_megabytes * 1e6), hosts, example)
+    server = demo_page.make_server(page)  # sets up logging, which a Ctrl-C is not to interrupt
     print(f"Open http://{host}:{port} in a browser; Ctrl-C ends this", flush=True)
-    demo_page.serve(page, listening)
+    server.run(sockets=[listening])
 
 
 if __name__ == "__main__":

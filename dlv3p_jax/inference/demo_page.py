@@ -11,7 +11,6 @@ import io
 import json
 import pathlib
 import re
-import socket
 import typing
 from collections.abc import Callable, Iterable, Sequence
 
@@ -115,10 +114,9 @@ def make_app(
     return app
 
 
-def serve(app: fastapi.FastAPI, listening: socket.socket) -> None:
-    """Serves until SIGINT, which raises KeyboardInterrupt, or SIGTERM."""
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-    uvicorn.Server(config).run(sockets=[listening])
+def make_server(app: fastapi.FastAPI) -> uvicorn.Server:
+    """A server whose `run(sockets=[…])` serves until SIGINT, which raises KeyboardInterrupt, or SIGTERM."""
+    return uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
 
 
 class _Visit:

@@ -14,15 +14,13 @@ def served():
     Of the session, since NiceGUI allows one application in a process.
     """
     pytest.importorskip("nicegui", reason="nicegui is not installed (the extra demo)")
-    import uvicorn
-
     from dlv3p_jax.inference import demo_page
 
     calls = []
     segmenter, example = Bands(calls, flip=False, scales=(0.5,)), ("lamp.png", encode(gradient(40)))
     page = demo_page.make_app(segmenter, MAX_PIXELS, MAX_BYTES, ["127.0.0.1", "[::1]"], example)
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(page, log_level="warning", timeout_graceful_shutdown=1))
+    server = demo_page.make_server(page)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     yield f"http://127.0.0.1:{listening.getsockname()[1]}/", calls
