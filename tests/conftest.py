@@ -32,10 +32,10 @@ SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_finish():
-    """Spares what took a third of the suite: packing programs for files, and looking through jaxprs for cycles."""
+    """Spares the packing of programs for files that nobody reads, and looking through jaxprs for cycles."""
     import jax
 
-    jax.config.update("jax_enable_compilation_cache", False)  # of processes that are started alone: here none hits
+    jax.config.update("jax_enable_compilation_cache", False)  # it is for the processes that tests start
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
