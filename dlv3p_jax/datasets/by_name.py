@@ -40,7 +40,8 @@ def module(name: str):
             from dlv3p_jax.datasets import hugging_face
 
             return hugging_face
-        case _:
+        case "ade20k" | "loveda" | "mapillary" | "pascal_context" | "pascal_context_59":
             from dlv3p_jax.datasets import scene_folders
 
             return scene_folders
+    raise ValueError(f"{name}: no module makes this data set")
