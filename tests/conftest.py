@@ -47,6 +47,15 @@ def information():
     logging.set_verbosity(logging.INFO)
 
 
+@pytest.fixture
+def in_float64():
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """The folder of recorded numbers beside the checkout."""

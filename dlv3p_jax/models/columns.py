@@ -1,8 +1,8 @@
-"""3x3 convolutions of few channels on a TPU, with neighbouring columns side by side in the channels.
+"""3x3 convolutions and maxima of few channels on a TPU, with neighbouring columns side by side in the channels.
 
 A TPU lays channels into 128 lanes: of 32 channels, three quarters of every product and of every other operation are
 empty. Of four columns side by side none are. The same kernel, with zeros where a column has no part in another, then is
-one of 128 channels. Between such convolutions the compiler leaves columns where they are.
+one of 128 channels. Between such operations the compiler leaves columns where they are.
 """
 
 import math
@@ -24,7 +24,7 @@ def count(inputs: int, outputs: int, stride: int, width: int) -> int:
     Args:
         inputs: channels.
         outputs: channels of the result.
-        stride: of the convolution.
+        stride: of the operation.
         width: of the pictures.
     """
     if width % stride or sharding.platform() != "tpu" or sharding.num_row_shards() > 1:
@@ -55,6 +55,25 @@ def widen(kernel: jax.Array, columns: int, stride: int) -> jax.Array:
         for tap in range(width)
     ]
     return jnp.stack(terms).sum(0).reshape(height, len(groups), len(before) * inputs, columns * outputs)
+
+
+def maxima(x: jax.Array, columns: int) -> jax.Array:
+    """The largest of each column and its two neighbours, with stride 2 and `columns` of the result side by side.
+
+    Args:
+        x: [B, H, W, 2 columns C], of which `2 columns` are side by side.
+        columns: of the result.
+
+    Returns:
+        [B, H, W, columns C].
+    """
+    own = jnp.split(x, 2 * columns, -1)
+    before = jnp.pad(own[-1][:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0)), constant_values=-np.inf)
+    own = [before, *own]
+    # Of equal ones the first, as of a max pool: `jnp.maximum` would give each half of the gradient.
+    larger = lambda x, y: jnp.where(y > x, y, x)  # noqa: E731
+    of_three = [larger(larger(own[i], own[i + 1]), own[i + 2]) for i in range(0, 2 * columns, 2)]
+    return jnp.concatenate(of_three, -1)
 
 
 def beside(x: jax.Array, columns: int) -> jax.Array:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dlv3p_jax.models import ops, tiles
+from dlv3p_jax.models import normalising, ops, tiles
+from dlv3p_jax.models.normalising import Affine, Moments
 from dlv3p_jax.models.tiles import Pictures
 
 BATCH_NORM_MOMENTUM = 0.9  # new running statistic = 0.9 old + 0.1 batch
@@ -45,11 +46,19 @@ class Conv(nn.Module):
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
     def __call__(self, x: Pictures) -> Pictures:
-        inputs = 1 if self.depthwise else x.shape[-1]
+        return self.convolve(x, *self.parameters(x.shape[-1]))
+
+    @nn.compact
+    def parameters(self, inputs: int) -> tuple[jax.Array, jax.Array | None]:
+        """The kernel [size, size, inputs, or 1 if `depthwise`, features], and the bias [features] if there is one."""
         init = depthwise_he_normal if self.depthwise else he_normal
-        kernel = self.param("kernel", init, (self.size, self.size, inputs, self.features))
+        shape = (self.size, self.size, 1 if self.depthwise else inputs, self.features)
+        kernel = self.param("kernel", init, shape)
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+
+    def convolve(self, x: Pictures, kernel: jax.Array, bias: jax.Array | None) -> Pictures:
+        """`x` with the module's `parameters`, or with what normalisation made of them."""
         x = tiles.each(lambda x: x.astype(self.dtype), x)
         if self.depthwise:
             x = ops.depthwise_conv3x3(x, kernel, self.dilation)
@@ -59,29 +68,72 @@ class Conv(nn.Module):
             x = ops.conv7x7(x, kernel)
         else:
             x = ops.conv3x3(x, kernel, self.stride, self.dilation)
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            x = tiles.each(lambda x: x + bias.astype(self.dtype), x)
-        return x
+        # Not in bfloat16: the bias may be a mean that is to be taken away.
+        return x if bias is None else tiles.each(lambda x: (x + bias).astype(self.dtype), x)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over the global batch; statistics are computed and stored in float32 whatever the `dtype`."""
+    """Batch normalisation: running statistics, and parameters for what is left after it; all float32.
 
+    It computes nothing from pictures: it takes their moments and gives an `Affine`.
+    """
+
+    @nn.compact
+    def __call__(self, channels: int, moments: Moments | None) -> Affine:
+        """How pictures of so many channels are to be normalised.
+
+        Args:
+            channels: of the pictures.
+            moments: of the global batch, or None for the running ones.
+        """
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        if moments is None:
+            moments = Moments(mean.value, var.value)
+        elif not self.is_initializing():
+            for running, batch in ((mean, moments.mean), (var, moments.var)):
+                running.value = BATCH_NORM_MOMENTUM * running.value + (1 - BATCH_NORM_MOMENTUM) * batch
+        return Affine(moments.mean, jax.lax.rsqrt(moments.var + BATCH_NORM_EPSILON) * scale, bias)
+
+
+class ConvAffine(nn.Module):
+    """A convolution, and how its result is still to be normalised: `conv`, `batch_norm`. As `Conv`."""
+
+    features: int
+    size: int = 1
+    stride: int = 1
+    dilation: int = 1
+    depthwise: bool = False
+    use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Pictures, train: bool) -> Pictures:
-        norm = nn.BatchNorm(
-            use_running_average=not train,
-            momentum=BATCH_NORM_MOMENTUM,
-            epsilon=BATCH_NORM_EPSILON,
-            dtype=self.dtype,
-            # The image-pooling branch normalises one value per picture, where E[x^2] - E[x]^2 would cancel.
-            use_fast_variance=x.shape[1:3] != (1, 1),
-        )
-        nn.share_scope(self, norm)
-        return tiles.like(x, norm(tiles.of(x).array))
+    def __call__(self, x: Pictures, train: bool, before: Affine | None = None) -> tuple[Pictures, Affine | None]:
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features].
+
+        Args:
+            x: the pictures.
+            train: see `DeepLabV3Plus`.
+            before: how `x` is still to be normalised; for a 1x1 convolution alone, which takes it into its kernel.
+
+        Returns:
+            The convolution of the normalised `x`, and how that is still to be normalised; None: it is.
+        """
+        geometry = (self.size, self.stride, self.dilation, self.depthwise)
+        conv = Conv(self.features, *geometry, self.use_bias, self.dtype, name="conv")
+        batch_norm = functools.partial(BatchNorm(name="batch_norm"), self.features)
+        kernel, bias = conv.parameters(x.shape[-1])
+        if before is not None:
+            kernel, bias = normalising.fold_before(before, kernel, bias, self.dtype)
+        elif train and self.size == 1 and bias is None and normalising.product_pays(kernel.shape, self.dtype):
+            array = tiles.of(x).array.astype(self.dtype)
+            return conv.convolve(x, *normalising.normalise_product(array, kernel, batch_norm)), None
+        if train and bias is not None:
+            bias = jax.lax.stop_gradient(bias)  # the mean takes it away again: its gradient would be rounding alone
+        x = conv.convolve(x, kernel, bias)
+        return x, batch_norm(normalising.moments(tiles.of(x).array) if train else None)
 
 
 class ConvBN(nn.Module):
@@ -97,10 +149,14 @@ class ConvBN(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Pictures, train: bool) -> Pictures:
+    def __call__(self, x: Pictures, train: bool, before: Affine | None = None) -> Pictures:
+        """`before`: see `ConvAffine`."""
         geometry = (self.size, self.stride, self.dilation, self.depthwise)
-        x = Conv(self.features, *geometry, self.use_bias, self.dtype, name="conv")(x)
-        x = BatchNorm(self.dtype, name="batch_norm")(x, train)
+        conv = ConvAffine(self.features, *geometry, self.use_bias, self.dtype)
+        nn.share_scope(self, conv)
+        x, affine = conv(x, train, before)
+        if affine is not None:
+            x = tiles.each(lambda x: affine(x).astype(self.dtype), x)
         return tiles.each(nn.relu, x) if self.relu else x
 
 
@@ -123,7 +179,10 @@ class SeparableConvBN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Pictures, train: bool) -> Pictures:
-        conv = functools.partial(ConvBN, use_bias=self.use_bias, dtype=self.dtype)
-        spatial = functools.partial(conv, size=3, dilation=self.dilation, depthwise=True, relu=self.depthwise_relu)
-        x = spatial(x.shape[-1], name="depthwise")(x, train)
-        return conv(self.features, name="pointwise")(x, train)
+        geometry = (3, 1, self.dilation, True, self.use_bias)
+        pointwise = ConvBN(self.features, use_bias=self.use_bias, dtype=self.dtype, name="pointwise")
+        if self.depthwise_relu:
+            x = ConvBN(x.shape[-1], *geometry, dtype=self.dtype, name="depthwise")(x, train)
+            return pointwise(x, train)
+        x, affine = ConvAffine(x.shape[-1], *geometry, dtype=self.dtype, name="depthwise")(x, train)
+        return pointwise(x, train, affine)

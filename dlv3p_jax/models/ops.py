@@ -178,14 +178,22 @@ def _depthwise_conv3x3(x, kernel, dilation, form, whole):
 
 
 def max_pool3x3(x: Pictures) -> Pictures:
-    """3x3 max pooling with stride 2 and padding 1. [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
+    """3x3 max pooling with stride 2 and padding 1. [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C].
+
+    Of equal pixels the first gets the gradient, by rows; where columns are side by side (`columns`), by columns.
+    """
     parts, rows = _cleared(x, -np.inf), (1, 1)
+    beside = columns.count(x.shape[-1], x.shape[-1], 2, x.shape[2])
+    if beside > 1:
+        parts = dataclasses.replace(parts, array=columns.beside(parts.array, 2 * beside))
     pixels = parts.array
     if parts.strips > 1:
         pixels, rows = add_neighbours(parts, 1, 0, padding=-np.inf), (0, 0)
+    width, stride, sides = (1, 1, (0, 0)) if beside > 1 else (3, 2, (1, 1))
     # The initial value has to be a Python number: with an array, XLA does not see a max pool, and there is no gradient.
-    padding = ((0, 0), rows, (1, 1), (0, 0))
-    return tiles.like(x, lax.reduce_window(pixels, -np.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding), stride=2)
+    padding = ((0, 0), rows, sides, (0, 0))
+    y = lax.reduce_window(pixels, -np.inf, lax.max, (1, 3, width, 1), (1, 2, stride, 1), padding)
+    return tiles.like(x, columns.apart(columns.maxima(y, beside), beside) if beside > 1 else y, stride=2)
 
 
 def avg_pool2x2(x: Pictures) -> Pictures:

@@ -44,6 +44,29 @@ def test_value_and_gradients_are_those_of_the_convolution(inputs, outputs, strid
         np.testing.assert_array_equal(found, gradient)
 
 
+@pytest.mark.parametrize("strips", [1, 3])
+@pytest.mark.parametrize(("channels", "width", "beside"), [(64, 16, 2), (32, 24, 4), (60, 10, 1)])
+def test_maxima_and_their_gradients_are_those_of_the_max_pool(channels, width, beside, strips, monkeypatch):
+    rng = np.random.default_rng(0)
+    x = (
+        rng.permutation(2 * 12 * width * channels).reshape(2, 12, width, channels) - 1e5
+    )  # no two are equal, all below 0
+    weights = rng.integers(1, 9, (2, 6, width // 2, channels)).astype(np.float32)
+
+    def run(x, strips):
+        parts = Tiled(x.reshape(len(x) * strips, -1, *x.shape[2:]), strips=strips)
+        result = tiles.whole(ops.max_pool3x3(parts))
+        return (result * weights).sum(), result
+
+    run = jax.value_and_grad(run, has_aux=True)
+    (_, expected), gradient = quick.jit(run, static_argnums=1)(np.float32(x), 1)
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    assert columns.count(channels, channels, 2, width) == beside
+    (_, result), found = quick.jit(lambda x: run(x, strips))(np.float32(x))
+    np.testing.assert_array_equal(result, expected)
+    np.testing.assert_array_equal(found, gradient)
+
+
 def test_many_channels_and_rows_on_several_devices_stay_as_they_are(monkeypatch):
     monkeypatch.setattr(sharding, "platform", lambda: "tpu")
     assert columns.count(128, 128, 1, 64) == columns.count(256, 48, 1, 64) == 1

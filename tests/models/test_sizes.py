@@ -19,13 +19,6 @@ ROOM = (64, 96)
 SIZES = [(1, 1), (1, 70), (17, 31), (63, 65), (64, 96)]
 
 
-@pytest.fixture
-def in_float64():
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
 def of_mmseg(model):
     """The same with what MMSegmentation's networks have otherwise."""
     backbone = dataclasses.replace(

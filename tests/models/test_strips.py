@@ -80,13 +80,6 @@ def test_the_batch_of_a_device_counts(mesh, strips, monkeypatch):
     assert seen == [strips]
 
 
-@pytest.fixture
-def in_float64():
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
 @pytest.mark.parametrize(
     ("settings", "pictures", "strips"),
     [

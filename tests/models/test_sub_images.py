@@ -34,13 +34,6 @@ def test_an_even_dilation_mixes_no_sub_images(dilation):
         np.testing.assert_array_equal(tiles.whole(function(tiles.cut(Tiled(x)), kernel, dilation=dilation)), whole)
 
 
-@pytest.fixture
-def in_float64():
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
 def make_model(output_stride=8, rates=(1, 12, 24, 36), dtype=jnp.float64):
     return drawn.make_network(output_stride=output_stride, rates=rates, dtype=dtype)
 

@@ -1,0 +1,103 @@
+"""Normalisation that a 1x1 convolution takes into its kernel: the same function as Flax's layers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import quick
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dlv3p_jax.models import normalising
+from dlv3p_jax.models.layers import ConvBN, SeparableConvBN
+from dlv3p_jax.runtime import sharding
+
+
+class Plain(nn.Module):
+    """Flax's own convolution and BatchNorm, with our names."""
+
+    features: int
+    depthwise: bool = False
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x, train):
+        groups = self.features if self.depthwise else 1
+        size = (3, 3) if self.depthwise else (1, 1)
+        conv = functools.partial(nn.Conv, self.features, size, feature_group_count=groups, use_bias=self.use_bias)
+        x = conv(param_dtype=x.dtype, name="conv")(x)
+        return nn.BatchNorm(not train, momentum=0.9, param_dtype=x.dtype, name="batch_norm")(x)
+
+
+class PlainSeparable(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = Plain(x.shape[-1], depthwise=True, name="depthwise")(x, train)
+        return nn.relu(Plain(6, name="pointwise")(x, train))
+
+
+@pytest.fixture
+def pictures():
+    """Channels with means far from zero, which the kernels see before they are taken away."""
+    rng = np.random.default_rng(0)
+    return rng.normal(rng.normal(0, 3, 5), 1, (8, 4, 6, 5))
+
+
+def draw_variables(module, pictures):
+    """With scales, biases and statistics other than those at the start."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), pictures, False))
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape) * rng.choice([-1, 1])), shapes)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (4, 2)], ids=["one device", "a mesh"])
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize(
+    ("layer", "plain"),
+    [
+        (SeparableConvBN(6, dtype=jnp.float64), PlainSeparable()),
+        (ConvBN(20, use_bias=False, relu=False, dtype=jnp.float64), Plain(20, use_bias=False)),
+    ],
+    ids=["separable", "1x1"],
+)
+def test_it_is_the_same_function_with_the_same_gradients_and_statistics(
+    layer, plain, platform, mesh, pictures, monkeypatch, in_float64
+):
+    variables = draw_variables(plain, pictures)
+    variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])  # of which some are variances
+
+    def run(module, params, x):
+        def loss(params, x):
+            y, updates = module.apply(variables | {"params": params}, x, train=True, mutable=["batch_stats"])
+            return (y**3).sum(), (y, updates, module.apply(variables | {"params": params}, x, train=False))
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+
+    expected = quick.jit(run, static_argnums=0)(plain, variables["params"], pictures)
+    monkeypatch.setattr(sharding, "platform", lambda: platform)
+    assert normalising.product_pays((1, 1, 5, 20), jnp.float64) == (platform == "tpu")
+    devices = Mesh(np.asarray(jax.devices()[: mesh[0] * mesh[1]]).reshape(mesh), ("data", "space"))
+    placed = jax.device_put(pictures, NamedSharding(devices, PartitionSpec("data", "space")))
+    found = quick.jit(lambda params, x: run(layer, params, x))(variables["params"], placed)
+    # Biases that statistics take away again have gradients of nothing but rounding.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-8), found, expected)
+
+
+@pytest.mark.parametrize(
+    "layer", [SeparableConvBN(6), ConvBN(20, use_bias=False, relu=False)], ids=["separable", "1x1"]
+)
+def test_in_bfloat16_means_that_kernels_see_are_taken_away_as_rounded(layer, pictures, monkeypatch):
+    """What is left is the rounding of single values, which no other layer is without."""
+    variables = jax.tree.map(jnp.float32, draw_variables(layer, pictures))
+    variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
+    x = pictures.astype(jnp.bfloat16)
+    run = lambda layer: quick.jit(lambda x: layer.apply(variables, x, True, mutable=["batch_stats"])[0])  # noqa: E731
+    expected = run(layer)(x.astype(np.float32))
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    found = run(layer.clone(dtype=jnp.bfloat16))(x)
+    assert found.dtype == jnp.bfloat16
+    difference = found.astype(np.float32) - expected
+    assert np.abs(difference.mean((0, 1, 2))).max() < 0.01
+    assert difference.std() < 0.02
