@@ -1,7 +1,6 @@
 """Atrous spatial pyramid pooling (Chen et al., 2017) with separable convolutions (Chen et al., 2018)."""
 
 import functools
-import math
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -51,16 +50,9 @@ class ASPP(nn.Module):
                 )
             branches.append(branch(parts, train))
 
-        count = 4**parts.cuts
-        pictures = tiles.cleared(parts).reshape(-1, count, *parts.shape[1:])
-        pooled = pictures.mean((1, 2, 3), dtype=jnp.promote_types(self.dtype, jnp.float32))[:, None, None]
-        if parts.sizes is not None:
-            share = parts.sizes.prod(1)[:, None, None, None] / math.prod(pictures.shape[1:4])
-            pooled = pooled / share.astype(pooled.dtype)
-        pooled = ConvBN(self.channels, use_bias=False, dtype=self.dtype, name="image_pooling")(pooled, train)
+        pooled = ConvBN(self.channels, use_bias=False, dtype=self.dtype, name="image_pooling")(tiles.mean(parts), train)
         # Resizing a single pixel, in whatever way, repeats it.
-        pooled = jnp.broadcast_to(jnp.repeat(pooled, count, axis=0), branches[0].shape)
-        branches.insert(0 if self.pooling_first else len(branches), tiles.like(parts, pooled))
+        branches.insert(0 if self.pooling_first else len(branches), tiles.spread(pooled, parts))
 
         joined = tiles.each(lambda *arrays: jnp.concatenate(arrays, -1), *branches)
         if self.projection_size > 1:

@@ -203,8 +203,10 @@ def avg_pool2x2(x: Pictures) -> Pictures:
     """
     parts = _cleared(x)
     height, width = x.shape[1:3]
-    # Repeating an odd last row leaves the mean over the real pixels as it is.
-    y = jnp.pad(parts.array, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    y = parts.array
+    if height % 2 or width % 2:  # else the gradient of the padding of nothing would be a picture of zeros
+        # Repeating an odd last row leaves the mean over the real pixels as it is.
+        y = jnp.pad(y, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     y = (y[:, ::2, ::2] + y[:, 1::2, ::2] + y[:, ::2, 1::2] + y[:, 1::2, 1::2]) / 4
     if parts.sizes is None:
         return tiles.like(x, y)

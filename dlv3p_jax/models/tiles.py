@@ -16,7 +16,6 @@ from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from dlv3p_jax.runtime import sharding
@@ -29,8 +28,8 @@ class Tiled:
     """Pictures [B, H, W, C] in parts; `each` maps them elementwise.
 
     Attributes:
-        array: the parts, those of a picture next to each other: of each its sub-images, of each of these its strips
-            from top to bottom, [4**cuts strips B, H / 2**cuts / strips, W / 2**cuts, C].
+        array: the parts, in the order of `cut`, and of each its strips from top to bottom,
+            [4**cuts strips B, H / 2**cuts / strips, W / 2**cuts, C].
         cuts: how often the pictures were cut into sub-images, see `cut`.
         strips: how many strips of rows a picture or sub-image is split into, see `split`.
         sizes: integers [B, 2], the height and width that each picture has itself; None: all of the array.
@@ -95,21 +94,33 @@ def cleared(x: Tiled, padding: float = 0.0) -> jax.Array:
     sizes = x.sizes
     if sizes is None:
         return x.array
-    height, width = x.shape[1:3]
-    parts, strips = np.divmod(np.arange(4**x.cuts * x.strips), x.strips)
+    sides = (2**x.cuts * x.strips * x.shape[1], 2**x.cuts * x.shape[2])
+    rows, columns = (jnp.arange(side) < sizes[:, axis, None] for axis, side in enumerate(sides))
+    inside = Tiled((rows[:, :, None] & columns[:, None])[..., None])
+    for _ in range(x.cuts):
+        inside = cut(inside)
+    return jnp.where(inside.array.reshape(*x.shape[:3], 1), x.array, jnp.asarray(padding, x.array.dtype))
 
-    def reached(axis, first, side):  # [B, parts, side]
-        places = first[:, None] + 2**x.cuts * np.arange(side)
-        return places < sizes[:, axis, None, None]
 
-    def first(bit):
-        # Each cut adds two bits to the number of a part, whether its rows and its columns are the odd ones.
-        return sum(((parts >> 2 * i + bit & 1) << x.cuts - 1 - i for i in range(x.cuts)), np.zeros_like(parts))
+def mean(x: Tiled) -> jax.Array:
+    """The mean of each picture's own pixels, [B, 1, 1, C], float32 at least."""
+    dtype = jnp.promote_types(x.array.dtype, jnp.float32)
+    means = cleared(x).mean((1, 2), dtype, keepdims=True)
+    for cuts in reversed(range(x.cuts)):
+        means = _glue(means, _num_shards(len(means) // 4, cuts))
+    means = means.mean((1, 2), keepdims=True)
+    if x.sizes is None:
+        return means
+    share = x.sizes.prod(1) / (4**x.cuts * math.prod(x.shape[1:3]))
+    return means / share[:, None, None, None].astype(dtype)
 
-    rows = reached(0, first(1) + 2**x.cuts * strips * height, height)
-    columns = reached(1, first(0), width)
-    inside = (rows[..., None] & columns[:, :, None]).reshape(-1, height, width, 1)
-    return jnp.where(inside, x.array, jnp.asarray(padding, x.array.dtype))
+
+def spread(values: jax.Array, x: Tiled) -> Tiled:
+    """`values` of each picture, [B, 1, 1, C], at each of its pixels, in the parts of `x`, which have no strips."""
+    values = jnp.broadcast_to(values, (len(values), 2**x.cuts, 2**x.cuts, values.shape[-1]))
+    for cuts in range(x.cuts):
+        values = _cut(values, _num_shards(len(values), cuts))
+    return dataclasses.replace(x, array=jnp.broadcast_to(values, (*x.shape[:3], values.shape[-1])))
 
 
 def split(x: Tiled, stride: int) -> Tiled:
@@ -172,12 +183,10 @@ def cut(x: Tiled) -> Tiled:
         x: that `can_cut`, without strips.
 
     Returns:
-        The parts [4 B, H / 2, W / 2, C] of `x`'s [B, H, W, C]; those of a picture lie next to each other, so that a
-        batch that is sharded stays so.
+        The parts [4 B, H / 2, W / 2, C] of `x`'s [B, H, W, C]: of the pictures of each device first all that are of
+        even rows and columns. So nothing changes places within a TPU's vector units, nor between devices.
     """
-    batch, height, width, channels = x.shape
-    parts = _lay_out(x).array.reshape(batch, height // 2, 2, width // 2, 2, channels)
-    parts = parts.transpose(0, 2, 4, 1, 3, 5).reshape(4 * batch, height // 2, width // 2, channels)
+    parts = _cut(_lay_out(x).array, _num_shards(len(x.array), x.cuts))
     if not are_on_one_device(x):
         parts = sharding.by_height(parts)  # the compiler finds no way from rows to sub-images while it cuts
     return _lay_out(dataclasses.replace(x, array=parts, cuts=x.cuts + 1))
@@ -186,13 +195,23 @@ def cut(x: Tiled) -> Tiled:
 def glue(x: Tiled) -> Tiled:
     """The inverse of `cut`; there are no strips afterwards."""
     x = join(x)
-    batch, height, width, channels = len(x.array) // 4, *x.shape[1:]
+    batch, cuts = len(x.array) // 4, x.cuts - 1
     parts = _lay_out(x).array
-    if not _are_on_one_device(batch, x.cuts - 1):
+    if not _are_on_one_device(batch, cuts):
         parts = sharding.by_height(parts)
-    parts = parts.reshape(batch, 2, 2, height, width, channels).transpose(0, 3, 1, 4, 2, 5)
-    parts = parts.reshape(batch, 2 * height, 2 * width, channels)
-    return _lay_out(dataclasses.replace(x, array=parts, cuts=x.cuts - 1))
+    return _lay_out(dataclasses.replace(x, array=_glue(parts, _num_shards(batch, cuts)), cuts=cuts))
+
+
+def _cut(x: jax.Array, shards: int) -> jax.Array:
+    batch, height, width, channels = x.shape
+    x = x.reshape(shards, batch // shards, height // 2, 2, width // 2, 2, channels).transpose(0, 3, 5, 1, 2, 4, 6)
+    return x.reshape(4 * batch, height // 2, width // 2, channels)
+
+
+def _glue(x: jax.Array, shards: int) -> jax.Array:
+    parts, height, width, channels = x.shape
+    x = x.reshape(shards, 2, 2, parts // 4 // shards, height, width, channels).transpose(0, 3, 4, 1, 5, 2, 6)
+    return x.reshape(parts // 4, 2 * height, 2 * width, channels)
 
 
 def glue_for(x: Tiled, *dilations: int) -> Tiled:
@@ -223,6 +242,12 @@ def are_on_one_device(x: Tiled) -> bool:
 
 def _are_on_one_device(parts: int, cuts: int) -> bool:
     return sharding.num_row_shards() == 1 or (cuts > 0 and sharding.are_enough(parts))
+
+
+def _num_shards(parts: int, cuts: int) -> int:
+    """On how many devices so many parts lie, one after the other."""
+    rows = sharding.num_row_shards() if _are_on_one_device(parts, cuts) else 1
+    return math.gcd(parts, rows * sharding.num_picture_shards())
 
 
 def _lay_out(x: Tiled) -> Tiled:

@@ -13,7 +13,7 @@ from dlv3p_jax.models.tiles import Tiled
 
 def test_sub_images_are_the_parities_of_rows_and_columns_and_glue_puts_them_back():
     x = np.arange(2 * 8 * 12 * 3).reshape(2, 8, 12, 3)
-    expected = [picture[i::2, j::2] for picture in x for i in (0, 1) for j in (0, 1)]
+    expected = [picture[i::2, j::2] for i in (0, 1) for j in (0, 1) for picture in x]
     np.testing.assert_array_equal(tiles.cut(Tiled(x)).array, expected)
     np.testing.assert_array_equal(tiles.whole(tiles.cut(Tiled(x))), x)
     np.testing.assert_array_equal(tiles.whole(tiles.cut(tiles.cut(Tiled(x)))), x)
@@ -119,4 +119,4 @@ def test_features_that_leave_the_backbone_are_whole_pictures(variables):
     features, parts = both(images)
     assert [x.shape for x in features] == [(2, 8, 8, 64), (2, 4, 4, 128), (2, 4, 4, 256), (2, 4, 4, 512)]
     assert [x.cuts for x in parts] == [0, 0, 1, 2]
-    np.testing.assert_array_equal(parts[3].array[:4, 0, 0], features[3][0, ::2, ::2].reshape(4, -1))
+    np.testing.assert_array_equal(parts[3].array[::8, 0, 0], features[3][0, ::2, ::2].reshape(4, -1))
