@@ -70,8 +70,8 @@ def maxima(x: jax.Array, columns: int) -> jax.Array:
     own = jnp.split(x, 2 * columns, -1)
     before = jnp.pad(own[-1][:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0)), constant_values=-np.inf)
     own = [before, *own]
-    # Of equal ones the first, as of a max pool: `jnp.maximum` would give each half of the gradient.
-    larger = lambda x, y: jnp.where(y > x, y, x)  # noqa: E731
+    # Of equal ones the first, as of a max pool: `jnp.maximum` would give each half of the gradient. NaN stays.
+    larger = lambda x, y: jnp.where((y > x) | jnp.isnan(y), y, x)  # noqa: E731
     of_three = [larger(larger(own[i], own[i + 1]), own[i + 2]) for i in range(0, 2 * columns, 2)]
     return jnp.concatenate(of_three, -1)
 

@@ -58,7 +58,7 @@ class Conv(nn.Module):
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
 
     def convolve(self, x: Pictures, kernel: jax.Array, bias: jax.Array | None) -> Pictures:
-        """`x` with the module's `parameters`, or with what normalisation made of them."""
+        """[B, H, W, C] as above, with the module's `parameters` or what normalisation made of them, in float32."""
         x = tiles.each(lambda x: x.astype(self.dtype), x)
         if self.depthwise:
             x = ops.depthwise_conv3x3(x, kernel, self.dilation)
@@ -98,8 +98,8 @@ class BatchNorm(nn.Module):
         return Affine(moments.mean, jax.lax.rsqrt(moments.var + BATCH_NORM_EPSILON) * scale, bias)
 
 
-class ConvAffine(nn.Module):
-    """A convolution, and how its result is still to be normalised: `conv`, `batch_norm`. As `Conv`."""
+class ConvBN(nn.Module):
+    """A convolution, batch normalisation and, unless `relu` is off, a ReLU: `conv`, `batch_norm`. As `Conv`."""
 
     features: int
     size: int = 1
@@ -107,11 +107,19 @@ class ConvAffine(nn.Module):
     dilation: int = 1
     depthwise: bool = False
     use_bias: bool = True
+    relu: bool = True
     dtype: jnp.dtype = jnp.float32
 
+    def __call__(self, x: Pictures, train: bool, before: Affine | None = None) -> Pictures:
+        """`before`: see `convolve`."""
+        x, affine = self.convolve(x, train, before)
+        if affine is not None:
+            x = tiles.each(lambda x: affine(x).astype(self.dtype), x)
+        return tiles.each(nn.relu, x) if self.relu else x
+
     @nn.compact
-    def __call__(self, x: Pictures, train: bool, before: Affine | None = None) -> tuple[Pictures, Affine | None]:
-        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features].
+    def convolve(self, x: Pictures, train: bool, before: Affine | None = None) -> tuple[Pictures, Affine | None]:
+        """The convolution alone. [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features].
 
         Args:
             x: the pictures.
@@ -125,39 +133,17 @@ class ConvAffine(nn.Module):
         conv = Conv(self.features, *geometry, self.use_bias, self.dtype, name="conv")
         batch_norm = functools.partial(BatchNorm(name="batch_norm"), self.features)
         kernel, bias = conv.parameters(x.shape[-1])
+        if train and bias is not None:
+            bias = jax.lax.stop_gradient(bias)  # the mean takes it away again: its gradient would be rounding alone
         if before is not None:
-            kernel, bias = normalising.fold_before(before, kernel, bias, self.dtype)
+            x = conv.convolve(x, *normalising.fold_before(before, kernel, bias, self.dtype))
+            x = tiles.each(normalising.with_rounded_cotangent, x)
         elif train and self.size == 1 and bias is None and normalising.product_pays(kernel.shape, self.dtype):
             array = tiles.of(x).array.astype(self.dtype)
             return conv.convolve(x, *normalising.normalise_product(array, kernel, batch_norm)), None
-        if train and bias is not None:
-            bias = jax.lax.stop_gradient(bias)  # the mean takes it away again: its gradient would be rounding alone
-        x = conv.convolve(x, kernel, bias)
+        else:
+            x = conv.convolve(x, kernel, bias)
         return x, batch_norm(normalising.moments(tiles.of(x).array) if train else None)
-
-
-class ConvBN(nn.Module):
-    """A convolution, batch normalisation and, unless `relu` is off, a ReLU: `conv`, `batch_norm`. As `Conv`."""
-
-    features: int
-    size: int = 1
-    stride: int = 1
-    dilation: int = 1
-    depthwise: bool = False
-    use_bias: bool = True
-    relu: bool = True
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Pictures, train: bool, before: Affine | None = None) -> Pictures:
-        """`before`: see `ConvAffine`."""
-        geometry = (self.size, self.stride, self.dilation, self.depthwise)
-        conv = ConvAffine(self.features, *geometry, self.use_bias, self.dtype)
-        nn.share_scope(self, conv)
-        x, affine = conv(x, train, before)
-        if affine is not None:
-            x = tiles.each(lambda x: affine(x).astype(self.dtype), x)
-        return tiles.each(nn.relu, x) if self.relu else x
 
 
 class SeparableConvBN(nn.Module):
@@ -179,10 +165,10 @@ class SeparableConvBN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Pictures, train: bool) -> Pictures:
-        geometry = (3, 1, self.dilation, True, self.use_bias)
+        geometry = (3, 1, self.dilation, True, self.use_bias, self.depthwise_relu)
+        depthwise = ConvBN(x.shape[-1], *geometry, dtype=self.dtype, name="depthwise")
         pointwise = ConvBN(self.features, use_bias=self.use_bias, dtype=self.dtype, name="pointwise")
         if self.depthwise_relu:
-            x = ConvBN(x.shape[-1], *geometry, dtype=self.dtype, name="depthwise")(x, train)
-            return pointwise(x, train)
-        x, affine = ConvAffine(x.shape[-1], *geometry, dtype=self.dtype, name="depthwise")(x, train)
+            return pointwise(depthwise(x, train), train)
+        x, affine = depthwise.convolve(x, train)
         return pointwise(x, train, affine)

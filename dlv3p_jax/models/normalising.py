@@ -1,7 +1,7 @@
 """Normalisation of channels, and how a 1x1 convolution before or after it takes it into its kernel.
 
-What is folded is no pass over the pictures, neither forward nor backward: gradients of statistics come from those of
-the kernel, which is small.
+To normalise what is folded, no pass over the pictures is needed, neither forward nor backward: the gradients of its
+scale and of sums over the pictures come from that of the kernel, which is small.
 """
 
 import typing
@@ -34,7 +34,7 @@ class Affine(typing.NamedTuple):
 
 
 def moments(x: jax.Array) -> Moments:
-    """Of `x`, [B, H, W, C], over all of the global batch."""
+    """Those of `x`, [B, H, W, C], over all of the global batch."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = x.mean((0, 1, 2))
     if x.shape[1:3] == (1, 1):  # the image-pooling branch has one value a picture: the difference below would cancel
@@ -46,7 +46,7 @@ def product_pays(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
     """Whether moments of the product with a 1x1 kernel of this shape are better taken from the factors.
 
     On a TPU, where a pass over the product costs more than the products of the fewer channels of `x`. Not in float32,
-    whose digits the differences of such sums would cost; in bfloat16, they are lost below what is rounded anyway.
+    whose last digits the differences of such sums lose; pictures in bfloat16 do not have these digits.
     """
     return sharding.platform() == "tpu" and dtype != jnp.float32 and 4 * shape[2] <= shape[3]
 
@@ -54,7 +54,10 @@ def product_pays(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
 def fold_before(
     affine: Affine, kernel: jax.Array, bias: jax.Array | None, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array]:
-    """Kernel [1, 1, C, D] and bias [D] that make of `x` what the given ones make of `affine(x)`, in `dtype`."""
+    """Kernel [1, 1, C, D] and bias [D] that make of `x` what the given ones make of `affine(x)`.
+
+    `dtype` is what the convolution computes in, and so rounds its kernel to.
+    """
     scaled = kernel * affine.scale[:, None]
     # Of the mean as much is taken away as the rounded kernel brings in.
     shift = products.product(affine.bias, kernel[0, 0]) - products.product(affine.mean, _rounded(scaled[0, 0], dtype))
@@ -81,6 +84,23 @@ def _from_squares(mean, squares):
     return Moments(mean, jnp.maximum(squares - jnp.square(mean), 0))
 
 
+@jax.custom_vjp
+def with_rounded_cotangent(x: jax.Array) -> jax.Array:
+    """`x`, whose cotangent all see as rounded to its type.
+
+    By itself, XLA sums it for a bias before it is rounded, but rounds it for the kernel's gradient. Of means that the
+    kernel sees, these two have to take each other away.
+    """
+    return x
+
+
+def _rounded_cotangent(_, cotangent):
+    return (jax.lax.optimization_barrier(cotangent) if cotangent.dtype == jnp.bfloat16 else cotangent,)
+
+
+with_rounded_cotangent.defvjp(lambda x: (x, None), _rounded_cotangent)
+
+
 def _rounded(x, dtype):
-    """`x` with the values that it has in `dtype`."""
-    return x.astype(dtype).astype(x.dtype)
+    """`x` with the values that it has in `dtype`, and with a gradient that is not rounded."""
+    return x + jax.lax.stop_gradient(x.astype(dtype).astype(x.dtype) - x)

@@ -103,7 +103,7 @@ def cleared(x: Tiled, padding: float = 0.0) -> jax.Array:
 
 
 def mean(x: Tiled) -> jax.Array:
-    """The mean of each picture's own pixels, [B, 1, 1, C], float32 at least."""
+    """The mean of each picture's own pixels, [B, 1, 1, C], float32 at least, of parts without strips."""
     dtype = jnp.promote_types(x.array.dtype, jnp.float32)
     means = cleared(x).mean((1, 2), dtype, keepdims=True)
     for cuts in reversed(range(x.cuts)):

@@ -67,6 +67,17 @@ def test_maxima_and_their_gradients_are_those_of_the_max_pool(channels, width, b
     np.testing.assert_array_equal(found, gradient)
 
 
+def test_of_equal_columns_the_first_gets_the_gradient_and_what_is_no_number_stays():
+    x = np.ones((1, 1, 4, 1), np.float32)  # four columns side by side: maxima of the first two and of the last three
+    gradient = jax.grad(lambda x: columns.maxima(x, 2).sum())(x.reshape(1, 1, 1, 4))
+    np.testing.assert_array_equal(gradient.ravel(), [1, 1, 0, 0])
+    for place, reached in enumerate([[0], [0, 1], [1], [1]]):
+        x = np.zeros(4, np.float32)
+        x[place] = np.nan
+        found = columns.maxima(x.reshape(1, 1, 1, 4), 2).ravel()
+        np.testing.assert_array_equal(np.flatnonzero(np.isnan(found)), reached)
+
+
 def test_many_channels_and_rows_on_several_devices_stay_as_they_are(monkeypatch):
     monkeypatch.setattr(sharding, "platform", lambda: "tpu")
     assert columns.count(128, 128, 1, 64) == columns.count(256, 48, 1, 64) == 1
