@@ -9,6 +9,7 @@ import quick
 
 from dlv3p_jax.models import ops, tiles
 from dlv3p_jax.models.tiles import Tiled
+from dlv3p_jax.runtime import sharding
 
 
 def test_sub_images_are_the_parities_of_rows_and_columns_and_glue_puts_them_back():
@@ -104,6 +105,34 @@ def test_gradients_and_statistics_are_the_plain_ones_and_odd_rates_see_whole_pic
     monkeypatch.setattr(tiles, "can_cut", lambda x: False)
     expected = quick.jit(lambda images: gradient(images))(images)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), ours, expected)
+
+
+@pytest.mark.parametrize("mesh", [(4, 2), (2, 4), (4, 1)])
+def test_on_a_mesh_the_parts_of_a_picture_are_its_own_and_find_together_again(mesh):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(4, 32, 24, 3)).astype(np.float32)
+    sizes = np.stack([rng.integers(1, 33, 4), rng.integers(1, 25, 4)], 1)
+    values = rng.normal(size=(4, 1, 1, 2)).astype(np.float32)
+
+    def run(images, sizes, values):
+        x, results = Tiled(images, sizes=sizes), []
+        for _ in range(3):
+            cleared = Tiled(tiles.cleared(x, 7.0), cuts=x.cuts)
+            results.append((tiles.whole(x), tiles.whole(cleared), tiles.mean(x), tiles.whole(tiles.spread(values, x))))
+            x = tiles.cut(x)
+        return results
+
+    mesh = sharding.make_mesh(*mesh, devices=jax.devices()[: mesh[0] * mesh[1]])
+    layouts = (sharding.batched(mesh), sharding.per_picture(mesh), sharding.per_picture(mesh))
+    inside = (np.arange(32) < sizes[:, :1])[:, :, None] & (np.arange(24) < sizes[:, 1:])[:, None]
+    means = np.stack([image[kept].mean(0) for image, kept in zip(images, inside, strict=True)])
+    for whole, cleared, mean, spread in sharding.jit(mesh, run, layouts, sharding.replicated(mesh))(
+        images, sizes, values
+    ):
+        np.testing.assert_array_equal(whole, images)
+        np.testing.assert_array_equal(cleared, np.where(inside[..., None], images, np.float32(7)))
+        np.testing.assert_allclose(mean[:, 0, 0], means, atol=1e-5)
+        np.testing.assert_array_equal(spread, np.broadcast_to(values, spread.shape))
 
 
 def test_features_that_leave_the_backbone_are_whole_pictures(variables):
