@@ -5,6 +5,7 @@ import gc
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -24,6 +25,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 warm.install()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background commands, and theirs, have none
 
 CHROMIUM = "/usr/bin/chromium"
 

@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/futex.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -344,4 +345,20 @@ time_t time(time_t *now) {
   time_t seconds = real_time(NULL) + clock_shift;
   if (now) *now = seconds;
   return seconds;
+}
+/* The kernel, whose clock is not shifted, wakes who waits for a time of this one: Abseil would not wait, but spin. */
+long syscall(long number, ...) {
+  REAL(long, syscall, long, ...);
+  long a[6];
+  va_list list;
+  va_start(list, number);
+  for (int index = 0; index < 6; index++) a[index] = va_arg(list, long);
+  va_end(list);
+  struct timespec until;
+  if (clock_shift && number == SYS_futex && (a[1] & FUTEX_CLOCK_REALTIME) && a[3]) {
+    until = *(struct timespec *)a[3];
+    until.tv_sec -= clock_shift;
+    a[3] = (long)&until;
+  }
+  return real_syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import quick
 
 from dlv3p_jax.configs import common
 from dlv3p_jax.data import colors, size_buckets
@@ -121,7 +120,7 @@ def forward(shared: pathlib.Path, name: str, dtype: str, beside: bool = False) -
     def is_stage(module, method):
         return (module.name or "").startswith(("backbone", "aspp", "branch", "decoder"))
 
-    @quick.jit
+    @jax.jit
     def run(variables, images, sizes):
         return model.apply(variables, images, train=False, sizes=sizes, capture_intermediates=is_stage)
 
@@ -280,11 +279,11 @@ VIEWS = {
 def predict(model, variables, images, looked_at: Views, beside: bool) -> np.ndarray:
     """Mean scores of pictures [B, H, W, 3], perhaps `beside_another`."""
     if not beside:
-        return quick.jit(lambda *inputs: predict_logits(model, *inputs, looked_at))(variables, images)
+        return jax.jit(lambda *inputs: predict_logits(model, *inputs, looked_at))(variables, images)
     padded, sizes = beside_another(images)
     every = looked_at.sizes_of_each(map(tuple, sizes.tolist()))
     rooms = [size_buckets.room(tuple(room)) for room in every[:, 1:].max(0).tolist()]
-    run = quick.jit(lambda variables, images, sizes: predict_logits(model, variables, images, looked_at, sizes, rooms))
+    run = jax.jit(lambda variables, images, sizes: predict_logits(model, variables, images, looked_at, sizes, rooms))
     return run(variables, padded, every)[: len(images), : images.shape[1], : images.shape[2]]
 
 

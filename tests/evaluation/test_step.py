@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick
 from flax import linen as nn
 from formula import KERNELS, MODEL, VARIABLES, FormulaModel, expected_scores
 
@@ -37,7 +36,7 @@ def count(labels, predictions):
 @pytest.mark.parametrize("eval_size", [None, (16, 24), (16, 8), (13, 22), (8, 8)])
 def test_a_batch_is_normalised_padded_with_zero_predicted_and_counted(eval_size):
     images, labels = make_pictures(2)
-    step = quick.jit(make_eval_step(make_config(eval_size=eval_size), MODEL))
+    step = jax.jit(make_eval_step(make_config(eval_size=eval_size), MODEL))
     counts, predictions = step(VARIABLES, {"image": images, "label": labels})
     matrices = counts["matrices"]
     for image, prediction in zip(images, predictions, strict=True):
@@ -52,7 +51,7 @@ def test_a_batch_is_normalised_padded_with_zero_predicted_and_counted(eval_size)
 def test_pictures_padded_on_the_host_are_predicted_as_those_padded_here():
     """Two sizes in one batch, whatever lies beyond the smaller picture."""
     images, labels = make_pictures(2)
-    step = quick.jit(make_eval_step(make_config(eval_size=(13, 22)), MODEL))
+    step = jax.jit(make_eval_step(make_config(eval_size=(13, 22)), MODEL))
     counts_alone, alone = step(VARIABLES, {"image": images[1:, :9, :15], "label": labels[1:, :9, :15]})
     labels = labels.copy()  # JAX may still be reading the first
     labels[1, 9:], labels[1, :, 15:] = 255, 255
@@ -71,7 +70,7 @@ def test_the_views_of_the_configuration_are_taken():
     views = dict(scales=(0.5, 1.3), flip=True, window=(8, 9), stride=(5, 4), average="legacy")
     config = make_config(**{f"eval.{name}": value for name, value in views.items()})
     images, labels = make_pictures(1)
-    _, predictions = quick.jit(make_eval_step(config, MODEL))(VARIABLES, {"image": images, "label": labels})
+    _, predictions = jax.jit(make_eval_step(config, MODEL))(VARIABLES, {"image": images, "label": labels})
     scores = expected_scores((images[0] / 127.5 - 1).astype(np.float32), **views)
     np.testing.assert_array_equal(predictions[0], scores.argmax(-1))
 
@@ -83,7 +82,7 @@ class BrightestChannel:
 
 def test_predictions_under_ignored_pixels_count_nothing():
     images, labels = make_pictures(2)
-    step = quick.jit(make_eval_step(make_config(), BrightestChannel()))
+    step = jax.jit(make_eval_step(make_config(), BrightestChannel()))
     counts, predictions = step({}, {"image": images, "label": labels})
     matrices = counts["matrices"]
     changed = np.where((labels == 255)[..., None], 255 - images, images)  # a copy: JAX may still be reading the first
@@ -98,7 +97,7 @@ def test_predictions_under_ignored_pixels_count_nothing():
 def test_losses_and_probabilities_are_summed_over_the_labelled_pixels(average, class_weights):
     images, labels = make_pictures(2)
     config = make_config(**{"eval.average": average, "loss.class_weights": class_weights})
-    counts, _ = quick.jit(make_eval_step(config, MODEL))(VARIABLES, {"image": images, "label": labels})
+    counts, _ = jax.jit(make_eval_step(config, MODEL))(VARIABLES, {"image": images, "label": labels})
     for i, (image, label, found) in enumerate(zip(images, labels, counts["losses"], strict=True)):
         scores = np.exp(FormulaModel.numpy(KERNELS, (image / 127.5 - 1).astype(np.float32)).astype(np.float64))
         softmax = scores / scores.sum(-1, keepdims=True)
@@ -128,7 +127,7 @@ def batches_of(images, labels, batch_size):
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (8, 1), (4, 2)])
 def test_counts_are_the_same_to_the_bit_on_any_mesh_and_with_any_number_of_pictures(shape):
     mesh = sharding.make_mesh(*shape)
-    step = quick.jit(
+    step = jax.jit(
         make_eval_step(make_config(**{"eval.flip": True}), MODEL),
         in_shardings=(sharding.replicated(mesh), sharding.batched(mesh)),
         out_shardings=(sharding.replicated(mesh), sharding.batched(mesh)),
@@ -151,7 +150,7 @@ class Unreadable:
 
 
 def compiled_step(mesh, batch, **changes):
-    step = quick.jit(
+    step = jax.jit(
         make_eval_step(make_config(**changes), MODEL),
         in_shardings=(sharding.replicated(mesh), sharding.batched(mesh)),
         out_shardings=(sharding.replicated(mesh), sharding.batched(mesh)),
@@ -192,7 +191,7 @@ def test_nothing_as_large_as_logits_is_put_out_and_memory_does_not_grow_with_the
     memory = {}
     for scales in ((0.75, 1.0), (0.75, 0.8, 0.85, 0.9, 0.95, 1.0)):
         config = make_config(**{"eval.scales": scales, "eval.flip": flip, "eval.average": average})
-        step = quick.jit(make_eval_step(config, model))
+        step = jax.jit(make_eval_step(config, model))
         compiled = step.lower(variables, {"image": images, "label": labels}).compile()
         outputs = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(compiled.out_info)]
         sure = [((4, 15), np.float32), ((4, 2, 15), np.int32), ((4, 3), np.float32)]

@@ -4,9 +4,9 @@ import functools
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
-import quick
 import recordings
 from formula import KERNELS, MODEL, VARIABLES, expected_scores, resize, slide, softmax
 
@@ -51,7 +51,7 @@ def test_views_of_paddleseg(shared, file, case, beside):
 )
 def test_views_against_numpy(settings):
     images = np.random.default_rng(1).normal(size=(2, 13, 22, 3)).astype(np.float32)
-    result = quick.jit(lambda images: predict_logits(MODEL, VARIABLES, images, Views(**settings)))(images)
+    result = jax.jit(lambda images: predict_logits(MODEL, VARIABLES, images, Views(**settings)))(images)
     expected = np.stack([expected_scores(image, **settings) for image in images])
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
@@ -76,7 +76,7 @@ def test_pictures_of_several_sizes_in_one_batch_are_looked_at_as_if_alone(settin
     images, views = np.asarray(colors.normalize(levels)), Views(**settings)
     sizes = np.array([views.all_sizes(size) for size in OWN], np.int32)
     rooms = [tuple(side + 3 for side in room) for room in sizes[:, 1:].max(0).tolist()]
-    result = quick.jit(lambda *arrays: predict_logits(MODEL, VARIABLES, arrays[0], views, arrays[1], rooms))(
+    result = jax.jit(lambda *arrays: predict_logits(MODEL, VARIABLES, arrays[0], views, arrays[1], rooms))(
         images, sizes
     )
     for image, scores, (height, width) in zip(images, result, OWN, strict=True):
@@ -138,7 +138,7 @@ def test_views_of_mmsegmentation_against_numpy_and_opencv(sizes, settings):
     image = np.random.default_rng(1).integers(0, 256, (13, 22, 3), dtype=np.uint8)
     views = Views(average="probabilities", **settings)
     normalized = (image / 127.5 - 1).astype(np.float32)
-    result = quick.jit(lambda images: predict_logits(MODEL, VARIABLES, images, views))(normalized[None])[0]
+    result = jax.jit(lambda images: predict_logits(MODEL, VARIABLES, images, views))(normalized[None])[0]
     found = []
     for size in sizes:
         for step in (1, -1)[: 1 + views.flip]:

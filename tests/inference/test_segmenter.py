@@ -10,7 +10,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-import quick
 from drawn import draw_picture, draw_variables, make_config, save_checkpoint
 from PIL import Image
 from raw_pictures import png
@@ -47,7 +46,7 @@ def image() -> np.ndarray:
 def expected_scores(image, **views) -> np.ndarray:
     """The mean over the views, float64 `[H, W, C]`."""
     config = make_config()
-    predict = quick.jit(functools.partial(predict_logits, build_model(config), views=Views(**views)))
+    predict = jax.jit(functools.partial(predict_logits, build_model(config), views=Views(**views)))
     return np.asarray(predict(draw_variables(config), np.float32(image)[None] / 127.5 - 1), np.float64)[0]
 
 

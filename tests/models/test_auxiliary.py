@@ -4,7 +4,6 @@ import drawn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import quick
 
 from dlv3p_jax.models import variable_shapes
 from dlv3p_jax.models.auxiliary import AuxiliaryHead
@@ -40,7 +39,7 @@ def test_only_training_computes_it_and_the_rest_is_as_without():
 
     def run(model, train):
         apply = lambda v, x: model.apply(v, x, train=train, mutable=["batch_stats", "intermediates"])  # noqa: E731
-        return quick.jit(apply)(variables, images)
+        return jax.jit(apply)(variables, images)
 
     logits, updates = run(model, train=False)
     assert "intermediates" not in updates

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick
 from flax import traverse_util
 
 from dlv3p_jax.configs import common
@@ -27,13 +26,13 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(model):
-    return quick.jit(lambda rng: model.init(rng, jnp.zeros((1, 32, 32, 3)), train=False))(jax.random.key(0))
+    return jax.jit(lambda rng: model.init(rng, jnp.zeros((1, 32, 32, 3)), train=False))(jax.random.key(0))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (17, 31)])
 def test_any_picture_size(model, variables, size):
     images = jax.random.normal(jax.random.key(1), (2, *size, 3))
-    logits = quick.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
     assert logits.shape == (2, *size, 3)
     assert logits.dtype == jnp.float32
     assert np.all(np.isfinite(logits))
@@ -112,7 +111,7 @@ def test_frozen_backbone_takes_no_gradient_and_keeps_its_statistics(variables):
     config.freeze_backbone = True
     model = build_model(config)
 
-    @quick.jit
+    @jax.jit
     @functools.partial(jax.grad, has_aux=True)
     def gradients_and_statistics(params, images, rng):
         logits, updates = model.apply(
@@ -171,7 +170,7 @@ def test_remat_changes_no_parameter_and_no_gradient():
 
         lowered = jax.jit(jax.grad(loss, has_aux=True)).lower(variables["params"])
         barriers.append(lowered.as_text().count("optimization_barrier"))
-        found.append(lowered.compile(quick.COMPILER_OPTIONS)(variables["params"]))
+        found.append(lowered.compile()(variables["params"]))
     assert barriers[1] > barriers[0]
     for expected, actual in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-3 * max(np.abs(expected).max(), 1e-3))

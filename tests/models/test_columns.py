@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick
 
 from dlv3p_jax.models import columns, ops, tiles
 from dlv3p_jax.models.tiles import Tiled
@@ -35,10 +34,10 @@ def test_value_and_gradients_are_those_of_the_convolution(inputs, outputs, strid
         return (result * weights).sum(), result
 
     run = jax.value_and_grad(run, argnums=(0, 1), has_aux=True)
-    (_, expected), expected_gradients = quick.jit(run, static_argnums=2)(x, kernel, 1)
+    (_, expected), expected_gradients = jax.jit(run, static_argnums=2)(x, kernel, 1)
     monkeypatch.setattr(sharding, "platform", lambda: "tpu")
     assert columns.count(inputs, outputs, stride, width) == beside
-    (_, result), gradients = quick.jit(lambda x, kernel: run(x, kernel, strips))(x, kernel)
+    (_, result), gradients = jax.jit(lambda x, kernel: run(x, kernel, strips))(x, kernel)
     np.testing.assert_array_equal(result, expected)
     for found, gradient in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_array_equal(found, gradient)
@@ -59,10 +58,10 @@ def test_maxima_and_their_gradients_are_those_of_the_max_pool(channels, width, b
         return (result * weights).sum(), result
 
     run = jax.value_and_grad(run, has_aux=True)
-    (_, expected), gradient = quick.jit(run, static_argnums=1)(np.float32(x), 1)
+    (_, expected), gradient = jax.jit(run, static_argnums=1)(np.float32(x), 1)
     monkeypatch.setattr(sharding, "platform", lambda: "tpu")
     assert columns.count(channels, channels, 2, width) == beside
-    (_, result), found = quick.jit(lambda x: run(x, strips))(np.float32(x))
+    (_, result), found = jax.jit(lambda x: run(x, strips))(np.float32(x))
     np.testing.assert_array_equal(result, expected)
     np.testing.assert_array_equal(found, gradient)
 

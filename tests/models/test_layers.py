@@ -1,7 +1,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import quick
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dlv3p_jax.models.aspp import ASPP
@@ -44,7 +43,7 @@ def test_batch_norm_is_over_the_global_batch():
     x += np.arange(8).reshape(8, 1, 1, 1)  # pictures that differ: statistics of a part would show
     layer = ConvBN(5, size=3)
     variables = layer.init(jax.random.key(0), x, train=False)
-    step = quick.jit(lambda variables, x: layer.apply(variables, x, train=True, mutable=["batch_stats"]))
+    step = jax.jit(lambda variables, x: layer.apply(variables, x, train=True, mutable=["batch_stats"]))
     mesh = Mesh(np.asarray(jax.devices()), ("data",))
     sharded = step(variables, jax.device_put(x, NamedSharding(mesh, PartitionSpec("data"))))
     assert len(sharded[0].sharding.device_set) == len(jax.devices())
@@ -54,12 +53,12 @@ def test_batch_norm_is_over_the_global_batch():
 def test_dropout_drops_and_scales_in_training_only():
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, 8))
     aspp, without = ASPP(32, (1, 2), dropout=0.1), ASPP(32, (1, 2), dropout=0.0)
-    variables = quick.jit(lambda key: aspp.init(key, x, train=False))(jax.random.key(1))
+    variables = jax.jit(lambda key: aspp.init(key, x, train=False))(jax.random.key(1))
 
     def train(module, key):
         return module.apply(variables, x, train=True, rngs={"dropout": key}, mutable=["batch_stats"])[0]
 
-    train = quick.jit(train, static_argnums=0)
+    train = jax.jit(train, static_argnums=0)
     full, dropped, other = (
         train(without, jax.random.key(2)),
         train(aspp, jax.random.key(2)),

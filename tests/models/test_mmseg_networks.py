@@ -5,7 +5,6 @@ import runpy
 import jax
 import numpy as np
 import pytest
-import quick
 import recordings
 
 from dlv3p_jax.configs import common
@@ -54,7 +53,7 @@ def test_float32_logits(shared, name, beside):
         key: recordings.last(value) for key, value in recordings.recorded(shared, f"mmseg/forward_{name}").items()
     }
     expected = recorded["logits"]
-    run = quick.jit(lambda variables, images, sizes: model.apply(variables, images, train=False, sizes=sizes))
+    run = jax.jit(lambda variables, images, sizes: model.apply(variables, images, train=False, sizes=sizes))
     variables, images = make_variables(shared, weights, model), recorded["x"]
     logits = run(variables, *(recordings.beside_another(images) if beside else (images, None)))
     logits = logits[tuple(map(slice, expected.shape))]

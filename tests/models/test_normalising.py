@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick
 from flax import linen as nn
 
 from dlv3p_jax.models import normalising
@@ -74,7 +73,7 @@ def test_it_is_the_same_function_with_the_same_gradients_and_statistics(
 
         return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
 
-    expected = quick.jit(run, static_argnums=0)(plain, variables["params"], pictures)
+    expected = jax.jit(run, static_argnums=0)(plain, variables["params"], pictures)
     mesh = sharding.make_mesh(*mesh, devices=jax.devices()[: mesh[0] * mesh[1]])
     layouts = (sharding.replicated(mesh), sharding.batched(mesh))
     monkeypatch.setattr(sharding, "platform", lambda: platform)
@@ -113,7 +112,7 @@ def test_in_bfloat16_values_and_gradients_keep_their_digits(layer, pictures, mon
             y, _ = layer.apply(variables | {"params": params}, x, True, mutable=["batch_stats"])
             return (y * weights).sum(), y
 
-        return quick.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
 
     (_, expected), expected_gradients = run(layer, x.astype(np.float32))
     monkeypatch.setattr(sharding, "platform", lambda: "tpu")

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick
 
 from dlv3p_jax.models import tiles
 from dlv3p_jax.models.tiles import Tiled
@@ -55,7 +54,7 @@ def test_each_picture_is_seen_as_if_alone(name, in_float64, monkeypatch):
     sizes = SIZES if name == "stride 8" else SIZES[2:4]
     variables, rng = draw_variables(model), np.random.default_rng(0)
     images = rng.normal(size=(len(sizes), *ROOM, 3))  # noise beyond the pictures, too
-    apply = quick.jit(lambda variables, images, sizes: model.apply(variables, images, train=False, sizes=sizes))
+    apply = jax.jit(lambda variables, images, sizes: model.apply(variables, images, train=False, sizes=sizes))
     found = apply(variables, images, np.array(sizes))
     for image, logits, (height, width) in zip(images, found, sizes, strict=True):
         expected = apply(variables, image[None, :height, :width], None)[0]
@@ -73,9 +72,9 @@ def test_devices_may_share_rows_of_such_pictures():
         return model.apply(variables, images, train=False, sizes=sizes)
 
     shardings = sharding.replicated(mesh), sharding.batched(mesh), sharding.per_picture(mesh)
-    jit = functools.partial(sharding.jit, mesh, predict, compiler_options=quick.COMPILER_OPTIONS)
+    jit = functools.partial(sharding.jit, mesh, predict)
     found = jit(in_shardings=shardings, out_shardings=shardings[1])(variables, images, sizes)
-    expected = quick.jit(predict)(variables, images, sizes)
+    expected = jax.jit(predict)(variables, images, sizes)
     for logits, alone, (height, width) in zip(np.asarray(found), expected, sizes, strict=True):
         error = np.abs(logits - alone)[:height, :width].max()
         assert error <= 1e-4 * np.std(alone[:height, :width])

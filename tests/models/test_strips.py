@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick
 
 from dlv3p_jax.models import ops, tiles
 from dlv3p_jax.models.tiles import Tiled
@@ -104,7 +103,7 @@ def test_logits_gradients_and_statistics_are_those_of_whole_pictures(
 
         return jax.grad(loss, has_aux=True)(variables["params"])
 
-    expected = quick.jit(run)(images)
+    expected = jax.jit(run)(images)
     split = []
     # Strips as on a TPU, all else in the forms that a CPU is quick with.
     like_a_tpu = types.SimpleNamespace(**vars(sharding) | {"platform": lambda: "tpu"})
@@ -114,6 +113,6 @@ def test_logits_gradients_and_statistics_are_those_of_whole_pictures(
         "dlv3p_jax.models.ops.add_neighbours",
         lambda x, *rows, add=ops.add_neighbours, **options: split.append(x.strips) or add(x, *rows, **options),
     )
-    found = quick.jit(lambda images: run(images))(images)
+    found = jax.jit(lambda images: run(images))(images)
     assert split == strips
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)

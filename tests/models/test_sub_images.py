@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick
 
 from dlv3p_jax.models import ops, tiles
 from dlv3p_jax.models.tiles import Tiled
@@ -68,10 +67,10 @@ def cuts(monkeypatch):
 def test_the_network_is_the_plain_one(size, variables, cuts, monkeypatch, in_float64):
     model = make_model()
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 3)))
-    ours = quick.jit(lambda images: model.apply(variables, images, train=False))(images)
+    ours = jax.jit(lambda images: model.apply(variables, images, train=False))(images)
     assert cuts == ([0, 1] if all(-(-side // 8) % 4 == 0 for side in size) else [0])
     monkeypatch.setattr(tiles, "can_cut", lambda x: False)
-    expected = quick.jit(lambda images: model.apply(variables, images, train=False))(images)
+    expected = jax.jit(lambda images: model.apply(variables, images, train=False))(images)
     assert len(cuts) <= 2
     np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12)
 
@@ -101,9 +100,9 @@ def test_gradients_and_statistics_are_the_plain_ones_and_odd_rates_see_whole_pic
 
         return jax.grad(loss, has_aux=True)(variables["params"])
 
-    ours = quick.jit(gradient)(images)
+    ours = jax.jit(gradient)(images)
     monkeypatch.setattr(tiles, "can_cut", lambda x: False)
-    expected = quick.jit(lambda images: gradient(images))(images)
+    expected = jax.jit(lambda images: gradient(images))(images)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), ours, expected)
 
 
@@ -141,7 +140,7 @@ def test_features_that_leave_the_backbone_are_whole_pictures(variables):
     backbone = make_model(dtype=jnp.float32).backbone
     weights = {kind: tree["backbone"] for kind, tree in variables.items()}
 
-    @quick.jit
+    @jax.jit
     def both(images):
         return backbone.apply(weights, images, train=False), backbone.apply(weights, Tiled(images), train=False)
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick
 from flax import traverse_util
 
 from dlv3p_jax.configs import common, mmseg
@@ -28,8 +27,8 @@ def test_logits_are_those_of_the_fast_network(settings, size):
     model, plain = build_model(config), straightforward.build(config)
     images = jax.random.normal(jax.random.key(1), (2, *size, 3))
     variables = workloads.init_variables(config)
-    expected = quick.jit(lambda v, x: plain.apply(v, x, train=False))(variables, images)
-    actual = quick.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    expected = jax.jit(lambda v, x: plain.apply(v, x, train=False))(variables, images)
+    actual = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * float(expected.std()))
 
 
@@ -57,8 +56,8 @@ def test_in_float64_mmsegmentations_networks_differ_by_rounding_alone(backbone, 
             variable_shapes(parts),
         )
         images = rng.uniform(-1, 1, (2, *size, 3))
-        expected = quick.jit(lambda v, x: plain.apply(v, x, train=False))(variables, images)
-        actual = quick.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+        expected = jax.jit(lambda v, x: plain.apply(v, x, train=False))(variables, images)
+        actual = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
     assert actual.dtype == expected.dtype == np.float64
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-9 * float(expected.std()))
 

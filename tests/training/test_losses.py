@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick
 import recordings
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -181,7 +180,7 @@ def test_the_mean_is_global_when_a_shard_is_all_ignored(batch, top_k):
         return losses.cross_entropy(logits, labels, top_k=top_k)
 
     expected, expected_gradient = jax.value_and_grad(loss)(logits, labels)
-    value, gradient = quick.jit(jax.value_and_grad(loss), in_shardings=(sharding, sharding))(logits, labels)
+    value, gradient = jax.jit(jax.value_and_grad(loss), in_shardings=(sharding, sharding))(logits, labels)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-8)
     assert np.all(np.isfinite(gradient))
@@ -236,7 +235,7 @@ def small_batch(batch):
 def test_set_losses_and_their_gradients_against_numpy(small_batch, loss):
     logits, labels = small_batch
     assert set(np.unique(labels)) == {0, 1, 2, 3, 255}
-    value, gradient = quick.jit(jax.value_and_grad(loss))(logits, labels)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(logits, labels)
     np.testing.assert_allclose(value, SET_LOSSES[loss](logits, labels), rtol=2e-6)
     numeric = np.zeros(logits.shape)
     step = 1e-6
@@ -294,7 +293,7 @@ def test_set_losses_are_global_over_a_mesh(batch, loss):
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "space"))
     sharding = NamedSharding(mesh, PartitionSpec("data", "space"))
     expected, expected_gradient = jax.value_and_grad(loss)(logits, labels)
-    value, gradient = quick.jit(jax.value_and_grad(loss), in_shardings=(sharding, sharding))(logits, labels)
+    value, gradient = jax.jit(jax.value_and_grad(loss), in_shardings=(sharding, sharding))(logits, labels)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-8)
 
@@ -314,7 +313,7 @@ def make_config(**settings):
 
 def test_weighted_scales_the_sum_and_returns_the_parts_unscaled(batch):
     config = make_config(cross_entropy=0.5, class_weights=(1.0, 2.0, 3.0, 4.0, 5.0), top_k=0.5)
-    value, parts = quick.jit(losses.weighted(config))(*batch)
+    value, parts = jax.jit(losses.weighted(config))(*batch)
     expected = losses.cross_entropy(*batch, class_weights=(1.0, 2.0, 3.0, 4.0, 5.0), top_k=0.5)
     assert parts.keys() == {"cross_entropy"}
     np.testing.assert_allclose(parts["cross_entropy"], expected, rtol=1e-6)
@@ -325,7 +324,7 @@ def test_weighted_mixes_the_parts_and_ignores_its_label(batch):
     logits, labels = batch
     config = make_config(cross_entropy=0.5, dice=2.0, lovasz=0.25, top_k=0.5)
     config.ignore_label = 3
-    value, parts = quick.jit(losses.weighted(config))(logits, labels)
+    value, parts = jax.jit(losses.weighted(config))(logits, labels)
     expected = {
         "cross_entropy": losses.cross_entropy(logits, labels, top_k=0.5, ignore_label=3),
         "dice": losses.dice(logits, labels, ignore_label=3),
@@ -344,7 +343,7 @@ def test_half_rmi_is_what_is_recorded_from_paddleseg(shared):
     recorded = np.load(shared / "parity" / "loss_mixed.npz")
     config = make_config(cross_entropy=0.5, rmi=0.5)
     config.num_classes = 19
-    loss = quick.jit(jax.value_and_grad(losses.weighted(config), has_aux=True))
+    loss = jax.jit(jax.value_and_grad(losses.weighted(config), has_aux=True))
     (value, parts), gradient = loss(recorded["logits"].transpose(0, 2, 3, 1), recorded["labels"])
     expected = recorded["grad"].transpose(0, 2, 3, 1)
     np.testing.assert_allclose(value, recorded["loss"], rtol=1e-5)

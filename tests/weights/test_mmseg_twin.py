@@ -7,7 +7,6 @@ head, and `torch.load` and `torch.save`.
 import jax
 import numpy as np
 import pytest
-import quick
 
 from dlv3p_jax.configs import common
 from dlv3p_jax.configs import mmseg as recipes
@@ -132,7 +131,7 @@ def test_both_heads_give_its_logits(twin, train):
     variables = mmseg.convert(state, model)
     colors = np.random.default_rng(0).uniform(0, 255, (2, 41, 57, 3))
     apply = lambda v, x: model.apply(v, x, train=train, mutable=["batch_stats", "intermediates"])  # noqa: E731
-    logits, updates = quick.jit(apply)(variables, (colors / 127.5 - 1).astype(np.float32))
+    logits, updates = jax.jit(apply)(variables, (colors / 127.5 - 1).astype(np.float32))
     images = (colors - np.array(config.model.mean)) / np.array(config.model.std)
     with torch.no_grad():
         expected = [
