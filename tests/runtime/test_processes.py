@@ -48,11 +48,12 @@ def arguments(data_dir, workdir, *more):
 
 
 def start(command, devices=4, log=subprocess.PIPE):
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {quick.XLA_FLAGS}"}
+    # At level 0, sums of float32 in another order differ more than one process and two may.
+    xla_flags = f"--xla_force_host_platform_device_count={devices} {quick.XLA_FLAGS} --xla_backend_optimization_level=1"
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=REPOSITORY,
-        env=environment,
+        env=os.environ | {"XLA_FLAGS": xla_flags},
         stdout=log,
         stderr=subprocess.STDOUT,
         text=True,
