@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 
 from dlv3p_jax.configs import common
 from dlv3p_jax.evaluation import metrics
@@ -31,8 +32,6 @@ FAMILIES = {
     "deep stem": ({"mmseg": "deep", "bottleneck": True}, OHEM),
     "plain stem": ({"mmseg": "plain", "multi_grid": (1,)}, OHEM | {"loss.ohem_threshold": 0.3}),
 }
-# Convolutions in float64 run longer at level 0, of the other tests, than it saves.
-OPTIMISED = {"xla_backend_optimization_level": 1}
 
 
 def make_config(**changes):
@@ -78,7 +77,7 @@ def train(mesh, family, size):
         steps.make_train_step(config, model),
         (replicated, batched, replicated),
         (replicated, replicated),
-        compiler_options=OPTIMISED,
+        compiler_options=quick.COMPILER_OPTIONS_OF_LONG_RUNS,
     )
     batch = sharding.put_batch(mesh, make_batch(size))
     state = sharding.replicate(mesh, steps.create_train_state(config, variables))
@@ -91,7 +90,13 @@ def train(mesh, family, size):
         counts = metrics.confusion_matrix(batch["label"], jnp.argmax(logits, -1), 5, 255)
         return logits, counts
 
-    predict = sharding.jit(mesh, predict, (replicated, batched), (batched, replicated), compiler_options=OPTIMISED)
+    predict = sharding.jit(
+        mesh,
+        predict,
+        (replicated, batched),
+        (batched, replicated),
+        compiler_options=quick.COMPILER_OPTIONS_OF_LONG_RUNS,
+    )
     logits, counts = predict(state.variables, batch)
     return jax.device_get((state.variables, scalars, logits, counts))
 

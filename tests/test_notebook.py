@@ -19,7 +19,7 @@ def test_the_notebook_trains_a_model_that_finds_the_shapes(tmp_path, monkeypatch
     pytest.importorskip("ipykernel", reason="ipykernel is not installed")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("PATH", os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]))
-    monkeypatch.setenv("XLA_FLAGS", quick.XLA_FLAGS)  # one device, as a user has
+    monkeypatch.setenv("XLA_FLAGS", quick.XLA_FLAGS_OF_LONG_RUNS)  # one device, as a user has
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(ROOT / "examples" / "own_data.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # which are of one machine, and large

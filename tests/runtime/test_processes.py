@@ -48,8 +48,7 @@ def arguments(data_dir, workdir, *more):
 
 
 def start(command, devices=4, log=subprocess.PIPE):
-    # At level 0, sums of float32 in another order differ more than one process and two may.
-    xla_flags = f"--xla_force_host_platform_device_count={devices} {quick.XLA_FLAGS} --xla_backend_optimization_level=1"
+    xla_flags = f"--xla_force_host_platform_device_count={devices} {quick.XLA_FLAGS_OF_LONG_RUNS}"
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=REPOSITORY,
