@@ -1,5 +1,6 @@
 """The training step: pure functions from a state and a batch to the next state; no host loop, no files."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -52,13 +53,15 @@ def create_train_state(
       optimizer: in place of the one of `config`; the step takes the same.
     """
     optimizer = optim.make_optimizer(config) if optimizer is None else optimizer
+    # Jitted, since otherwise a program would be compiled for each shape. The average starts with copies: the state is
+    # donated to the step, and one buffer cannot be donated twice.
+    copy = jax.jit(functools.partial(jax.tree.map, jnp.copy))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(variables["params"]),
-        # Copies: the state is donated to the step, and one buffer cannot be donated twice.
-        ema=jax.tree.map(jnp.copy, variables) if config.ema_decay is not None else None,
+        opt_state=jax.jit(optimizer.init)(variables["params"]),
+        ema=copy(variables) if config.ema_decay is not None else None,
     )
 
 

@@ -211,6 +211,17 @@ def test_the_state_can_be_donated():
 SMALL = drawn.make_network(blocks=(1, 1), multi_grid=(1,), rates=(1, 2), dropout=0.1)
 
 
+def test_a_state_is_made_by_two_programs(caplog):
+    """Rather than by one for the zeros, and one for the copy, of each shape."""
+    params = {f"kernel{size}": np.full((size, 3), 0.5, np.float32) for size in range(1, 6)}
+    with jax.log_compiles():
+        state = steps.create_train_state(make_config({"ema_decay": 0.9}), {"params": params, "batch_stats": {}})
+    assert caplog.text.count("Finished XLA compilation") <= 3  # and one for the number of the step
+    jax.tree.map(np.testing.assert_array_equal, state.ema, {"params": params, "batch_stats": {}})
+    trace = optax.tree_utils.tree_get(state.opt_state, "trace")
+    jax.tree.map(np.testing.assert_array_equal, trace, jax.tree.map(np.zeros_like, params))
+
+
 @pytest.fixture(scope="module")
 def small_variables():
     """Made by NumPy: compiling the initialisation takes longer than everything else here."""
