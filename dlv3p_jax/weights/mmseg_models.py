@@ -28,186 +28,77 @@ class Published(NamedTuple):
     path: str
 
 
-def _model(dataset, backbone, crop_size, num_train_steps, plain, ms_flip, folder, stamp) -> Published:
+# By data set, of each model: its name, (height)x(width) of its crops, its mIoU plain and with flip + scales, and its
+# folder and the end of its file's name. The name begins with the backbone and ends with the number of steps.
+_TABLE = {
+    "cityscapes": """
+  r50_cityscapes_40k            512x1024 79.61 81.01 r50-d8_512x1024_40k_cityscapes         20200605_094610-d222ffcd
+  r101_cityscapes_40k           512x1024 80.21 81.82 r101-d8_512x1024_40k_cityscapes        20200605_094614-3769eecf
+  r50_cityscapes_769_40k        769x769  78.97 80.46 r50-d8_769x769_40k_cityscapes          20200606_114143-1dcb0e3c
+  r101_cityscapes_769_40k       769x769  79.46 80.50 r101-d8_769x769_40k_cityscapes         20200606_114304-ff414b9e
+  r18_cityscapes_80k            512x1024 76.89 78.76 r18-d8_512x1024_80k_cityscapes         20201226_080942-cff257fe
+  r50_cityscapes_80k            512x1024 80.09 81.13 r50-d8_512x1024_80k_cityscapes         20200606_114049-f9fb496d
+  r101_cityscapes_80k           512x1024 80.97 82.03 r101-d8_512x1024_80k_cityscapes        20200606_114143-068fcfe9
+  r101_cityscapes_fp16_80k      512x1024 80.46 -     r101-d8_fp16_512x1024_80k_cityscapes   20200717_230920-f1104f4b
+  r18_cityscapes_769_80k        769x769  76.26 77.91 r18-d8_769x769_80k_cityscapes          20201226_083346-f326e06a
+  r50_cityscapes_769_80k        769x769  79.83 81.48 r50-d8_769x769_80k_cityscapes          20200606_210233-0e9dfdc4
+  r101_cityscapes_769_80k       769x769  80.65 81.47 r101-d8_769x769_80k_cityscapes         20220406_154720-dfcc0b68
+  r101_d16_mg124_cityscapes_40k 512x1024 79.09 80.36 r101-d16-mg124_512x1024_40k_cityscapes 20200908_005644-cf9ce186
+  r101_d16_mg124_cityscapes_80k 512x1024 79.90 81.33 r101-d16-mg124_512x1024_80k_cityscapes 20200908_005644-ee6158e0
+  r18b_cityscapes_80k           512x1024 75.87 77.52 r18b-d8_512x1024_80k_cityscapes        20201226_090828-e451abd9
+  r50b_cityscapes_80k           512x1024 80.28 81.44 r50b-d8_512x1024_80k_cityscapes        20201225_213645-a97e4e43
+  r101b_cityscapes_80k          512x1024 80.16 81.41 r101b-d8_512x1024_80k_cityscapes       20201226_190843-9c3c93a4
+  r18b_cityscapes_769_80k       769x769  76.36 78.24 r18b-d8_769x769_80k_cityscapes         20201226_151312-2c868aff
+  r50b_cityscapes_769_80k       769x769  79.41 80.56 r50b-d8_769x769_80k_cityscapes         20201225_224655-8b596d1c
+  r101b_cityscapes_769_80k      769x769  79.88 81.46 r101b-d8_769x769_80k_cityscapes        20201226_205041-227cdf7c""",
+    "ade20k": """
+  r50_ade20k_80k   512x512 42.72 43.75 r50-d8_512x512_80k_ade20k   20200614_185028-bf1400d8
+  r101_ade20k_80k  512x512 44.60 46.06 r101-d8_512x512_80k_ade20k  20200615_014139-d5730af7
+  r50_ade20k_160k  512x512 43.95 44.93 r50-d8_512x512_160k_ade20k  20200615_124504-6135c7e0
+  r101_ade20k_160k 512x512 45.47 46.35 r101-d8_512x512_160k_ade20k 20200615_123232-38ed86bb""",
+    "voc2012": """
+  r50_voc12aug_20k  512x512 75.93 77.50 r50-d8_512x512_20k_voc12aug  20200617_102323-aad58ef1
+  r101_voc12aug_20k 512x512 77.22 78.59 r101-d8_512x512_20k_voc12aug 20200617_102345-c7ff3d56
+  r50_voc12aug_40k  512x512 76.81 77.57 r50-d8_512x512_40k_voc12aug  20200613_161759-e1b43aa9
+  r101_voc12aug_40k 512x512 78.62 79.53 r101-d8_512x512_40k_voc12aug 20200613_205333-faf03387""",
+    "pascal_context": """
+  r101_pascal_context_40k 480x480 47.30 48.47 r101-d8_480x480_40k_pascal_context 20200911_165459-d3c8a29e
+  r101_pascal_context_80k 480x480 47.23 48.26 r101-d8_480x480_80k_pascal_context 20200911_155322-145d3ee8""",
+    "pascal_context_59": """
+  r101_pascal_context_59_40k 480x480 52.86 54.54 r101-d8_480x480_40k_pascal_context_59 20210416_111233-ed937f15
+  r101_pascal_context_59_80k 480x480 53.20 54.67 r101-d8_480x480_80k_pascal_context_59 20210416_111127-7ca0331d""",
+    "loveda": """
+  r18_loveda_80k  512x512 50.28 50.47 r18-d8_512x512_80k_loveda  20211104_132800-ce0fa0ca
+  r50_loveda_80k  512x512 50.99 50.65 r50-d8_512x512_80k_loveda  20211105_080442-f0720392
+  r101_loveda_80k 512x512 51.47 51.32 r101-d8_512x512_80k_loveda 20211105_110759-4c1f297e""",
+    "potsdam": """
+  r18_potsdam_80k  512x512 77.09 78.44 r18-d8_512x512_80k_potsdam  20211219_020601-75fd5bc3
+  r50_potsdam_80k  512x512 78.33 79.27 r50-d8_512x512_80k_potsdam  20211219_031508-7e7a2b24
+  r101_potsdam_80k 512x512 78.70 79.47 r101-d8_512x512_80k_potsdam 20211219_031508-8b112708""",
+    "vaihingen": """
+  r18_vaihingen_80k  512x512 72.50 74.13 r18-d8_4x4_512x512_80k_vaihingen  20211231_230805-7626a263
+  r50_vaihingen_80k  512x512 73.97 75.05 r50-d8_4x4_512x512_80k_vaihingen  20211231_230816-5040938d
+  r101_vaihingen_80k 512x512 73.06 74.14 r101-d8_4x4_512x512_80k_vaihingen 20211231_230816-8a095afa""",
+    "isaid": """
+  r18_isaid_80k 896x896 61.35 62.61 r18-d8_4x4_896x896_80k_isaid 20220110_180526-7059991d
+  r50_isaid_80k 896x896 67.06 68.02 r50-d8_4x4_896x896_80k_isaid 20220110_180526-598be439""",
+    "mapillary": """
+  r50_mapillary_300k 1280x1280 47.35 - r50-d8_4xb2-300k_mapillay_v1_65-1280x1280 20230301_110504-655f8e43""",
+}
+
+
+def _model(dataset: str, row: str) -> tuple[str, Published]:
+    name, crop_size, plain, ms_flip, folder, stamp = row.split()
+    backbone, *_, steps = name.split("_")
+    height, width = map(int, crop_size.split("x"))
     folder = f"deeplabv3plus_{folder}"
     path = f"mmsegmentation/v0.5/deeplabv3plus/{folder}/{folder}_{stamp}.pth"
-    return Published(dataset, backbone, crop_size, num_train_steps, plain, ms_flip, path)
+    best = None if ms_flip == "-" else float(ms_flip)
+    num_train_steps = 1000 * int(steps.removesuffix("k"))
+    return f"mmseg/{name}", Published(dataset, backbone, (height, width), num_train_steps, float(plain), best, path)
 
 
-PUBLISHED = {
-    "mmseg/r50_cityscapes_40k": _model(
-        *("cityscapes", "r50", (512, 1024), 40_000, 79.61, 81.01),
-        *("r50-d8_512x1024_40k_cityscapes", "20200605_094610-d222ffcd"),
-    ),
-    "mmseg/r101_cityscapes_40k": _model(
-        *("cityscapes", "r101", (512, 1024), 40_000, 80.21, 81.82),
-        *("r101-d8_512x1024_40k_cityscapes", "20200605_094614-3769eecf"),
-    ),
-    "mmseg/r50_cityscapes_769_40k": _model(
-        *("cityscapes", "r50", (769, 769), 40_000, 78.97, 80.46),
-        *("r50-d8_769x769_40k_cityscapes", "20200606_114143-1dcb0e3c"),
-    ),
-    "mmseg/r101_cityscapes_769_40k": _model(
-        *("cityscapes", "r101", (769, 769), 40_000, 79.46, 80.5),
-        *("r101-d8_769x769_40k_cityscapes", "20200606_114304-ff414b9e"),
-    ),
-    "mmseg/r18_cityscapes_80k": _model(
-        *("cityscapes", "r18", (512, 1024), 80_000, 76.89, 78.76),
-        *("r18-d8_512x1024_80k_cityscapes", "20201226_080942-cff257fe"),
-    ),
-    "mmseg/r50_cityscapes_80k": _model(
-        *("cityscapes", "r50", (512, 1024), 80_000, 80.09, 81.13),
-        *("r50-d8_512x1024_80k_cityscapes", "20200606_114049-f9fb496d"),
-    ),
-    "mmseg/r101_cityscapes_80k": _model(
-        *("cityscapes", "r101", (512, 1024), 80_000, 80.97, 82.03),
-        *("r101-d8_512x1024_80k_cityscapes", "20200606_114143-068fcfe9"),
-    ),
-    "mmseg/r101_cityscapes_fp16_80k": _model(
-        *("cityscapes", "r101", (512, 1024), 80_000, 80.46, None),
-        *("r101-d8_fp16_512x1024_80k_cityscapes", "20200717_230920-f1104f4b"),
-    ),
-    "mmseg/r18_cityscapes_769_80k": _model(
-        *("cityscapes", "r18", (769, 769), 80_000, 76.26, 77.91),
-        *("r18-d8_769x769_80k_cityscapes", "20201226_083346-f326e06a"),
-    ),
-    "mmseg/r50_cityscapes_769_80k": _model(
-        *("cityscapes", "r50", (769, 769), 80_000, 79.83, 81.48),
-        *("r50-d8_769x769_80k_cityscapes", "20200606_210233-0e9dfdc4"),
-    ),
-    "mmseg/r101_cityscapes_769_80k": _model(
-        *("cityscapes", "r101", (769, 769), 80_000, 80.65, 81.47),
-        *("r101-d8_769x769_80k_cityscapes", "20220406_154720-dfcc0b68"),
-    ),
-    "mmseg/r101_d16_mg124_cityscapes_40k": _model(
-        *("cityscapes", "r101", (512, 1024), 40_000, 79.09, 80.36),
-        *("r101-d16-mg124_512x1024_40k_cityscapes", "20200908_005644-cf9ce186"),
-    ),
-    "mmseg/r101_d16_mg124_cityscapes_80k": _model(
-        *("cityscapes", "r101", (512, 1024), 80_000, 79.9, 81.33),
-        *("r101-d16-mg124_512x1024_80k_cityscapes", "20200908_005644-ee6158e0"),
-    ),
-    "mmseg/r18b_cityscapes_80k": _model(
-        *("cityscapes", "r18b", (512, 1024), 80_000, 75.87, 77.52),
-        *("r18b-d8_512x1024_80k_cityscapes", "20201226_090828-e451abd9"),
-    ),
-    "mmseg/r50b_cityscapes_80k": _model(
-        *("cityscapes", "r50b", (512, 1024), 80_000, 80.28, 81.44),
-        *("r50b-d8_512x1024_80k_cityscapes", "20201225_213645-a97e4e43"),
-    ),
-    "mmseg/r101b_cityscapes_80k": _model(
-        *("cityscapes", "r101b", (512, 1024), 80_000, 80.16, 81.41),
-        *("r101b-d8_512x1024_80k_cityscapes", "20201226_190843-9c3c93a4"),
-    ),
-    "mmseg/r18b_cityscapes_769_80k": _model(
-        *("cityscapes", "r18b", (769, 769), 80_000, 76.36, 78.24),
-        *("r18b-d8_769x769_80k_cityscapes", "20201226_151312-2c868aff"),
-    ),
-    "mmseg/r50b_cityscapes_769_80k": _model(
-        *("cityscapes", "r50b", (769, 769), 80_000, 79.41, 80.56),
-        *("r50b-d8_769x769_80k_cityscapes", "20201225_224655-8b596d1c"),
-    ),
-    "mmseg/r101b_cityscapes_769_80k": _model(
-        *("cityscapes", "r101b", (769, 769), 80_000, 79.88, 81.46),
-        *("r101b-d8_769x769_80k_cityscapes", "20201226_205041-227cdf7c"),
-    ),
-    "mmseg/r50_ade20k_80k": _model(
-        *("ade20k", "r50", (512, 512), 80_000, 42.72, 43.75),
-        *("r50-d8_512x512_80k_ade20k", "20200614_185028-bf1400d8"),
-    ),
-    "mmseg/r101_ade20k_80k": _model(
-        *("ade20k", "r101", (512, 512), 80_000, 44.6, 46.06),
-        *("r101-d8_512x512_80k_ade20k", "20200615_014139-d5730af7"),
-    ),
-    "mmseg/r50_ade20k_160k": _model(
-        *("ade20k", "r50", (512, 512), 160_000, 43.95, 44.93),
-        *("r50-d8_512x512_160k_ade20k", "20200615_124504-6135c7e0"),
-    ),
-    "mmseg/r101_ade20k_160k": _model(
-        *("ade20k", "r101", (512, 512), 160_000, 45.47, 46.35),
-        *("r101-d8_512x512_160k_ade20k", "20200615_123232-38ed86bb"),
-    ),
-    "mmseg/r50_voc12aug_20k": _model(
-        *("voc2012", "r50", (512, 512), 20_000, 75.93, 77.5),
-        *("r50-d8_512x512_20k_voc12aug", "20200617_102323-aad58ef1"),
-    ),
-    "mmseg/r101_voc12aug_20k": _model(
-        *("voc2012", "r101", (512, 512), 20_000, 77.22, 78.59),
-        *("r101-d8_512x512_20k_voc12aug", "20200617_102345-c7ff3d56"),
-    ),
-    "mmseg/r50_voc12aug_40k": _model(
-        *("voc2012", "r50", (512, 512), 40_000, 76.81, 77.57),
-        *("r50-d8_512x512_40k_voc12aug", "20200613_161759-e1b43aa9"),
-    ),
-    "mmseg/r101_voc12aug_40k": _model(
-        *("voc2012", "r101", (512, 512), 40_000, 78.62, 79.53),
-        *("r101-d8_512x512_40k_voc12aug", "20200613_205333-faf03387"),
-    ),
-    "mmseg/r101_pascal_context_40k": _model(
-        *("pascal_context", "r101", (480, 480), 40_000, 47.3, 48.47),
-        *("r101-d8_480x480_40k_pascal_context", "20200911_165459-d3c8a29e"),
-    ),
-    "mmseg/r101_pascal_context_80k": _model(
-        *("pascal_context", "r101", (480, 480), 80_000, 47.23, 48.26),
-        *("r101-d8_480x480_80k_pascal_context", "20200911_155322-145d3ee8"),
-    ),
-    "mmseg/r101_pascal_context_59_40k": _model(
-        *("pascal_context_59", "r101", (480, 480), 40_000, 52.86, 54.54),
-        *("r101-d8_480x480_40k_pascal_context_59", "20210416_111233-ed937f15"),
-    ),
-    "mmseg/r101_pascal_context_59_80k": _model(
-        *("pascal_context_59", "r101", (480, 480), 80_000, 53.2, 54.67),
-        *("r101-d8_480x480_80k_pascal_context_59", "20210416_111127-7ca0331d"),
-    ),
-    "mmseg/r18_loveda_80k": _model(
-        *("loveda", "r18", (512, 512), 80_000, 50.28, 50.47),
-        *("r18-d8_512x512_80k_loveda", "20211104_132800-ce0fa0ca"),
-    ),
-    "mmseg/r50_loveda_80k": _model(
-        *("loveda", "r50", (512, 512), 80_000, 50.99, 50.65),
-        *("r50-d8_512x512_80k_loveda", "20211105_080442-f0720392"),
-    ),
-    "mmseg/r101_loveda_80k": _model(
-        *("loveda", "r101", (512, 512), 80_000, 51.47, 51.32),
-        *("r101-d8_512x512_80k_loveda", "20211105_110759-4c1f297e"),
-    ),
-    "mmseg/r18_potsdam_80k": _model(
-        *("potsdam", "r18", (512, 512), 80_000, 77.09, 78.44),
-        *("r18-d8_512x512_80k_potsdam", "20211219_020601-75fd5bc3"),
-    ),
-    "mmseg/r50_potsdam_80k": _model(
-        *("potsdam", "r50", (512, 512), 80_000, 78.33, 79.27),
-        *("r50-d8_512x512_80k_potsdam", "20211219_031508-7e7a2b24"),
-    ),
-    "mmseg/r101_potsdam_80k": _model(
-        *("potsdam", "r101", (512, 512), 80_000, 78.7, 79.47),
-        *("r101-d8_512x512_80k_potsdam", "20211219_031508-8b112708"),
-    ),
-    "mmseg/r18_vaihingen_80k": _model(
-        *("vaihingen", "r18", (512, 512), 80_000, 72.5, 74.13),
-        *("r18-d8_4x4_512x512_80k_vaihingen", "20211231_230805-7626a263"),
-    ),
-    "mmseg/r50_vaihingen_80k": _model(
-        *("vaihingen", "r50", (512, 512), 80_000, 73.97, 75.05),
-        *("r50-d8_4x4_512x512_80k_vaihingen", "20211231_230816-5040938d"),
-    ),
-    "mmseg/r101_vaihingen_80k": _model(
-        *("vaihingen", "r101", (512, 512), 80_000, 73.06, 74.14),
-        *("r101-d8_4x4_512x512_80k_vaihingen", "20211231_230816-8a095afa"),
-    ),
-    "mmseg/r18_isaid_80k": _model(
-        *("isaid", "r18", (896, 896), 80_000, 61.35, 62.61),
-        *("r18-d8_4x4_896x896_80k_isaid", "20220110_180526-7059991d"),
-    ),
-    "mmseg/r50_isaid_80k": _model(
-        *("isaid", "r50", (896, 896), 80_000, 67.06, 68.02),
-        *("r50-d8_4x4_896x896_80k_isaid", "20220110_180526-598be439"),
-    ),
-    "mmseg/r50_mapillary_300k": _model(
-        *("mapillary", "r50", (1280, 1280), 300_000, 47.35, None),
-        *("r50-d8_4xb2-300k_mapillay_v1_65-1280x1280", "20230301_110504-655f8e43"),
-    ),
-}
+PUBLISHED = dict(_model(dataset, row) for dataset, rows in _TABLE.items() for row in rows.strip().splitlines())
 
 
 # ImageNet weights of backbones, their server and path there: OpenMMLab's with the deep stem, and torchvision's.
