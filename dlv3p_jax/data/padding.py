@@ -19,7 +19,7 @@ def padded_size(size: Sequence[int], eval_size: Sequence[int] | None) -> tuple[i
 
 
 def padding_share(sizes: Sequence[tuple[int, int]], crop: "augment.Crop") -> float:
-    """How far pictures are filled up: to what size in evaluation, and how much of what is trained on is padding."""
+    """The mean share of a training crop that is padding, 0..1; pictures have these (height, width)."""
     different, counts = np.unique(np.array(sizes), axis=0, return_counts=True)
     scales = crop.scales or np.linspace(crop.min_scale, crop.max_scale, 101)
     scaled = np.maximum(np.round(different[:, None] * np.asarray(scales)[:, None]), 1)  # [sizes, scales, 2]
@@ -28,7 +28,7 @@ def padding_share(sizes: Sequence[tuple[int, int]], crop: "augment.Crop") -> flo
 
 
 def warn_of_padding(sizes: Sequence[tuple[int, int]], crop: "augment.Crop") -> None:
-    """How far pictures are filled up: to what size in evaluation, and how much of what is trained on is padding."""
+    """Logs a line where more than half of what is trained on is padding."""
     share = padding_share(sizes, crop)
     if share <= _MUCH:
         return

@@ -214,7 +214,7 @@ class _Source(Sequence[dict[str, bytes]]):
 def open_dataset(dataset: str, data_dir: str | os.PathLike) -> Dataset:
     """Opens the newest version of what `prepare` wrote below data_dir/dataset, without the code that wrote it.
 
-    If `data_dir` is a URL, such as gs://BUCKET/data, what is there is first copied to this host (`bucket`).
+    If `data_dir` is a URL, such as gs://BUCKET/data, what is there is first copied to this host (`cloud_bucket`).
 
     Raises:
         DatasetError: not prepared (it says how to), unfinished or damaged, or it cannot be copied.
@@ -268,7 +268,8 @@ def write_digests(folder: pathlib.Path) -> None:
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
-    paths = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(".")]  # those are of `bucket`
+    # What begins with a dot is `cloud_bucket`'s.
+    paths = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(".")]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 

@@ -98,17 +98,7 @@ class Tile:
 def make_builder(
     data_dir: str | os.PathLike, source: str | os.PathLike, *, name: str, **options: Any
 ) -> PictureBuilder:
-    """The builder of one of `SURVEYS`, train and val: finds pictures and labels, and lists their tiles.
-
-    Args:
-        data_dir: where TFDS makes NAME/VERSION.
-        source: the folder that the archives were extracted to.
-        name: of the survey.
-        options: `workers` and `skip_bad` of `PictureBuilder`.
-
-    Raises:
-        DatasetError: a picture or label lacks the other, or there are none.
-    """
+    """The builder of one of `SURVEYS` (see `by_name`), train and val: lists the tiles of its pictures."""
     survey, (names, palette) = SURVEYS[name], CLASSES[name]
     tiles, problems, remarks = find_tiles(source, name)
     return PictureBuilder(
@@ -127,7 +117,7 @@ def make_builder(
 
 
 def find_tiles(source: str | os.PathLike, name: str) -> tuple[dict[str, list[Tile]], list[Problem], list[str]]:
-    """The tiles of all pictures by split; pictures without labels and labels without pictures; remarks for the user.
+    """The tiles of all pictures by split; pictures and labels that cannot be used; remarks for the user.
 
     Raises:
         DatasetError: no such folder, a file is there twice, or a split is empty.
@@ -142,7 +132,13 @@ def find_tiles(source: str | os.PathLike, name: str) -> tuple[dict[str, list[Til
     problems += [Problem(key, f"{labels[key]} has no picture") for key in sorted(labels.keys() - images.keys())]
     for key in sorted(images.keys() & labels.keys()):
         split = "val" if re.fullmatch(survey.val, key) else "train"
-        height, width = read_size(images[key])
+        try:
+            height, width = read_size(images[key])
+        except UnreadableError:
+            raise
+        except DatasetError as error:
+            problems.append(Problem(key, str(error)))
+            continue
         for top in starts(height, survey.side, survey.step):
             for left in starts(width, survey.side, survey.step):
                 where = (str(images[key]), str(labels[key]), top, left, survey.side)

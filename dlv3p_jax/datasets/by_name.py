@@ -1,4 +1,11 @@
-"""The module of each data set that can be prepared; the others, and the libraries that they need, are not imported."""
+"""The module of each data set that can be prepared; the others, and the libraries that they need, are not imported.
+
+Every module has a function `make_builder(data_dir, source, *, name, **options)`, which finds pictures and labels and
+gives the `PictureBuilder` that reads and writes them. `data_dir` is where TFDS makes NAME/VERSION, `source` the folder
+that the data set was extracted to, `name` what it is called here. `options` are `workers` and `skip_bad` of
+`PictureBuilder`. Where a module takes more, or another source, it says so. DatasetError is raised where a folder is
+missing, or pictures and labels do not match.
+"""
 
 
 def module(name: str):

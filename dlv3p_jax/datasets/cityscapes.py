@@ -47,17 +47,7 @@ _LABELS = ("_gtFine_labelTrainIds", "_gtFine_labelIds")  # the first that is the
 def make_builder(
     data_dir: str | os.PathLike, source: str | os.PathLike, *, name: str = "cityscapes", **options: Any
 ) -> PictureBuilder:
-    """The builder of leftImg8bit/ and gtFine/ as distributed (see `downloads.CITYSCAPES`); test has no labels.
-
-    Args:
-        data_dir: where TFDS makes NAME/VERSION.
-        source: the folder that holds both.
-        name: what the data set is called.
-        options: `workers` and `skip_bad` of `PictureBuilder`.
-
-    Raises:
-        DatasetError: a folder is missing, or pictures and labels do not match.
-    """
+    """The builder of leftImg8bit/ and gtFine/ in `source` as distributed (see `by_name`); test has no labels."""
     pairs, problems, remarks = find_frames(source)
     return PictureBuilder(
         data_dir,

@@ -44,11 +44,9 @@ def make_builder(
     counts as its category.
 
     Args:
-        data_dir: where TFDS makes NAME/VERSION.
-        source: a folder; `_PATTERNS` has where the JSON files are looked for.
-        name: what the data set is called here.
+        data_dir, source, name, options: see `by_name`; `_PATTERNS` has where the JSON files are looked for.
         splits: as NAME=FILE, of JSON files below the source; none: those that are found.
-        picture_range, options: see `PictureBuilder`.
+        picture_range: see `PictureBuilder`.
 
     Raises:
         DatasetError: no such files, or what they hold is not COCO's.

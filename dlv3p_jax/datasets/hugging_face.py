@@ -31,9 +31,8 @@ def make_builder(
     """The builder of hf:PATH_OR_NAME: a folder, or a data set of the hub, which `datasets` fetches.
 
     Args:
-        data_dir: where TFDS makes NAME/VERSION.
+        data_dir, name: see `by_name`.
         dataset: `hf:` and a folder of `save_to_disk`, or what `load_dataset` takes, with `:CONFIG` behind it.
-        name: what the data set is called here.
         label_key, image_key: the columns with the label and the picture: pictures, or labels as arrays of integers.
         splits: as NAME=SPLIT, where SPLIT may be a part such as `train[:80%]`; none: all, with `validation` as `val`.
         options: see `examples.build`.

@@ -35,15 +35,13 @@ def make_builder(
     """The builder of a folder's pictures and labels, in one of three layouts (see `pairs.LAYOUTS`).
 
     Args:
-        data_dir: where TFDS makes NAME/VERSION.
-        source: the folder.
-        name: what the data set is called.
+        data_dir, source, name, options: see `by_name`.
         label_suffix: see `pairs.find_pairs`.
         class_names: a file that `class_files.read` reads; None: the first of `class_files.FILES` in the source.
         label_map: a file or text that `label_map.parse` reads; None: what the file of classes says of values and
             colours.
         ignore_label: the value, 0..255, of pixels that count nowhere.
-        picture_range, options: see `PictureBuilder`.
+        picture_range: see `PictureBuilder`.
 
     Raises:
         DatasetError: the folder, the lists, the names or the map cannot be used.

@@ -84,17 +84,7 @@ LAYOUTS = {
 def make_builder(
     data_dir: str | os.PathLike, source: str | os.PathLike, *, name: str, **options: Any
 ) -> PictureBuilder:
-    """The builder of one of `LAYOUTS`: pictures and labels of the same names in parallel folders, train and val.
-
-    Args:
-        data_dir: where TFDS makes NAME/VERSION.
-        source: the folder of the data, or the one that holds it.
-        name: of the layout.
-        options: `workers` and `skip_bad` of `PictureBuilder`.
-
-    Raises:
-        DatasetError: a folder is missing, or pictures and labels do not match.
-    """
+    """The builder of one of `LAYOUTS` (see `by_name`), train and val, below `source` or in a folder there."""
     layout, (names, palette) = LAYOUTS[name], CLASSES[name]
     pairs, problems, remarks = find_pictures(source, name)
     return PictureBuilder(

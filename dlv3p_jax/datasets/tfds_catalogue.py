@@ -29,9 +29,8 @@ def make_builder(
     """The builder of tfds:NAME; TFDS downloads and prepares its own records first, unless they are there.
 
     Args:
-        data_dir: where TFDS makes NAME/VERSION.
+        data_dir, name: see `by_name`.
         dataset: `tfds:NAME`, `tfds:NAME/CONFIG`, with `:VERSION` for another than the newest.
-        name: what the data set is called here.
         label_key, image_key: of the features with the label and the picture.
         source: TFDS's own data_dir; None: TFDS's default.
         splits: as NAME=SPLIT, where SPLIT may be a part such as `train[:80%]`; none: all, with `validation` as `val`.

@@ -37,10 +37,8 @@ def make_builder(
     `background` after the others, or before them where there is one class. A picture without such a file has no object.
 
     Args:
-        data_dir: where TFDS makes NAME/VERSION.
-        source: the YAML file, or a folder with data.yaml or a single one.
-        name: what the data set is called here.
-        picture_range, options: see `PictureBuilder`.
+        data_dir, source, name, options: see `by_name`; `source` is the file, or a folder with data.yaml or one alone.
+        picture_range: see `PictureBuilder`.
 
     Raises:
         DatasetError: the file, or what it names, cannot be used.

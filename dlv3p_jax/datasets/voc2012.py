@@ -26,19 +26,13 @@ def make_builder(
     sbd: str | os.PathLike | None = None,
     **options: Any,
 ) -> PictureBuilder:
-    """The builder of VOC2012/ as distributed, and its augmented labels beside it or in SBD's own files.
+    """The builder of VOC2012/ as distributed, and its augmented labels beside it or in SBD's own files (see `by_name`).
 
     Splits are train, val, trainval, and trainaug: train, and the augmented pictures that are neither in train nor val.
 
     Args:
-        data_dir: where TFDS makes NAME/VERSION.
-        source: VOC2012, or the folder that holds it or VOCdevkit (see `downloads.HOW_TO`).
-        name: what the data set is called.
+        data_dir, source, name, options: `source` is VOC2012, or the folder that holds it or VOCdevkit.
         sbd: SBD's folder, whose .mat files are the augmented part in place of SegmentationClassAug.
-        options: `workers` and `skip_bad` of `PictureBuilder`.
-
-    Raises:
-        DatasetError: folders, lists, pictures or labels are missing.
     """
     pairs, problems, remarks = find_pictures(source, sbd)
     return PictureBuilder(

@@ -62,7 +62,7 @@ def write_predictions(
     What is there is not made again if it was made in the same way of the same file.
 
     Args:
-        trained: what `weights.load_checkpoint` gave.
+        trained: what `trained.load_checkpoint` gave.
         pictures: what `finding.find_pictures` gave.
         mesh: the devices.
         output: the folder; `outputs.files_of` says what goes where.

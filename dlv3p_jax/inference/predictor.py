@@ -89,7 +89,7 @@ def predict_pictures(
     Of many sizes, several share a program (`config.eval.buckets`), which sees each as if it were alone.
 
     Args:
-        config, model, variables: of a `weights.TrainedModel`.
+        config, model, variables: of a `trained.TrainedModel`.
         pictures: what `finding.find_pictures` gave.
         mesh: the devices. A batch holds `config.eval.batch_size` pictures at most, rounded up to fill them.
         done: names of pictures to leave out. Their places in the batches stay empty, so that the others come out to the

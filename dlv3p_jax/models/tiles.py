@@ -17,6 +17,7 @@ from typing import TypeVar, cast
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax import lax
 
 from dlv3p_jax.runtime import sharding
 
@@ -94,12 +95,15 @@ def cleared(x: Tiled, padding: float = 0.0) -> jax.Array:
     sizes = x.sizes
     if sizes is None:
         return x.array
-    sides = (2**x.cuts * x.strips * x.shape[1], 2**x.cuts * x.shape[2])
-    rows, columns = (jnp.arange(side) < sizes[:, axis, None] for axis, side in enumerate(sides))
-    inside = Tiled((rows[:, :, None] & columns[:, None])[..., None])
-    for _ in range(x.cuts):
-        inside = cut(inside)
-    return jnp.where(inside.array.reshape(*x.shape[:3], 1), x.array, jnp.asarray(padding, x.array.dtype))
+    # Of each part by itself: compilers fuse comparing with a counter into whatever reads the result.
+    parity = jnp.array([[[(row, column)] for column in (0, 1)] for row in (0, 1)])
+    for cuts in range(x.cuts):
+        sizes = sizes.reshape(_num_shards(len(sizes), cuts), 1, 1, -1, 2)
+        sizes = (-(-(sizes - parity) // 2)).reshape(-1, 2)
+    rows = (sizes[:, :1] - x.shape[1] * jnp.arange(x.strips)).reshape(-1, 1, 1, 1)
+    columns = jnp.repeat(sizes[:, 1], x.strips).reshape(-1, 1, 1, 1)
+    row, column = (lax.broadcasted_iota(sizes.dtype, (1, *x.shape[1:3], 1), axis) for axis in (1, 2))
+    return jnp.where((row < rows) & (column < columns), x.array, jnp.asarray(padding, x.array.dtype))
 
 
 def mean(x: Tiled) -> jax.Array:

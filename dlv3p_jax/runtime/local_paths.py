@@ -1,4 +1,4 @@
-"""Paths of this machine as etils has them, by which TFDS and Orbax read and write, mended in three places.
+"""Paths of this machine as etils has them, by which TFDS and Orbax read and write, mended in two methods.
 
 For a file's size or time, etils asks for the names of its owner and group as well, and raises KeyError where there are
 none, as in containers that run under any user id, and in shared folders (etils#790). And it takes brackets in the path

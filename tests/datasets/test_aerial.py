@@ -147,3 +147,6 @@ def test_what_is_missing_or_wrong_is_named(tmp_path, small):
     Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(source / FILES["isaid"][1])
     with pytest.raises(DatasetError, match="is 30x20 but its label .* is 5x5"):
         prepare(source, tmp_path / "data", "isaid")
+    (source / FILES["isaid"][0]).write_bytes(b"no picture")  # its size is asked for before it is read
+    with pytest.raises(DatasetError, match="1 problem.*\n.*train/images/images/P0003.png: not a picture"):
+        prepare(source, tmp_path / "data", "isaid")
