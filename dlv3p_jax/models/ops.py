@@ -83,7 +83,7 @@ def conv3x3(x: Pictures, kernel: jax.Array, stride: int = 1, dilation: int = 1, 
     Raises:
         ValueError: `x` is in parts that such a convolution mixes.
     """
-    parts = _cleared(x)
+    parts = tiles.of(x)
     return tiles.like(x, _conv3x3(parts, kernel, stride, _dilation_within(parts, stride, dilation), form), stride)
 
 
@@ -92,6 +92,7 @@ def _conv3x3(parts, kernel, stride, dilation, form):
     # Two of 64 channels are not enough: the 1x1 convolutions around would have to lay them out anew.
     if form == "auto" and beside > 2:
         return _conv3x3_beside(parts, kernel, stride, beside)
+    parts = _cleared(parts)
     if parts.strips > 1:
         return _conv(add_neighbours(parts, 1, 0 if stride == 2 else 1), kernel, stride, pad_rows=False)
     x = parts.array
@@ -110,7 +111,7 @@ def _conv3x3(parts, kernel, stride, dilation, form):
 
 def _conv3x3_beside(parts, kernel, stride, beside):
     """With neighbouring columns side by side in the channels, see `columns`."""
-    parts = dataclasses.replace(parts, array=columns.beside(parts.array, stride * beside))
+    parts = _beside(parts, stride * beside)
     rows = (1, 0 if stride == 2 else 1)
     pixels = add_neighbours(parts, *rows) if parts.strips > 1 else parts.array
     geometry = ((stride, 1), 1, 1, ((0, 0) if parts.strips > 1 else rows, rows))
@@ -182,10 +183,8 @@ def max_pool3x3(x: Pictures) -> Pictures:
 
     Of equal pixels the first gets the gradient, by rows; where columns are side by side (`columns`), by columns.
     """
-    parts, rows = _cleared(x, -np.inf), (1, 1)
-    beside = columns.count(x.shape[-1], x.shape[-1], 2, x.shape[2])
-    if beside > 1:
-        parts = dataclasses.replace(parts, array=columns.beside(parts.array, 2 * beside))
+    beside, rows = columns.count(x.shape[-1], x.shape[-1], 2, x.shape[2]), (1, 1)
+    parts = _beside(tiles.of(x), 2 * beside, -np.inf) if beside > 1 else _cleared(x, -np.inf)
     pixels = parts.array
     if parts.strips > 1:
         pixels, rows = add_neighbours(parts, 1, 0, padding=-np.inf), (0, 0)
@@ -220,6 +219,12 @@ def _cleared(x: Pictures, padding: float = 0.0) -> Tiled:
     """`x`, whose neighbours an operation looks at, with what it has to meet outside of each picture."""
     parts = tiles.of(x)
     return dataclasses.replace(parts, array=tiles.cleared(parts, padding))
+
+
+def _beside(parts: Tiled, number: int, padding: float = 0.0) -> Tiled:
+    """`_cleared` with so many columns side by side, and only then: a mask of single columns would be laid out anew."""
+    parts = dataclasses.replace(parts, array=columns.beside(parts.array, number))
+    return dataclasses.replace(parts, array=tiles.cleared(parts, padding, number))
 
 
 def _conv(x, kernel, stride=1, dilation=1, groups=1, pad_rows=True):

@@ -17,7 +17,6 @@ from typing import TypeVar, cast
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax import lax
 
 from dlv3p_jax.runtime import sharding
 
@@ -90,8 +89,8 @@ def assemble(x: jax.Array | Tiled) -> Tiled:
     return x
 
 
-def cleared(x: Tiled, padding: float = 0.0) -> jax.Array:
-    """The array of parts, with `padding` wherever a picture does not reach."""
+def cleared(x: Tiled, padding: float = 0.0, beside: int = 1) -> jax.Array:
+    """The array of parts, with `padding` wherever a picture does not reach; `beside` columns are side by side."""
     sizes = x.sizes
     if sizes is None:
         return x.array
@@ -102,7 +101,9 @@ def cleared(x: Tiled, padding: float = 0.0) -> jax.Array:
         sizes = (-(-(sizes - parity) // 2)).reshape(-1, 2)
     rows = (sizes[:, :1] - x.shape[1] * jnp.arange(x.strips)).reshape(-1, 1, 1, 1)
     columns = jnp.repeat(sizes[:, 1], x.strips).reshape(-1, 1, 1, 1)
-    row, column = (lax.broadcasted_iota(sizes.dtype, (1, *x.shape[1:3], 1), axis) for axis in (1, 2))
+    row, column = jnp.arange(x.shape[1])[:, None, None], jnp.arange(x.shape[2])[:, None]
+    if beside > 1:
+        column = beside * column + jnp.arange(x.shape[3]) // (x.shape[3] // beside)
     return jnp.where((row < rows) & (column < columns), x.array, jnp.asarray(padding, x.array.dtype))
 
 

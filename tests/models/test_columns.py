@@ -10,13 +10,15 @@ from dlv3p_jax.models.tiles import Tiled
 from dlv3p_jax.runtime import sharding
 
 
-@pytest.mark.parametrize("strips", [1, 3])
+@pytest.mark.parametrize(("strips", "own"), [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize(
     ("inputs", "outputs", "stride", "width", "beside"),
     # The three of the deep stem, then sides and channels that divide by more, by less, or not at all.
     [(3, 32, 2, 32, 4), (32, 32, 1, 16, 4), (32, 64, 1, 16, 4), (16, 48, 1, 16, 8), (5, 7, 2, 12, 6), (8, 9, 1, 7, 1)],
 )
-def test_value_and_gradients_are_those_of_the_convolution(inputs, outputs, stride, width, beside, strips, monkeypatch):
+def test_value_and_gradients_are_those_of_the_convolution(
+    inputs, outputs, stride, width, beside, strips, own, monkeypatch
+):
     rng = np.random.default_rng(0)
     # Small integers, of which sums are exact.
     x, kernel, weights = (
@@ -28,8 +30,10 @@ def test_value_and_gradients_are_those_of_the_convolution(inputs, outputs, strid
         )
     )
 
+    sizes = np.array([(7, width - 1), (12, width)]) if own else None  # of pictures; what lies beyond is noise
+
     def run(x, kernel, strips):
-        parts = Tiled(x.reshape(len(x) * strips, -1, *x.shape[2:]), strips=strips)
+        parts = Tiled(x.reshape(len(x) * strips, -1, *x.shape[2:]), strips=strips, sizes=sizes)
         result = tiles.whole(ops.conv3x3(parts, kernel, stride))
         return (result * weights).sum(), result
 
@@ -43,17 +47,19 @@ def test_value_and_gradients_are_those_of_the_convolution(inputs, outputs, strid
         np.testing.assert_array_equal(found, gradient)
 
 
-@pytest.mark.parametrize("strips", [1, 3])
+@pytest.mark.parametrize(("strips", "own"), [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize(("channels", "width", "beside"), [(64, 16, 2), (32, 24, 4), (60, 10, 1)])
-def test_maxima_and_their_gradients_are_those_of_the_max_pool(channels, width, beside, strips, monkeypatch):
+def test_maxima_and_their_gradients_are_those_of_the_max_pool(channels, width, beside, strips, own, monkeypatch):
     rng = np.random.default_rng(0)
     x = (
         rng.permutation(2 * 12 * width * channels).reshape(2, 12, width, channels) - 1e5
     )  # no two are equal, all below 0
     weights = rng.integers(1, 9, (2, 6, width // 2, channels)).astype(np.float32)
 
+    sizes = np.array([(7, width - 1), (12, width)]) if own else None
+
     def run(x, strips):
-        parts = Tiled(x.reshape(len(x) * strips, -1, *x.shape[2:]), strips=strips)
+        parts = Tiled(x.reshape(len(x) * strips, -1, *x.shape[2:]), strips=strips, sizes=sizes)
         result = tiles.whole(ops.max_pool3x3(parts))
         return (result * weights).sum(), result
 
