@@ -51,21 +51,21 @@ def main(argv: list[str]) -> None:
     if values.reverse:
         write_pth(values.config, values.checkpoint, pathlib.Path(values.output), values.auxiliary_head)
         return
-    text = pathlib.Path(values.mmseg_config).read_text(encoding="utf-8") if values.mmseg_config else None
     config, file = values.config, values.pth
     if values.weights:
         config, file = config or published.config_of(values.weights), published.fetch(values.weights)
-    write_checkpoint(config, pathlib.Path(file), values.output, text)
+    mmseg_config = pathlib.Path(values.mmseg_config) if values.mmseg_config else None
+    write_checkpoint(config, pathlib.Path(file), values.output, mmseg_config)
 
 
-def write_checkpoint(config, path: pathlib.Path, output: str, config_text: str | None = None) -> None:
+def write_checkpoint(config, path: pathlib.Path, output: str, mmseg_config: pathlib.Path | None = None) -> None:
     """Converts a file and writes the checkpoint.
 
     Args:
         config: of the model, or None: as the file describes it.
         path: the `.pth`.
         output: the folder to make.
-        config_text: of MMSegmentation's config, where the file's own is not to be taken.
+        mmseg_config: MMSegmentation's config, where the file's own is not to be taken.
 
     Raises:
         ValueError, OSError: the file is not one of MMSegmentation's, or `output` cannot be written.
@@ -80,7 +80,7 @@ def write_checkpoint(config, path: pathlib.Path, output: str, config_text: str |
         raise ValueError(f"{path} is a file of PaddleSeg's: python -m dlv3p_jax.convert_paddle converts it")
     if config is None and file.is_backbone:
         raise ValueError(f"{path} holds a backbone alone: give --config=FILE, of the model that is to start from it")
-    config = foreign.describe(file, config_text) if config is None else config.copy_and_resolve_references()
+    config = foreign.describe(file, mmseg_config) if config is None else config.copy_and_resolve_references()
     config.dataset = config.dataset or "image_folder"  # a checkpoint's configuration names one
     num_classes = config.num_classes or file.num_classes or 2  # a backbone's network has to have some
     config.num_classes = num_classes

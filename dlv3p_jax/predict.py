@@ -117,19 +117,10 @@ def _changes() -> dict[str, Any]:
     """The changes to the configuration that flags ask for, by dotted key."""
     changes: dict[str, Any] = {"eval.flip": _FLIP.value, "eval.batch_size": _BATCH_SIZE.value}
     if _SCALES.value is not None:
-        try:
-            changes["eval.scales"] = tuple(map(float, _SCALES.value))
-        except ValueError:
-            raise ValueError(f"--scales={','.join(_SCALES.value)}: give numbers, such as 0.75,1.0,1.25") from None
+        changes["eval.scales"] = cli.parse_scales(_SCALES.value)
     for key, flag in (("eval.window", _WINDOW), ("eval.stride", _STRIDE), ("eval_size", _PAD_TO)):
         if flag.value is not None:
-            try:
-                height, width = changes[key] = tuple(map(int, flag.value))
-                if min(height, width) < 1:
-                    raise ValueError
-            except ValueError:
-                message = f"--{flag.name}={','.join(flag.value)}: give whole numbers, HEIGHT,WIDTH, without blanks"
-                raise ValueError(message) from None
+            changes[key] = cli.parse_size(flag.name, flag.value)
     return {key: value for key, value in changes.items() if value is not None}
 
 
@@ -201,20 +192,21 @@ def _predict_streams(
     loaded: "trained.TrainedModel", videos: list[str], tiffs: list[finding.Picture], output: pathlib.Path
 ) -> list[Problem]:
     """What is read and written in parts: videos, and rasters of any size."""
-    from dlv3p_jax.inference import outputs, rasters, segmenter
+    from dlv3p_jax.inference import folder_record, outputs, rasters, segmenter
     from dlv3p_jax.inference import videos as video_files
 
     model = segmenter.Segmenter(loaded)
+    ledger = folder_record.Ledger(output, folder_record.describe(loaded, _LABEL_IDS.value), _OVERWRITE.value)
     problems: list[Problem] = []
     if videos:
         about = len(loaded.class_names), loaded.palette, _LABEL_IDS.value, None
         label_values = outputs.label_values(*about) if _FRAMES.value else None
-        how = model, output, label_values, _BATCH_SIZE.value or 1, _OVERWRITE.value
+        how = model, output, label_values, _BATCH_SIZE.value or 1, ledger
         pixels, problems = video_files.write_all(videos, *how)
         _print_shares(pixels, loaded.class_names, loaded.palette)
         print(f"videos: {output / 'videos'}")
     if tiffs:
-        pixels, not_made = rasters.write_all(tiffs, model, output, _OVERWRITE.value)
+        pixels, not_made = rasters.write_all(tiffs, model, output, ledger)
         problems += not_made
         _print_shares(pixels, loaded.class_names, loaded.palette)
         print(f"GeoTIFFs: {output / 'geotiffs'}")

@@ -41,6 +41,8 @@ def choose(sizes: Sequence[Sequence[Size]], batch_size: int, limit: int, row_sha
         limit: of the number of buckets; 0: every size keeps its own.
         row_shards: over how many devices the rows of pictures lie. A size whose height they do not divide gets padding.
     """
+    if not sizes:
+        return []
     distinct, kind = np.unique(np.array(sizes, np.int64), axis=0, return_inverse=True)
     kind = kind.reshape(-1)
     group = _merge(distinct, np.bincount(kind), batch_size, limit) if limit else np.arange(len(distinct))

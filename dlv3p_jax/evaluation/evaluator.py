@@ -30,7 +30,7 @@ from dlv3p_jax.evaluation.step import INPUTS, jit_eval_step, run_step
 from dlv3p_jax.evaluation.views import Views
 from dlv3p_jax.models import Variables, variable_shapes
 from dlv3p_jax.runtime import agreement, configuration, sharding, text
-from dlv3p_jax.weights import checkpoint_reading
+from dlv3p_jax.weights import checkpoint_reading, foreign
 
 NUM_SAMPLES = 4  # pictures on the contact sheet, the same at every step
 
@@ -161,6 +161,8 @@ def evaluate_checkpoint(
     Raises:
       ValueError: configuration, data set, mesh or checkpoint cannot be used; subclasses name what.
     """
+    if checkpoint is not None:
+        foreign.require_converted(checkpoint)
     config, dataset, mesh = prepare_run(config)
     path = checkpoint_reading.find(workdir if checkpoint is None else checkpoint)
     trained = checkpoint_reading.read_config(path)

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import io
 import typing
 from collections.abc import Awaitable, Callable
 
@@ -12,6 +11,7 @@ from absl import logging
 from starlette import datastructures, exceptions, types
 
 from dlv3p_jax.data import viz
+from dlv3p_jax.data.pictures import encode
 from dlv3p_jax.inference import demo_uploads
 
 if typing.TYPE_CHECKING:
@@ -54,11 +54,11 @@ def add_predict(
             reason = str(error).partition("\n")[0]
             logging.error("POST /predict: %s was not predicted: %s", name, reason)
             return _error(500, f"{name} was not predicted: {reason}")
-        file = io.BytesIO()
-        viz.label_png(label, segmenter.palette).save(file, "PNG")
+        png = encode(viz.label_png(label, segmenter.palette))
         if "application/json" not in request.headers.get("accept", ""):
-            return fastapi.Response(file.getvalue(), media_type="image/png")
-        return fastapi.responses.JSONResponse(_describe(segmenter, label) | {"labels_png": _base64(file.getvalue())})
+            return fastapi.Response(png, media_type="image/png")
+        described = _describe(segmenter, label) | {"labels_png": base64.b64encode(png).decode()}
+        return fastapi.responses.JSONResponse(described)
 
 
 async def _picture(request: fastapi.Request) -> tuple[str, bytes]:
@@ -85,10 +85,6 @@ def _describe(segmenter: "Segmenter", label: np.ndarray) -> dict[str, typing.Any
 
 def _error(status: int, what: str) -> fastapi.Response:
     return fastapi.responses.JSONResponse({"error": what}, status)
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 class LimitBodies:

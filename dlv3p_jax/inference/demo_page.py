@@ -7,7 +7,6 @@ belong to one visit of the page, and go when it is left.
 import asyncio
 import concurrent.futures
 import functools
-import io
 import json
 import pathlib
 import re
@@ -19,10 +18,10 @@ import numpy as np
 import uvicorn
 from absl import logging
 from nicegui import events, ui
-from PIL import Image
 from starlette.middleware import trustedhost
 
 from dlv3p_jax.data import viz
+from dlv3p_jax.data.pictures import encode
 from dlv3p_jax.inference import demo_api
 from dlv3p_jax.inference.demo_uploads import Upload, data_url, read_picture
 
@@ -256,20 +255,16 @@ class _Visit:
     def _draw(self, picture: Upload, label: np.ndarray) -> None:
         """Shows what was found in the picture, in place of what was found before."""
         height, width = label.shape
-        classes, indices = io.BytesIO(), io.BytesIO()
-        viz.label_png(label, self._palette).save(classes, "PNG")
-        Image.fromarray(label.astype(np.uint8)).save(indices, "PNG")
         pixels = np.bincount(label.ravel(), minlength=len(self._classes))
         for layer in list(self._layers)[1:]:
             self._layers.remove(layer)
-        self._add_layer("classes", data_url(classes.getvalue()), f"classes of {picture.name}")
-        self._add_layer("indices", data_url(indices.getvalue()), "")
+        classes = encode(viz.label_png(label, self._palette))
+        self._add_layer("classes", data_url(classes), f"classes of {picture.name}")
+        self._add_layer("indices", data_url(encode(label.astype(np.uint8))), "")
 
         def download_overlay() -> None:
-            overlay = io.BytesIO()
             blend = viz.overlay(picture.image, label, self._palette, self._opacity.value)
-            Image.fromarray(blend).save(overlay, "PNG")
-            ui.download(overlay.getvalue(), f"{stem}_overlay.png")
+            ui.download(encode(blend), f"{stem}_overlay.png")
 
         stem = pathlib.PurePath(picture.name).stem
         self._found.clear()
@@ -277,7 +272,7 @@ class _Visit:
             ui.label(f"{picture.name}: {width} x {height} pixels").classes("text-sm words")
             with ui.row():
                 for what, download in (
-                    ("labels", lambda: ui.download(classes.getvalue(), f"{stem}_labels.png")),
+                    ("labels", lambda: ui.download(classes, f"{stem}_labels.png")),
                     ("overlay", download_overlay),
                 ):
                     ui.button(f"Download the {what}", on_click=download).props("outline no-caps")

@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dlv3p_jax.data.pictures import read_image
+from dlv3p_jax.data.pictures import encode, read_image
 from dlv3p_jax.datasets.toy_streets import scenes
 from dlv3p_jax.evaluation import picture_scores
 from dlv3p_jax.weights import checkpoint_reading
@@ -73,6 +73,4 @@ def find_example(checkpoint: str | os.PathLike[str]) -> tuple[str, bytes]:
     if pictures is not None and pictures.shown:
         shown = next((shown for shown in pictures.shown if shown.kind == "typical"), pictures.shown[0])
         return f"{pathlib.PurePath(pictures.ids[shown.index]).name}.jpg", shown.image
-    file = io.BytesIO()
-    Image.fromarray(scenes.draw_scene("val", 0)[0]).save(file, "PNG")
-    return "drawn_street.png", file.getvalue()
+    return "drawn_street.png", encode(scenes.draw_scene("val", 0)[0])

@@ -1,49 +1,27 @@
 """A run of predict into a folder, which goes on where it was killed.
 
-The folder's record, predict.jsonl, says in its first line how the outputs are made (checkpoint, network, views). Then
-comes a line for each picture: its file, and how many pixels have each class. The line is added when all outputs of the
-picture are whole under their names. Each line has a seal.
+`folder_record` knows what is there already.
 """
 
 import contextlib
 import dataclasses
 import errno
-import hashlib
-import json
-import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TextIO
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dlv3p_jax.data.example import Problem
-from dlv3p_jax.evaluation.views import Views
-from dlv3p_jax.inference import outputs, predictor
+from dlv3p_jax.inference import folder_record, outputs, predictor
 from dlv3p_jax.inference.finding import RECORD, Picture
-from dlv3p_jax.runtime import configuration, files, sealing
+from dlv3p_jax.runtime import files
 from dlv3p_jax.weights.trained import TrainedModel
 
 LOCK = ".lock"
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A picture whose outputs are written: `Picture.name`, its file as it was then, and the pixels of each class."""
-
-    name: str
-    path: str
-    num_bytes: int
-    mtime_ns: int
-    pixels: tuple[int, ...]
-
-    def is_of(self, other: "Entry") -> bool:
-        """Whether both are of the same picture file, unchanged."""
-        return dataclasses.replace(self, pixels=()) == dataclasses.replace(other, pixels=())
 
 
 def write_predictions(
@@ -82,7 +60,7 @@ def write_predictions(
     num_classes = len(trained.class_names)
     label_values = outputs.label_values(num_classes, trained.palette, label_ids, submission)
     places = outputs.files_of(pictures, output, submission, probabilities)
-    how = _describe(trained, label_ids)
+    how = folder_record.describe(trained, label_ids)
     with alone_in(output):
         for folder in {output, *(path.parent for place in places.values() for path in place.paths())}:
             files.remove_unfinished(folder)
@@ -124,28 +102,19 @@ def _write_alone(
 ) -> tuple[np.ndarray, list[Problem]]:
     """`write_predictions`, of which nothing but this may write to `output`."""
     num_classes = len(trained.class_names)
-    before = {} if overwrite else read_record(output, how)
-    now = {picture.name: _entry(picture) for picture in pictures}
+    before = folder_record.entries_before(output, how, overwrite)
+    now = {picture.name: folder_record.entry_of(picture.name, picture.path) for picture in pictures}
     if not (overwrite or (output / RECORD).exists()):
         there = next((path for place in places.values() for path in place.paths() if path.exists()), None)
         if there is not None:
-            raise ValueError(
-                f"{there} is there already, and without {output / RECORD} nothing says that predict wrote it: give "
-                "another --output, or --overwrite to write over it"
-            )
+            raise ValueError(folder_record.of_unknown_origin(there, output))
+    done = {}
     for name, entry in now.items():
-        if name in before and before[name].path != entry.path:
-            raise ValueError(
-                f"{places[name].label} is of {before[name].path}, and would now be of {entry.path}: give another "
-                "--output, or --overwrite to make all anew"
-            )
-    done = {
-        name: before[name]
-        for name, entry in now.items()
-        if name in before and before[name].is_of(entry) and places[name].are_there()
-    }
+        place = places[name]
+        if not overwrite and folder_record.is_done(entry, before.get(name), place.label) and place.are_there():
+            done[name] = before[name]
     others = [entry for name, entry in before.items() if name not in now]
-    write_record(output, how, [*others, *done.values()])
+    folder_record.write_record(output, how, [*others, *done.values()])
     probabilities = any(place.probabilities is not None for place in places.values())
     predictions = predictor.predict_pictures(
         *(trained.config, trained.model, trained.variables, pictures, mesh),
@@ -166,12 +135,12 @@ def _write_alone(
                 name = result.picture.name
                 pixels = np.bincount(result.label.ravel(), minlength=num_classes)
                 done[name] = dataclasses.replace(now[name], pixels=tuple(pixels.tolist()))
-                _add(record, done[name])
+                folder_record.add(record, done[name])
             progress.update()
             if progress.disable:
                 logging.log_every_n_seconds(logging.INFO, "%d of %d pictures", 10, len(done) + len(problems), len(now))
     entries = [done[name] for name in now if name in done]
-    write_record(output, how, [*others, *entries])
+    folder_record.write_record(output, how, [*others, *entries])
     pixels = np.array([entry.pixels for entry in entries], np.int64).reshape(-1, num_classes).sum(axis=0)
     return pixels, [problems[name] for name in now if name in problems]
 
@@ -191,82 +160,3 @@ def _written(
         picture = prediction.picture
         return Problem(picture.name, f"{picture.path}: its outputs cannot be written ({error.strerror or error})")
     return prediction
-
-
-def _describe(trained: TrainedModel, label_ids: bool) -> dict[str, Any]:
-    """All that decides what is written for a picture, as JSON values.
-
-    The size of a batch is not among it: another one changes nothing but rounding.
-    """
-    digest = hashlib.sha256()
-    for name, array in sorted(flatten_dict(trained.variables, sep="/").items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.asarray(array).tobytes())
-    values = {
-        "checkpoint": trained.source,
-        "weights": digest.hexdigest(),
-        "model": trained.config.model.to_dict(),
-        "views": Views.of(trained.config.eval).settings,
-        "pad_to": trained.config.eval_size,
-        "label_ids": label_ids,
-        "class_names": trained.class_names,
-    }
-    if trained.picture_range is not None:
-        values["picture_range"] = trained.picture_range
-    return json.loads(json.dumps(values))
-
-
-def _entry(picture: Picture) -> Entry:
-    """A picture as its file is now; one that is not there has -1 bytes."""
-    try:
-        stat = os.stat(picture.path)
-    except OSError:
-        return Entry(picture.name, str(picture.path), -1, 0, ())
-    return Entry(picture.name, str(picture.path), stat.st_size, stat.st_mtime_ns, ())
-
-
-def read_record(output: pathlib.Path, how: dict[str, Any]) -> dict[str, Entry]:
-    """What the record of a folder holds, by name; nothing where there is none.
-
-    Args:
-        output: the folder.
-        how: what `_describe` gave.
-
-    Raises:
-        ValueError: it is of predictions made otherwise, or the file is no such record, or damaged.
-    """
-    path = output / RECORD
-    if not path.exists():
-        return {}
-    try:
-        ended, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # the rest is what a killed run began to write
-        then, *lines = (sealing.unseal(json.loads(line)) for line in ended.split("\n"))
-        entries = {line["name"]: Entry(**line | {"pixels": tuple(line["pixels"])}) for line in lines}
-        same_weights = then["weights"] == how["weights"]
-    except (ValueError, TypeError, LookupError) as error:
-        mend = "give another --output, or --overwrite to make all anew"
-        raise ValueError(f"{path} is no record of predictions, or damaged: {mend}") from error
-    if same_weights:
-        then["checkpoint"] = how["checkpoint"]  # wherever it lies
-    found = configuration.differences(then, how)
-    if found:
-        keys = "".join(f"\n  {key}: {before!r} then, {now!r} now" for key, (before, now) in found.items())
-        raise ValueError(
-            f"{output} holds predictions that were made otherwise:{keys}\n"
-            "give the values of then to go on with them, another --output, or --overwrite to make all anew"
-        )
-    return entries
-
-
-def write_record(output: pathlib.Path, how: dict[str, Any], entries: Iterable[Entry]) -> None:
-    """Writes a record that appears whole or not at all."""
-    with files.replacing(output / RECORD) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(sealing.seal(how)) + "\n")
-        for entry in entries:
-            _add(file, entry)
-
-
-def _add(file: TextIO, entry: Entry) -> None:
-    with files.naming(file.name):
-        file.write(json.dumps(sealing.seal(dataclasses.asdict(entry))) + "\n")
-        file.flush()

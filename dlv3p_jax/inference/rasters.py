@@ -16,6 +16,7 @@ from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.example import Problem
 from dlv3p_jax.data.pictures import to_eight_bits
 from dlv3p_jax.inference.finding import Picture
+from dlv3p_jax.inference.folder_record import Ledger
 from dlv3p_jax.inference.segmenter import Segmenter
 from dlv3p_jax.runtime import files, text
 
@@ -24,9 +25,11 @@ _SIDE, _MARGIN = 1024, 128  # of the windows, and what the network sees around e
 
 
 def write_all(
-    pictures: Sequence[Picture], segmenter: Segmenter, output: pathlib.Path, overwrite: bool
+    pictures: Sequence[Picture], segmenter: Segmenter, output: pathlib.Path, ledger: Ledger
 ) -> tuple[np.ndarray, list[Problem]]:
-    """Writes OUTPUT/geotiffs/NAME.tif of each raster, a file that appears when it is whole; one that is there stays.
+    """Writes OUTPUT/geotiffs/NAME.tif of each raster, a file that appears when it is whole.
+
+    One that is there stays, if `ledger` knows that it was made in the same way of the same raster.
 
     It has one band of class indices, in the classes' colours, and NOTHING where the raster has no data. Its place, its
     projection and its size are those of the raster. The first three bands are taken for red, green and blue, and one
@@ -36,7 +39,7 @@ def write_all(
         How many pixels of all rasters each class has, int64 `[C]`, and what could not be predicted.
 
     Raises:
-        ValueError: rasterio is not installed.
+        ValueError: rasterio is not installed; or what is there was made otherwise.
         OSError: something cannot be written.
     """
     try:
@@ -48,12 +51,15 @@ def write_all(
         target = output / "geotiffs" / f"{picture.name}.tif"
         target.parent.mkdir(parents=True, exist_ok=True)
         files.remove_unfinished(target.parent)
-        if target.exists() and not overwrite:
+        if (there := ledger.pixels_of(target, picture.path)) is not None:
             logging.info("%s is there already: --overwrite makes it anew", target)
+            pixels += there
             continue
         try:
             with files.replacing(target) as unfinished:
-                pixels += _write(rasterio, picture, str(unfinished), segmenter)
+                found = _write(rasterio, picture, str(unfinished), segmenter)
+            ledger.add(target, picture.path, found)
+            pixels += found
         except (rasterio.errors.RasterioError, DatasetError) as error:
             what = error.__cause__ or error  # rasterio's own is "Read failed. See previous exception for details."
             problems.append(Problem(picture.name, f"{picture.path}: {text.one_line(what)}"))

@@ -142,7 +142,7 @@ class Segmenter:
             DownloadError, HubError: it cannot be had; the message says what to do.
         """
         models, name = published.models(), os.path.expanduser(os.fspath(name))
-        if name not in models and not os.path.isdir(name):
+        if name not in models and not os.path.exists(name):  # of a file, `from_checkpoint` says what it is
             name = name.removeprefix(model_folder.HUB)
             if not model_folder.looks_like_hub_name(name) or name.startswith("mmseg/"):
                 near = difflib.get_close_matches(name, models, n=1)
@@ -326,7 +326,7 @@ def _size(image: np.ndarray) -> size_buckets.Size:
 
 def _looking(trained: TrainedModel, settings: ViewSettings) -> TrainedModel:
     """The same model, whose configuration has these views."""
-    config = trained.config.as_configdict()
+    config = trained.config.as_configdict().copy_and_resolve_references()  # that is the frozen one's own
     changes: dict[str, Any] = {**settings}
     views = dataclasses.replace(Views.of(config.eval), **changes)
     config.eval.update(dataclasses.asdict(views))

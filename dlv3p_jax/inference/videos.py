@@ -15,6 +15,7 @@ from dlv3p_jax.data import viz
 from dlv3p_jax.data.example import Problem
 from dlv3p_jax.inference import outputs
 from dlv3p_jax.inference.finding import Picture
+from dlv3p_jax.inference.folder_record import Ledger
 from dlv3p_jax.inference.predictor import Prediction
 from dlv3p_jax.inference.segmenter import Segmenter
 from dlv3p_jax.runtime import files, text
@@ -28,9 +29,9 @@ def write_all(
     output: pathlib.Path,
     label_values: outputs.LabelValues | None,
     batch_size: int,
-    overwrite: bool,
+    ledger: Ledger,
 ) -> tuple[np.ndarray, list[Problem]]:
-    """Writes OUTPUT/videos/NAME.mp4 of each video, a file that appears when it is whole; one that is there stays.
+    """Writes OUTPUT/videos/NAME.mp4 of each video, a file that appears when it is whole.
 
     Args:
         paths: video files, of any format that FFmpeg reads.
@@ -39,13 +40,13 @@ def write_all(
         label_values: of labels/NAME/000001.png and so on, which are written with overlays/NAME/000001.jpg; None: they
             are not.
         batch_size: frames that are computed at once.
-        overwrite: whether to make anew what is there.
+        ledger: knows what is there and was made in the same way of the same video, which stays.
 
     Returns:
         How many pixels of all frames each class has, int64 `[C]`, and what could not be predicted.
 
     Raises:
-        ValueError: PyAV is not installed, or two videos have one name.
+        ValueError: PyAV is not installed, two videos have one name, or what is there was made otherwise.
         OSError: something cannot be written.
     """
     try:
@@ -60,12 +61,18 @@ def write_all(
     files.remove_unfinished(output / "videos")
     for path, name in zip(paths, names, strict=True):
         target = output / "videos" / f"{name}.mp4"
-        if target.exists() and not overwrite:
+        targets = [target] if label_values is None else [target, output / "labels" / name]
+        there = [ledger.pixels_of(each, path) for each in targets]
+        if there[-1] is not None and there[0] is not None:
             logging.info("%s is there already: --overwrite makes it anew", target)
+            pixels += there[0]
             continue
         try:
             with files.replacing(target) as unfinished:
-                pixels += _write(av, path, name, unfinished, segmenter, output, label_values, batch_size)
+                found = _write(av, path, name, unfinished, segmenter, output, label_values, batch_size)
+            for each in targets:
+                ledger.add(each, path, found)
+            pixels += found
         except av.error.FFmpegError as error:
             problems.append(Problem(path, f"{path}: no video that can be read ({text.one_line(error)})"))
     return pixels, problems

@@ -1,6 +1,8 @@
 """Files of weights that other programs wrote, PaddleSeg or MMSegmentation: which of them, and what they say."""
 
 import os
+import pathlib
+import re
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -11,8 +13,24 @@ from ml_collections import ConfigDict
 
 from dlv3p_jax.configs import common
 from dlv3p_jax.models import DeepLabV3Plus, Variables
-from dlv3p_jax.weights import checkpoint_files, mmseg, mmseg_config, paddle, pdparams, pth, renamed
+from dlv3p_jax.weights import (
+    checkpoint_files,
+    mmseg,
+    mmseg_config,
+    mmseg_models,
+    paddle,
+    pdparams,
+    pth,
+    published,
+    renamed,
+)
 from dlv3p_jax.weights.renamed import ConversionError
+
+_OF_A_RESNET = re.compile(r"(backbone\.)?(layer1\.0|bb_0_0)\.")  # names of the first block, of both programs
+_EXPECTED = {
+    mmseg: "decode_head.conv_seg.weight and backbone.layer1.0.conv1.weight",
+    paddle: "head.decoder.conv.weight and backbone.bb_0_0.conv0._conv.weight",
+}
 
 
 class Foreign(NamedTuple):
@@ -50,37 +68,79 @@ class Foreign(NamedTuple):
 def read(path: str | os.PathLike) -> Foreign:
     """Reads a `.pdparams`, an archive with one, or a `.pth`; which it is shows in its content.
 
+    What wraps a network, as PyTorch Lightning and Paddle's DataParallel do, puts a word before all names (`model.`,
+    `_layers.`), which is taken off.
+
     Raises:
-        ValueError: it is none of these, or not to be trusted; the message names it.
+        ValueError: it is none of these, holds another network, or is not to be trusted; the message names it.
     """
     path = os.path.expanduser(path)
     if os.path.isfile(path) and pth.is_pth(path):
         meta, state = pth.load_pth(path)
-        return Foreign(path, mmseg, state, meta)
-    return Foreign(path, paddle, pdparams.load_pdparams(path), {})
+        file = Foreign(path, mmseg, _unwrapped(state), meta)
+    else:
+        file = Foreign(path, paddle, _unwrapped(pdparams.load_pdparams(path)), {})
+    if file.is_backbone and not any(map(_OF_A_RESNET.match, file.state)):
+        first = ", ".join(list(file.state)[:3])
+        raise ConversionError(
+            f"{path} holds neither a DeepLabV3+ nor a ResNet, by the names of its arrays: {first}… Expected are names "
+            f"such as {_EXPECTED[file.names]}"
+        )
+    return file
 
 
-def describe(file: Foreign, config_text: str | None = None) -> ConfigDict:
+def _unwrapped(state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    names = [name for name in state if name != pdparams.NAME_TABLE]
+    firsts = {name.partition(".")[0] for name in names}
+    if len(firsts) != 1 or firsts <= {"backbone", "head", "decode_head"} or not all("." in name for name in names):
+        return state
+    return _unwrapped({name.partition(".")[2] if name in names else name: value for name, value in state.items()})
+
+
+def require_converted(checkpoint: str | os.PathLike) -> None:
+    """Raises ValueError, with the command, where a checkpoint of ours is wanted and it is another program's weights."""
+    name, path = os.fspath(checkpoint), os.path.expanduser(checkpoint)
+    if not (published.is_name(name) or os.path.isfile(path)):
+        return
+    of_mmseg = name.startswith("mmseg/") or name in mmseg_models.IMAGENET or (os.path.isfile(path) and pth.is_pth(path))
+    command = "convert_mmseg --pth" if of_mmseg else "convert_paddle --pdparams"
+    if published.is_name(name):
+        command = f"{command.partition(' ')[0]} --weights"
+    raise ValueError(
+        f"--checkpoint={name} is not one of this program: make one of it, with python -m dlv3p_jax.{command}={name} "
+        "--output=DIR, and give --checkpoint=DIR"
+    )
+
+
+def describe(file: Foreign, config_file: pathlib.Path | None = None) -> ConfigDict:
     """The configuration of a whole model as far as its file says it, on the defaults; the log says what it does not.
 
     Args:
         file: what `read` gave.
-        config_text: of MMSegmentation's config, where the file's own is not to be taken.
+        config_file: MMSegmentation's config, where the file's own is not to be taken.
 
     Raises:
-        ValueError: its arrays are those of no network here; the message names the file.
+        ValueError: its arrays or its config are those of no network here, or of two; the message names the file.
     """
     config = common.get_config()
     config.update_from_flattened_dict(file.names.describe(file.state, file.path))
-    text = config_text or mmseg_config.text_of(file.meta)
+    text = mmseg_config.text_of(file.meta) if config_file is None else config_file.read_text(encoding="utf-8")
     if text is not None:
+        where = f"the config in {file.path}" if config_file is None else str(config_file)
         try:
-            config.update_from_flattened_dict(mmseg_config.settings(text))
+            settings = mmseg_config.settings(text)
+            num_classes = settings.pop("num_classes", config.num_classes)
+            if num_classes != config.num_classes:
+                raise ValueError(f"num_classes={num_classes}, but {file.path} has {config.num_classes}")
+            config.update_from_flattened_dict(settings)
             return config
-        except ValueError as error:
-            if config_text is not None:
-                raise
+        except mmseg_config.NoConfig as error:
+            if config_file is not None:
+                raise ConversionError(f"{where}: {error}") from error
             logging.warning("The config in %s says nothing of its network: %s", file.path, error)
+        except ValueError as error:
+            how = "python -m dlv3p_jax.convert_mmseg --config=FILE takes a configuration of ours instead"
+            raise ConversionError(f"{where}: {error}. {how}") from error
     logging.warning(
         "%s does not say all of its network; taken are output_stride %d, multi_grid %s, aspp_rates %s and "
         "align_corners %s: give --config=FILE if it was trained otherwise",

@@ -184,6 +184,4 @@ def _parts(loaded: Any, size: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise WeightsFileError(
             f"holds tensors that together take more than {_SHARING} times its own {size:,} bytes: do not trust it"
         )
-    of_data_parallel = all(name.startswith("module.") for name in state)
-    tensors = {name.removeprefix("module.") if of_data_parallel else name: value for name, value in state.items()}
-    return meta if isinstance(meta, dict) else {}, tensors
+    return meta if isinstance(meta, dict) else {}, state

@@ -69,6 +69,10 @@ def test_a_few_pictures_of_several_sizes_are_one_batch():
     assert bucket.indices == (0, 1, 2)
 
 
+def test_no_pictures_have_no_buckets():
+    assert size_buckets.choose([], 8, 16) == [] and size_buckets.batches([], 8, 0) == ()
+
+
 def test_views_have_rooms_of_their_own():
     sizes = [[(100, 200), (150, 300), (50, 100)], [(200, 100), (300, 150), (100, 50)]]
     (bucket,) = size_buckets.choose(sizes, 2, 1)

@@ -1,13 +1,12 @@
 """GeoTIFFs in and out (dlv3p_jax.predict --geotiff); the segmenter stands aside, so that nothing is compiled."""
 
-import pathlib
 import resource
 import sys
 
 import numpy as np
 import pytest
 
-from dlv3p_jax.inference import finding, rasters
+from dlv3p_jax.inference import finding, folder_record, rasters
 from dlv3p_jax.inference.finding import Picture
 from dlv3p_jax.runtime import files
 
@@ -28,6 +27,10 @@ class Bright:
         return (image.mean(-1) > 127).astype(np.int32)
 
 
+def make_ledger(output, overwrite=False, **how):
+    return folder_record.Ledger(output, {"weights": "w", "checkpoint": "c"} | how, overwrite)
+
+
 def test_labels_lie_where_the_raster_does_and_are_made_window_by_window(tmp_path, monkeypatch):
     rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
     monkeypatch.setattr(rasters, "_SIDE", 32)
@@ -42,7 +45,7 @@ def test_labels_lie_where_the_raster_does_and_are_made_window_by_window(tmp_path
     (tmp_path / "b.tif").write_bytes(b"no raster")
     pictures = [Picture(tmp_path / f"{name}.tif", f"sub/{name}") for name in "ab"]
     segmenter = Bright()
-    pixels, problems = rasters.write_all(pictures, segmenter, tmp_path / "out", overwrite=False)
+    pixels, problems = rasters.write_all(pictures, segmenter, tmp_path / "out", make_ledger(tmp_path / "out"))
     # Each with what is around it; none where the raster has no data.
     assert segmenter.seen == [(36, 36), (36, 40), (40, 36), (40, 40), (10, 36), (10, 40)]
     expected = np.where(np.arange(90) < 60, (values[:3] >> 8).mean(0) > 127, 255)
@@ -52,9 +55,34 @@ def test_labels_lie_where_the_raster_does_and_are_made_window_by_window(tmp_path
         assert made.colormap(1)[1] == (0, 0, 200, 255) and made.tags(1)["class_1"] == "bright"
     np.testing.assert_array_equal(found, expected)
     assert pixels.tolist() == [(found == 0).sum(), (found == 1).sum()]
+    counted = pixels
     assert [problem.id for problem in problems] == ["sub/b"] and "b.tif" in problems[0].message
-    rasters.write_all(pictures[:1], segmenter, tmp_path / "out", overwrite=False)
-    assert len(segmenter.seen) == 6  # it is there
+    pixels, _ = rasters.write_all(pictures[:1], segmenter, tmp_path / "out", make_ledger(tmp_path / "out"))
+    assert len(segmenter.seen) == 6 and pixels.tolist() == counted.tolist()  # it is there
+
+
+def test_what_was_made_otherwise_or_of_another_raster_is_refused(tmp_path):
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+    output = tmp_path / "out"
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        made_as = dict(driver="GTiff", height=40, width=40, count=1, dtype="uint8")
+        with rasterio.open(tmp_path / folder / "a.tif", "w", **made_as) as raster:
+            raster.write(np.full((1, 40, 40), 200 if folder == "two" else 20, np.uint8))
+    one, two = ([Picture(tmp_path / folder / "a.tif", "a")] for folder in ("one", "two"))
+    (output / "geotiffs").mkdir(parents=True)
+    (output / "geotiffs" / "a.tif").touch()
+    with pytest.raises(ValueError, match="a.tif is there already, and without .*predict.jsonl nothing says"):
+        rasters.write_all(
+            one, Bright(), output, folder_record.Ledger(output, {"weights": "of an older predict"}, False)
+        )
+    (output / finding.RECORD).unlink()
+    assert rasters.write_all(one, Bright(), output, make_ledger(output, overwrite=True))[0].tolist() == [1600, 0]
+    with pytest.raises(ValueError, match="two/a.tif: give another --output, or --overwrite"):
+        rasters.write_all(two, Bright(), output, make_ledger(output))
+    with pytest.raises(ValueError, match="(?s)made otherwise:.*picture_range"):
+        make_ledger(output, picture_range=(0, 4095))
+    assert rasters.write_all(two, Bright(), output, make_ledger(output, overwrite=True))[0].tolist() == [0, 1600]
 
 
 def test_what_could_not_be_written_whole_does_not_appear(tmp_path):
@@ -68,7 +96,9 @@ def test_what_could_not_be_written_whole_does_not_appear(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (8000, hard))  # GDAL meets it as it closes the file, and says nothing
     try:
         with pytest.raises(OSError, match=r"File too large: .*geotiffs/a\.tif"):
-            rasters.write_all([Picture(tmp_path / "a.tif", "a")], Bright(), tmp_path / "out", False)
+            rasters.write_all(
+                [Picture(tmp_path / "a.tif", "a")], Bright(), tmp_path / "out", make_ledger(tmp_path / "out")
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "out" / "geotiffs").iterdir()) == []
@@ -87,7 +117,7 @@ def test_dark_values_are_warned_of_and_palettes_refused(tmp_path, caplog):
     pictures = [Picture(tmp_path / f"{name}.tif", name) for name in "ab"]
     (tmp_path / "out" / "geotiffs").mkdir(parents=True)
     (tmp_path / "out" / "geotiffs" / files.unfinished_name()).touch()  # of a run that was killed
-    pixels, problems = rasters.write_all(pictures, Bright(), tmp_path / "out", False)
+    pixels, problems = rasters.write_all(pictures, Bright(), tmp_path / "out", make_ledger(tmp_path / "out"))
     assert pixels.tolist() == [39 * 40, 0]
     assert "a.tif), far below what their files have room for" in caplog.text
     assert [problem.id for problem in problems] == ["b"] and "expand rgb" in problems[0].message
@@ -96,7 +126,7 @@ def test_dark_values_are_warned_of_and_palettes_refused(tmp_path, caplog):
     assert found == [] and "no pictures beside those of this folder of outputs" in problems[0].message
 
 
-def test_a_missing_package_is_told(monkeypatch):
+def test_a_missing_package_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(ValueError, match=r"pip install 'dlv3p_jax\[geo\]'"):
-        rasters.write_all([], Bright(), pathlib.Path("none"), False)
+        rasters.write_all([], Bright(), tmp_path, make_ledger(tmp_path))

@@ -91,6 +91,10 @@ def test_views_are_given_when_loading_or_later(segmenter, workdir, image):
     np.testing.assert_allclose(legacy, expected_scores(image, flip=True, average="legacy"), rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="stride"):
         segmenter.with_views(stride=(8, 8))
+    before = segmenter.config.to_dict()
+    segmenter.with_views(window=(16, 16), average="legacy")
+    assert segmenter.config.to_dict() == before  # what `save_pretrained` writes
+    assert segmenter.with_views(flip=True).config.eval.window is None
 
 
 def test_pictures_are_padded_as_in_evaluation(workdir, image):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dlv3p_jax.data import viz
-from dlv3p_jax.inference import finding, outputs, videos
+from dlv3p_jax.inference import finding, folder_record, outputs, videos
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
 SIZE = (48, 65)
@@ -41,6 +41,10 @@ class Bright:
         return [(image[..., 0] > 127).astype(np.int32) for image in images]
 
 
+def make_ledger(output):
+    return folder_record.Ledger(output, {"weights": "w", "checkpoint": "c"}, overwrite=False)
+
+
 def test_frames_keep_their_times_and_a_few_are_in_memory(tmp_path):
     shades, times = [20, 220, 20, 220, 220], [0, 40, 200, 240, 1000]
     write_video(tmp_path / "a.mkv", shades, times)
@@ -48,7 +52,7 @@ def test_frames_keep_their_times_and_a_few_are_in_memory(tmp_path):
     assert finding.is_video(str(tmp_path / "a.mkv")) and not finding.is_video(str(tmp_path / "none.mp4"))
     segmenter, values = Bright(), outputs.label_values(2, Bright.palette, False, None)
     paths = [str(tmp_path / name) for name in ("a.mkv", "b.mp4")]
-    pixels, problems = videos.write_all(paths, segmenter, tmp_path / "out", values, batch_size=2, overwrite=False)
+    pixels, problems = videos.write_all(paths, segmenter, tmp_path / "out", values, 2, make_ledger(tmp_path / "out"))
     assert segmenter.together == [2, 2, 1]
     assert pixels.tolist() == [2 * 48 * 65, 3 * 48 * 65]
     assert [problem.id for problem in problems] == [paths[1]] and "no video that can be read" in problems[0].message
@@ -63,16 +67,30 @@ def test_frames_keep_their_times_and_a_few_are_in_memory(tmp_path):
         with Image.open(tmp_path / "out" / "labels" / "a" / f"{number:06d}.png") as written:
             np.testing.assert_array_equal(np.asarray(written), label)
 
-    again, _ = videos.write_all(paths[:1], segmenter, tmp_path / "out", None, batch_size=2, overwrite=False)
-    assert not again.any()  # it is there
+    again, _ = videos.write_all(paths[:1], segmenter, tmp_path / "out", values, 2, make_ledger(tmp_path / "out"))
+    assert again.tolist() == pixels.tolist() and len(segmenter.together) == 3  # it is there
+    (tmp_path / "other").mkdir()
+    write_video(tmp_path / "other" / "a.mkv", [20], [0])
+    other = [str(tmp_path / "other" / "a.mkv")]
+    with pytest.raises(ValueError, match="other/a.mkv: give another --output, or --overwrite"):
+        videos.write_all(other, segmenter, tmp_path / "out", None, 2, make_ledger(tmp_path / "out"))
+
+
+def test_frames_are_written_after_a_run_without_them(tmp_path):
+    write_video(tmp_path / "a.mp4", [20, 220], [0, 40])
+    values, output = outputs.label_values(2, Bright.palette, False, None), tmp_path / "out"
+    videos.write_all([str(tmp_path / "a.mp4")], Bright(), output, None, 2, make_ledger(output))
+    assert not (output / "labels").exists()
+    videos.write_all([str(tmp_path / "a.mp4")], Bright(), output, values, 2, make_ledger(output))
+    assert len(list((output / "labels" / "a").iterdir())) == 2
 
 
 def test_two_of_one_name_and_a_missing_package(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="two videos are called a"):
-        videos.write_all(["x/a.mp4", "y/a.mkv"], Bright(), tmp_path, None, 1, False)
+        videos.write_all(["x/a.mp4", "y/a.mkv"], Bright(), tmp_path, None, 1, make_ledger(tmp_path))
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(ValueError, match=r"pip install 'dlv3p_jax\[video\]'"):
-        videos.write_all([], Bright(), tmp_path, None, 1, False)
+        videos.write_all([], Bright(), tmp_path, None, 1, make_ledger(tmp_path))
 
 
 def test_a_turned_frame_stands_upright():

@@ -9,7 +9,7 @@ from made_runs import write_evaluation, write_events
 
 from dlv3p_jax.configs import common
 from dlv3p_jax.evaluation import files
-from dlv3p_jax.inference import folder_run
+from dlv3p_jax.inference import folder_record
 from dlv3p_jax.runtime import configuration, events, sealing
 
 
@@ -44,9 +44,9 @@ def make_evaluation(folder):
 
 def make_record(folder):
     how = {"weights": "0" * 64, "checkpoint": "workdir", "views": {"flip": False}}
-    entries = [folder_run.Entry(f"a{n}", f"/p/a{n}.jpg", 1000 + n, 10**18 + n, (n, 2, 3)) for n in range(5)]
-    folder_run.write_record(folder, how, entries)
-    return [folder / folder_run.RECORD], lambda: list(folder_run.read_record(folder, how).values())
+    entries = [folder_record.Entry(f"a{n}", f"/p/a{n}.jpg", 1000 + n, 10**18 + n, (n, 2, 3)) for n in range(5)]
+    folder_record.write_record(folder, how, entries)
+    return [folder / folder_record.RECORD], lambda: list(folder_record.read_record(folder, how).values())
 
 
 def make_events(folder):

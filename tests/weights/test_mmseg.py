@@ -217,6 +217,7 @@ def test_a_config_is_read_and_not_run(tmp_path, monkeypatch):
         "model.align_corners": True,
         "model.aspp_rates": (1, 6, 12, 18),
         "model.dropout": 0.1,
+        "num_classes": 19,
         "eval.window": (769, 769),
         "eval.stride": (513, 513),
         "eval.align_corners": True,
@@ -229,16 +230,89 @@ def test_a_config_is_read_and_not_run(tmp_path, monkeypatch):
         "x" * 2_000_000: "is no config",
         "_base_ = 'x.py'": "give the config of the work_dir",
         "model = dict(decode_head=dict(type='FCNHead'))": "'FCNHead'",
+        "_base_ = 'x.py'\nmodel = dict(decode_head=dict(num_classes=3))": "give the config of the work_dir",
         CONFIG.replace("(1, 2, 2, 1)", "(1, 2, 2, 2)"): "strides",
+        CONFIG.replace("(1, 1, 1, 2)", "(1, 1, 1, 1)"): r"the dilations \(1, 1, 1, 1\) with the strides",
+        CONFIG.replace("ResNetV1c", "ResNetV1d"): "'ResNetV1d': what converts are ResNet and ResNetV1c",
+        CONFIG.replace("depth=101", "depth=101, style='caffe'"): "style='caffe'",
+        CONFIG.replace("requires_grad=True", "eps=1e-3"): "backbone has norm_cfg={'type': 'SyncBN', 'eps': 0.001}",
+        CONFIG.replace("norm_cfg=norm_cfg", "norm_cfg=dict(type='GN')"): "what converts is BatchNorm",
+        f"{CONFIG}data_preprocessor = dict(mean=[1, 2, 3], bgr_to_rgb=False)": "sees BGR",
+        f"{CONFIG}data_preprocessor = dict(mean=5)": "mean of colours is 5: give three numbers",
     }.items():
         with pytest.raises(ValueError, match=message):
             mmseg_config.settings(text)
 
 
+def test_what_arrays_do_not_show_is_that_of_mmsegmentation_where_a_config_leaves_it_out():
+    text = "model = dict(backbone=dict(type='ResNet', strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)), decode_head=HEAD)"
+    found = mmseg_config.settings(text.replace("HEAD", "dict(type='DepthwiseSeparableASPPHead')"))
+    assert (found["model.aspp_rates"], found["model.dropout"], found["model.align_corners"]) == (
+        (1, 6, 12, 18),
+        0.1,
+        False,
+    )
+    assert not {"model.mean", "model.std", "eval.resize"} & set(found)
+
+
+@pytest.mark.parametrize(
+    "normalization",
+    [
+        "data_preprocessor = dict(type='SegDataPreProcessor', mean=[100, 90.5, 80], std=[1, 2, 3], bgr_to_rgb=True)",
+        "img_norm_cfg = dict(mean=[100, 90.5, 80], std=[1, 2, 3], to_rgb=True)",
+        "norm = dict(mean=[100, 90.5, 80], std=[1, 2, 3])\ntest_pipeline = [dict(type='MultiScaleFlipAug', "
+        "img_scale=(2049, 1025), transforms=[dict(type='Resize', keep_ratio=True), dict(type='Normalize', **norm)])]",
+    ],
+)
+def test_colours_are_normalised_as_the_config_says(normalization):
+    found = mmseg_config.settings(f"{CONFIG}\n{normalization}")
+    assert (found["model.mean"], found["model.std"]) == ((100, 90.5, 80), (1, 2, 3))
+    assert found["eval.resize"] == (1025, 2049)
+
+
+def test_what_a_test_does_otherwise_is_told(caplog):
+    """Without keep_ratio, whose default is False in version 1, every picture gets one size, whatever its shape."""
+    for text in (CONFIG.replace("keep_ratio=True", "keep_ratio=False"), CONFIG.replace(", keep_ratio=True", "")):
+        assert "eval.resize" not in mmseg_config.settings(text)
+        assert "makes every picture (2049, 1025)" in caplog.text
+        caplog.clear()
+    mmseg_config.settings(CONFIG.replace("'LoadImageFromFile'", "'ResizeToMultiple'"))
+    assert "steps that are not done here: ResizeToMultiple" in caplog.text
+
+
+def test_a_config_of_another_network_or_of_other_classes_is_refused(make_state, tmp_path):
+    text = CONFIG.replace("(1, 2, 2, 1)", "(1, 2, 2, 2)")
+    pth.save_pth(make_state("r18-d8_c19"), tmp_path / "a.pth", {"cfg": text})
+    with pytest.raises(ValueError, match="the config in .*a.pth: its backbone has the strides .* --config=FILE"):
+        trained.load_checkpoint(None, tmp_path / "a.pth")
+    (tmp_path / "b.py").write_text(CONFIG.replace("num_classes=19", "num_classes=5"))
+    with pytest.raises(ValueError, match="b.py: num_classes=5, but .*a.pth has 19"):
+        foreign.describe(foreign.read(tmp_path / "a.pth"), tmp_path / "b.py")
+    (tmp_path / "c.py").write_text("_base_ = 'x.py'")
+    with pytest.raises(ValueError, match="c.py: it stands on other files"):
+        foreign.describe(foreign.read(tmp_path / "a.pth"), tmp_path / "c.py")
+
+
+def test_names_behind_a_word_for_all_are_found_and_those_of_nothing_known_are_named(make_state, tmp_path):
+    state = make_state("r18-d8_c19")
+    pth.save_pth({f"model.module.{name}": value for name, value in state.items()}, tmp_path / "a.pth", {})
+    assert list(foreign.read(tmp_path / "a.pth").state) == list(state)
+    pth.save_pth(
+        {name.replace("decode_head.", "head."): state[name] for name in list(state)[-9:]}, tmp_path / "b.pth", {}
+    )
+    with pytest.raises(ValueError, match="b.pth holds neither a DeepLabV3[+] nor a ResNet, by the names"):
+        foreign.read(tmp_path / "b.pth")
+    kept = {name: value[:1] if "conv_seg" in name else value for name, value in state.items()}
+    pth.save_pth(kept, tmp_path / "c.pth", {})
+    with pytest.raises(ValueError, match="c.pth: its classifier has one output, whose sigmoid"):
+        trained.load_checkpoint(None, tmp_path / "c.pth")
+
+
 def test_a_file_says_its_network_its_classes_and_its_colours(make_state, tmp_path):
     classes = tuple(f"thing {number}" for number in range(19))
     palette = [[number, 1, 2] for number in range(19)]
-    text = CONFIG.replace("(1, 2, 2, 1)", "(1, 2, 1, 1)").replace("multi_grid=(1, 2, 4),", "")
+    text = CONFIG.replace("(1, 2, 2, 1)", "(1, 2, 1, 1)").replace("(1, 1, 1, 2)", "(1, 1, 2, 4)")
+    text = text.replace("multi_grid=(1, 2, 4),", "")
     for meta in (
         {"CLASSES": classes, "PALETTE": palette, "config": text},
         {"dataset_meta": {"classes": classes, "palette": palette}, "cfg": text},

@@ -122,7 +122,7 @@ def test_attributes_of_a_state_dict_and_trainers_own_objects_are_passed_over(tmp
     buffer = b"cmmengine.logging.history_buffer\nHistoryBuffer\n"
     method = call("__builtin__", "getattr", buffer, text(b"min"))
     history = buffer + b")\x81}" + text(b"log") + NEW + b"s" + text(b"methods") + b"}" + text(b"min") + method + b"ssb"
-    state = call("collections", "OrderedDict") + text(b"module.w") + tensor() + b"s}" + text(b"_metadata") + b"}sb"
+    state = call("collections", "OrderedDict") + text(b"w") + tensor() + b"s}" + text(b"_metadata") + b"}sb"
     optimizer = b"}" + text(b"state") + b"}" + number(0) + tensor() + b"ss"
     items = {b"meta": b"}" + text(b"epoch") + number(3) + b"s", b"message_hub": history}
     items |= {b"optimizer": optimizer, b"state_dict": state}
