@@ -19,7 +19,6 @@ import tempfile
 from absl import app, flags, logging
 
 from benchmarks import rounds
-from dlv3p_jax.performance import measured
 from dlv3p_jax.runtime import arguments, cli, configuration
 
 TORCH_VARIANTS = ("eager", "eager-channels_last", "compiled", "compiled-channels_last")
@@ -62,7 +61,7 @@ def main(argv: list[str]) -> None:
             values.config.dataset = "made"
         configuration.check(values.config)
         _check_loss(values.config.loss)
-        size = measured.parse_size(values.size) if values.size else tuple(values.config.crop_size)
+        size = cli.parse_size("size", values.size) if values.size else tuple(values.config.crop_size)
         contestants = _contestants(values)
         reports = []
         for work in values.work:

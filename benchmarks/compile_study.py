@@ -138,12 +138,12 @@ def main(argv: list[str]) -> None:
         os.environ["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] = "-1"
     from jax.experimental import topologies
 
-    from dlv3p_jax.performance import compile_child, measured, tpu
+    from dlv3p_jax.performance import compile_child, tpu
     from dlv3p_jax.runtime import sharding
 
     config = values.config
     try:
-        size = measured.parse_size(values.size)
+        size = cli.parse_size("size", values.size)
         if pathlib.Path(values.target).is_file():
             target = pathlib.Path(values.target).read_text(encoding="utf-8")
             gpu = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=target)

@@ -107,12 +107,11 @@ def main(argv: list[str]) -> None:
     cli.require_config(argv)
     if importlib.util.find_spec("matplotlib") is None:  # before minutes of measuring
         sys.exit("growth: needs matplotlib: pip install matplotlib")
-    from dlv3p_jax.performance import measured
 
     for path in filter(None, (values.output, values.json)):
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
-        curves = measure(values.config, measured.parse_size(values.unit), values.repeats)
+        curves = measure(values.config, cli.parse_size("unit", values.unit), values.repeats)
     except ValueError as error:
         sys.exit(f"growth: {error}")
     if values.json is not None:

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
             import cv2  # noqa: F401
         except ImportError as error:
             raise ValueError(f"OpenCV is not installed ({error}): pip install opencv-python-headless") from error
-        result = compare(values.config, measured.parse_size(values.size), values.repeats, values.turn_seconds)
+        result = compare(values.config, cli.parse_size("size", values.size), values.repeats, values.turn_seconds)
         if values.json is not None:
             pathlib.Path(values.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:

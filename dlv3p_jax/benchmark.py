@@ -6,7 +6,6 @@ on made batches, so that no data is needed; nor is TensorFlow, but for --kind=in
 programs is in benchmarks/.
 """
 
-import json
 import logging as stdlib_logging
 import pathlib
 import sys
@@ -61,8 +60,7 @@ def main(argv: list[str]) -> None:
         if values.json is not None:
             path = pathlib.Path(values.json)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with files.replacing(path) as unfinished:
-                unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            files.write_json(path, report)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -79,7 +77,7 @@ def _measure(values):
     config = values.config
     size = _INPUT_SIZE if values.kind == "input" else tuple(config.crop_size)
     if values.size is not None:
-        size = measured.parse_size(values.size)
+        size = cli.parse_size("size", values.size)
     if config.dataset is None:
         config.dataset = "made"
     configuration.check(config)

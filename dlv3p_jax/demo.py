@@ -60,12 +60,7 @@ def _views(flip: bool | None, scales: list[str] | None) -> dict[str, Any]:
     """The flags that are given, as `Segmenter` takes them."""
     views: dict[str, Any] = {} if flip is None else {"flip": flip}
     if scales is not None:
-        try:
-            views["scales"] = tuple(map(float, scales))
-        except ValueError:
-            views["scales"] = ()
-        if not views["scales"] or not all(0 < scale < float("inf") for scale in views["scales"]):
-            raise app.UsageError(f"--scales={','.join(scales)}: give positive numbers, with commas and no blanks")
+        views["scales"] = cli.parse_scales(scales)
     return views
 
 

@@ -5,7 +5,6 @@
 compiles the training step and the evaluation with Google's compiler (pip install '.[plan]'), on any CPU.
 """
 
-import json
 import pathlib
 import signal
 import sys
@@ -51,8 +50,7 @@ def main(argv: list[str]) -> None:
         if values.json is not None:
             path = pathlib.Path(values.json)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with files.replacing(path) as unfinished:
-                unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            files.write_json(path, report)
     except KeyboardInterrupt:
         sys.exit(130)
     except RuntimeError as error:  # of the process that compiles
@@ -64,7 +62,7 @@ def main(argv: list[str]) -> None:
 
 def _plan(values, piece: tpu.Slice):
     """(the report as text, the report, whether all of it fits)."""
-    from dlv3p_jax.performance import compile_process, measured, plan_text, planned
+    from dlv3p_jax.performance import compile_process, plan_text, planned
     from dlv3p_jax.runtime import configuration  # JAX: wrong flags do not wait for it
 
     config = values.config
@@ -73,7 +71,7 @@ def _plan(values, piece: tpu.Slice):
     configuration.check(config)
     compile_process.require_compiler()
     if values.size is not None:
-        size = measured.parse_size(values.size)
+        size = cli.parse_size("size", values.size)
     else:
         size, source = planned.evaluated_size(config)
         logging.info("Evaluation is of %dx%d pixels (height x width): %s", *size, source)

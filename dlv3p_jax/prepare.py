@@ -278,10 +278,7 @@ def _preview_config(path: str):
     """The configuration that the data set is trained with, and the crop size of the flag."""
     config = runpy.run_path(str(pathlib.Path(configs.__file__).with_name(pathlib.Path(path).name)))["get_config"]()
     if _CROP_SIZE.value:
-        sides = _CROP_SIZE.value
-        if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-            raise DatasetError(f"--crop_size={','.join(sides)}: give HEIGHT,WIDTH, like 512,1024")
-        config.crop_size = tuple(map(int, sides))
+        config.crop_size = cli.parse_size("crop_size", _CROP_SIZE.value)
     return config
 
 

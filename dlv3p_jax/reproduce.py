@@ -101,10 +101,7 @@ def main(argv: list[str]) -> None:
     if values.data_dir is not None:
         config.data_dir = values.data_dir
     usual = MMSEG_SCALES if isinstance(row, mmseg_models.Published) else SCALES
-    try:
-        scales = tuple(map(float, values.scales or usual))
-    except ValueError:
-        raise ValueError(f"--scales={','.join(values.scales)}: give numbers, with commas and no blanks") from None
+    scales = usual if values.scales is None else cli.parse_scales(values.scales)
     output = epath.Path(values.output or os.path.join("workdir", "reproduce", name))
     records.open_dataset(config.dataset, config.data_dir)  # before anything large is downloaded
     file = pathlib.Path(values.weights) if values.weights else published.fetch(name)
@@ -252,8 +249,7 @@ def _write(output: epath.Path, report: dict[str, Any]) -> None:
         ("report.json", json.dumps(sealing.seal(report), indent=2)),
         ("report.md", to_markdown(report)),
     ):
-        with files.replacing(output / name) as unfinished:
-            unfinished.write_text(content + "\n", encoding="utf-8")
+        files.write(output / name, content + "\n")
 
 
 if __name__ == "__main__":

@@ -123,13 +123,6 @@ def test_spread_and_share_of_others():
     assert timing.share_of_others(None, (18.0, 120.0), 3.0) is None
 
 
-@pytest.mark.parametrize("words", [["32"], ["32", "0"], ["a", "b"], ["1", "2", "3"]])
-def test_sizes_that_are_none_are_refused(words):
-    assert measured.parse_size(["32", "64"]) == (32, 64)
-    with pytest.raises(ValueError, match="--size"):
-        measured.parse_size(words)
-
-
 def test_made_batches_are_the_same_every_time():
     config = workloads.prepare(make_config())
     batch = workloads.made_batch(config, 2, (32, 32))

@@ -88,7 +88,7 @@ def test_wrong_flags_are_answered(monkeypatch, words, values, message):
         demo.flags, "FLAGS", types.SimpleNamespace(**{"checkpoint": "w", "flip": None, "scales": None} | values)
     )
     monkeypatch.setitem(sys.modules, "nicegui", None)
-    with pytest.raises((app.UsageError, SystemExit), match=re.escape(message)):
+    with pytest.raises((app.UsageError, ValueError, SystemExit), match=re.escape(message)):
         demo.main(["demo", *words])
 
 

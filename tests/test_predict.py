@@ -216,7 +216,7 @@ def test_wrong_commands_end_in_one_message(workdir, tmp_path):
         ([checkpoint, output, "--pad_to=64", str(picture)], "predict: --pad_to=64: give whole numbers, HEIGHT,WIDTH"),
         ([checkpoint, output, "--window=64,64", "--stride=a,b", str(picture)], "predict: --stride=a,b: give whole"),
         ([checkpoint, output, "--window=0,64", str(picture)], "predict: --window=0,64: give whole numbers"),
-        ([checkpoint, output, "--scales=1,x", str(picture)], "predict: --scales=1,x: give numbers"),
+        ([checkpoint, output, "--scales=1,x", str(picture)], "predict: --scales=1,x: give positive numbers"),
         ([checkpoint, output, "--batch_size=0", str(picture)], "predict: flag --batch_size=0"),
         (
             [checkpoint, f"--output={picture}/out", str(picture)],

@@ -108,7 +108,7 @@ def upload(dataset: str, version: str, data_dir: str) -> None:
                 path.unlink()
         for part in (sizes, last):
             _copy_files({epath.Path(source / name): target / name for name in part}, part, f"{source} to {target}")
-        _write_record(source, _stats(target))  # so that it need not be copied back
+        files.write_json(source / _RECORD, _stats(target))  # so that it need not be copied back
 
 
 def is_there(dataset: str, version: str, data_dir: str) -> bool:
@@ -159,7 +159,7 @@ def _copy(source: epath.Path, target: pathlib.Path, stats: Stats) -> None:
     for path in partial.iterdir():
         if path.name not in stats or not _is_here(path, begun, stats):
             path.unlink()
-    _write_record(partial, stats)
+    files.write_json(partial / _RECORD, stats)
     for name in stats:
         if not (partial / name).exists() and _is_here(target / name, here, stats):  # where only others have changed
             with contextlib.suppress(OSError):  # a file system without links
@@ -274,8 +274,3 @@ def _writing(target: pathlib.Path) -> Iterator[None]:
             f"{target} could not be written: {text.one_line(error)}. What came whole stays: the same command goes on. "
             f"Copies of data sets are in {files.cache_folder() / 'data'}, which DLV3P_CACHE changes"
         ) from error
-
-
-def _write_record(folder: pathlib.Path, stats: Stats) -> None:
-    with files.replacing(folder / _RECORD) as unfinished:
-        unfinished.write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
 from dlv3p_jax.data import labels, ranges
 from dlv3p_jax.data.decoding import QUARTER_TURNS
@@ -139,8 +138,8 @@ def encode_example(
     counts = np.bincount(label.ravel(), minlength=256)
     return Example(
         id=example_id,
-        image=image if isinstance(image, bytes) else encode_png(Image.fromarray(image)),
-        label=encode_png(Image.fromarray(label)),
+        image=image if isinstance(image, bytes) else encode_png(image),
+        label=encode_png(label),
         size=label.shape,
         class_pixels=counts[:num_classes],
         ignored_pixels=int(counts[ignore_label]),

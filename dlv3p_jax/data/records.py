@@ -263,8 +263,7 @@ def open_dataset(dataset: str, data_dir: str | os.PathLike) -> Dataset:
 def write_digests(folder: pathlib.Path) -> None:
     """Writes down the digests of a data set's JSON files, once all is written."""
     lines = [f"{digest}  {name}\n" for name, digest in _digests(folder).items()]
-    with files.replacing(folder / _DIGESTS) as path:
-        path.write_text("".join(lines), encoding="utf-8")
+    files.write(folder / _DIGESTS, "".join(lines))
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:

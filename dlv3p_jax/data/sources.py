@@ -2,17 +2,15 @@
 
 import dataclasses
 import hashlib
-import io
 import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import PIL.Image
 from absl import logging
 
-from dlv3p_jax.data import records, viz
+from dlv3p_jax.data import pictures, records, viz
 from dlv3p_jax.data.errors import DatasetError
 
 
@@ -102,7 +100,8 @@ class _Encoded(Sequence[dict[str, bytes]]):
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, bytes]:  # type: ignore[override]  # nobody takes slices
-        image, label = map(_encode, _checked(self._source, self._split, index))
+        pair = _checked(self._source, self._split, index)
+        image, label = (pictures.encode(array, compress_level=0) for array in pair)
         return {"id": str(index).encode(), "image": image, "label": label}
 
 
@@ -115,9 +114,3 @@ def _checked(source: Source, split: str, index: int) -> tuple[np.ndarray, np.nda
                 "and its label, uint8 [H, W]"
             )
     return image, label
-
-
-def _encode(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    PIL.Image.fromarray(array).save(file, "PNG", compress_level=0)
-    return file.getvalue()

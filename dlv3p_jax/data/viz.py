@@ -1,12 +1,11 @@
 """Label maps as people can read them: colours, overlays, palette PNGs, contact sheets. On the host, in NumPy."""
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dlv3p_jax.data import fonts
+from dlv3p_jax.data import fonts, pictures
 
 IGNORED = (255, 255, 255)  # the colour of ignored pixels; no class of `palette` has it
 _INK, _PAPER, _OUTLINE = (20, 20, 20), (246, 246, 246), (150, 150, 150)
@@ -124,9 +123,7 @@ def marks_png(marks: np.ndarray, ignored: np.ndarray, colors: Palette) -> bytes:
     table = [(0, 0, 0), *map(tuple, colors), IGNORED]
     image = Image.fromarray(np.where(ignored, len(table) - 1, marks).astype(np.uint8))
     image.putpalette([value for color in table for value in color])
-    file = io.BytesIO()
-    image.save(file, "PNG", transparency=bytes([0, *[255] * len(colors), 140]))
-    return file.getvalue()
+    return pictures.encode(image, transparency=bytes([0, *[255] * len(colors), 140]))
 
 
 def contact_sheet(

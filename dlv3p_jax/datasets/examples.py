@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import io
 import os
 import pathlib
 import tempfile
@@ -10,12 +9,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from dlv3p_jax.data import labels, ranges
 from dlv3p_jax.data.errors import DatasetError
 from dlv3p_jax.data.example import Example, Pair, Problem, read_pair
 from dlv3p_jax.data.label_map import LabelMap, count_values, parse
+from dlv3p_jax.data.pictures import encode
 from dlv3p_jax.datasets import class_files, image_folder
 from dlv3p_jax.datasets.builder import PictureBuilder
 
@@ -138,10 +137,7 @@ def to_file(value: bytes | np.ndarray) -> bytes:
         return value
     values = value[..., 0] if value.shape[2:] == (1,) else value
     small = values.dtype == bool or values.size and values.min() >= 0 and values.max() <= 255
-    picture = Image.fromarray(values.astype(np.uint8 if small else np.int32))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG" if small else "TIFF")
-    return buffer.getvalue()
+    return encode(values.astype(np.uint8), "PNG") if small else encode(values.astype(np.int32), "TIFF")
 
 
 def _values_as_classes(splits: Collection[Collection[Item]], ignore_label: int, num_classes: int) -> LabelMap:

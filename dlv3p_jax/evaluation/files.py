@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import io
 import json
 import os
 import shlex
@@ -15,6 +14,7 @@ import PIL.Image
 from absl import logging
 from etils import epath
 
+from dlv3p_jax.data.pictures import encode
 from dlv3p_jax.evaluation import bootstrap, metrics, picture_scores
 from dlv3p_jax.evaluation.views import Views
 from dlv3p_jax.runtime import disk_errors, files, sealing
@@ -110,8 +110,6 @@ def write(
     is of. Of several processes that write at once, each writes all before the next. What is overwritten of another
     run's checkpoint is logged.
     """
-    png = io.BytesIO()
-    sheet.save(png, "PNG")
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
         before, now = _report_in(folder / f"{name}.{views}.json"), report | {"run": _run(report, folder.parent)}
@@ -121,10 +119,8 @@ def write(
         now["pictures_sha256"] = picture_scores.write(folder / f"{name}.{views}.npz", pictures)
         text = json.dumps(sealing.seal(now), indent=2) + "\n"
         for stem in (name, f"{name}.{views}"):
-            with files.replacing(folder / f"{stem}.json") as unfinished:
-                unfinished.write_text(text, encoding="utf-8")
-            with files.replacing(folder / f"{stem}.png") as unfinished:
-                unfinished.write_bytes(png.getvalue())
+            files.write(folder / f"{stem}.json", text)
+            files.write(folder / f"{stem}.png", encode(sheet))
 
 
 @contextlib.contextmanager

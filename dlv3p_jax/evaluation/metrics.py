@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dlv3p_jax.runtime import text
+
 
 def confusion_matrix(labels: Array, predictions: Array, num_classes: int, ignore_label: int = 255) -> Array:
     """Counts the pixels of a batch by label and prediction; exact, jittable, for any sharding of batch and height.
@@ -117,14 +119,13 @@ def table(summary: dict, class_names: Sequence[str]) -> str:
     if len(class_names) != len(summary["IoU"]):
         raise ValueError(f"{len(class_names)} class names for {len(summary['IoU'])} classes")
     share = _divide(summary["label_pixels"], summary["label_pixels"].sum())
-    rows = [("class", "IoU %", "Acc %", "labels %")]
+    rows: list[tuple[str, ...]] = [("class", "IoU %", "Acc %", "labels %")]
     columns = (summary["IoU"], summary["class_accuracy"], share)
-    rows += [(name, *map(_percent, scores)) for name, *scores in zip(class_names, *columns, strict=True)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"{name:<{widths[0]}}  " + "  ".join(map(str.rjust, cells, widths[1:])) for name, *cells in rows]
+    rows += [(name, *map(text.percent, scores)) for name, *scores in zip(class_names, *columns, strict=True)]
+    lines = text.table(rows).splitlines()
     lines.insert(1, "-" * len(lines[0]))
     means = {"aAcc": "accuracy", "mIoU": "mIoU", "mAcc": "mean_accuracy", "kappa": "kappa"}
-    lines += [lines[1], "  ".join(f"{name} {_percent(summary[key])}" for name, key in means.items())]
+    lines += [lines[1], "  ".join(f"{name} {text.percent(summary[key])}" for name, key in means.items())]
     return "\n".join(lines)
 
 
@@ -165,7 +166,3 @@ def _divide(numerator, denominator):
 def _mean(values):
     """The mean over the last axis of what is not NaN; NaN if nothing is."""
     return _divide(np.nansum(values, -1), np.count_nonzero(~np.isnan(values), -1))
-
-
-def _percent(fraction):
-    return "n/a" if np.isnan(fraction) else f"{100 * fraction:.2f}"

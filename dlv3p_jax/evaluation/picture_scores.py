@@ -19,7 +19,7 @@ from PIL import Image
 
 from dlv3p_jax.data import viz
 from dlv3p_jax.data.labels import read_label
-from dlv3p_jax.data.pictures import read_rgb
+from dlv3p_jax.data.pictures import encode, read_rgb
 from dlv3p_jax.evaluation import calibration, metrics
 from dlv3p_jax.runtime import disk_errors, files
 from dlv3p_jax.runtime.errors import UserError
@@ -164,7 +164,7 @@ class Collector:
     def finish(self, ids: Sequence[str], shown: Sequence[Shown], palette: viz.Palette) -> PictureScores:
         """All that is kept, of pictures of these `ids`."""
         spread = sorted(self._maybe_typical.intersection(self.predictions))
-        predictions = {index: _encode(viz.label_png(self.predictions[index], palette), "PNG") for index in spread}
+        predictions = {index: encode(viz.label_png(self.predictions[index], palette)) for index in spread}
         found = self.label_probability, self.calibration, self.confused
         return PictureScores(tuple(ids), self.counts, tuple(shown), predictions, *found)
 
@@ -226,8 +226,8 @@ def open_record(record: dict[str, bytes], prediction: np.ndarray) -> tuple[np.nd
 def make_shown(kind: str, index: int, record: dict[str, bytes], prediction: np.ndarray, palette) -> Shown:
     """A picture to look at; see `open_record`."""
     image, *maps = open_record(record, prediction)
-    label_png, prediction_png = (_encode(viz.label_png(pixels, palette), "PNG") for pixels in maps)
-    return Shown(kind, index, _encode(Image.fromarray(image), "JPEG", quality=85), label_png, prediction_png)
+    label_png, prediction_png = (encode(viz.label_png(pixels, palette)) for pixels in maps)
+    return Shown(kind, index, encode(image, "JPEG", quality=85), label_png, prediction_png)
 
 
 def write(path: epath.Path, scores: PictureScores) -> str:
@@ -244,8 +244,7 @@ def write(path: epath.Path, scores: PictureScores) -> str:
     arrays |= {f"kept_{index}": np.frombuffer(data, np.uint8) for index, data in scores.predictions.items()}
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
-    with files.replacing(path) as unfinished:
-        unfinished.write_bytes(file.getvalue())
+    files.write(path, file.getvalue())
     return hashlib.sha256(file.getvalue()).hexdigest()
 
 
@@ -295,9 +294,3 @@ def _shrink(label: Image.Image) -> np.ndarray:
     width = min(label.width, SHOWN_WIDTH)
     height = max(round(label.height * width / label.width), 1)
     return np.asarray(label.resize((width, height), Image.Resampling.NEAREST))
-
-
-def _encode(image: Image.Image, kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()

@@ -5,7 +5,6 @@ report("predict", config, (512, 1024), repeats=5)["programs"][0]["pictures_per_s
 
 import datetime
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -103,17 +102,6 @@ def describe(kind: str, config) -> dict[str, Any]:
         "dataset": config.dataset,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
-
-
-def parse_size(words: Sequence[str]) -> tuple[int, int]:
-    """(height, width) of the words of a flag --size; raises ValueError where they are no such thing."""
-    try:
-        height, width = map(int, words)
-        if min(height, width) < 1:
-            raise ValueError
-    except ValueError:
-        raise ValueError(f"--size={','.join(words)}: give HEIGHT,WIDTH in pixels, with a comma and no blanks") from None
-    return height, width
 
 
 def _evaluations(config, mesh, variables, size) -> list[workloads.Workload]:

@@ -9,12 +9,7 @@ import jinja2
 from etils import epath
 
 from dlv3p_jax import __version__
-from dlv3p_jax.runtime import files
-
-
-def percent(fraction: float, unit: str = "") -> str:
-    """A fraction of 1 in per cent, with `unit` behind; n/a where it is NaN."""
-    return "n/a" if math.isnan(fraction) else f"{100 * fraction:.2f}{unit}"
+from dlv3p_jax.runtime import files, text
 
 
 def _range(bounds) -> str:
@@ -32,16 +27,15 @@ _TEMPLATES = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
 )
-_TEMPLATES.filters |= {"percent": percent, "range": _range, "signed": _signed}
+_TEMPLATES.filters |= {"percent": text.percent, "range": _range, "signed": _signed}
 
 
 def write(path: epath.Path, template: str, **values) -> None:
     """Fills a template of templates/ in and writes the page; it appears whole or not at all."""
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    text = _TEMPLATES.get_template(template).render(values | {"version": __version__, "date": date})
+    page = _TEMPLATES.get_template(template).render(values | {"version": __version__, "date": date})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    files.write(path, page)
 
 
 def data_uri(data: bytes, kind: str) -> str:

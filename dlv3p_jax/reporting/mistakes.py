@@ -8,7 +8,8 @@ import numpy as np
 from dlv3p_jax.data import viz
 from dlv3p_jax.evaluation import calibration, picture_scores
 from dlv3p_jax.evaluation.files import Evaluation
-from dlv3p_jax.reporting import cards, charts, html
+from dlv3p_jax.reporting import cards, charts
+from dlv3p_jax.runtime import text
 
 _LARGEST_MATRIX = 40  # classes; of more, only the most frequent errors are shown
 _CONFUSIONS = 10
@@ -49,7 +50,7 @@ def cells(main: Evaluation) -> dict[str, Any]:
     told = {}
     for cell in picture_scores.largest_errors(main.matrix, main.matrix.size if has_matrix(main) else _CONFUSIONS):
         label, prediction = cell
-        share = html.percent(float(of_label[cell]), " %")
+        share = text.percent(float(of_label[cell]), " %")
         most = zip(*(main.pictures.confused[part][cell].tolist() for part in range(2)), strict=True)
         told[f"{label}-{prediction}"] = {
             "text": f"{names[label]}, predicted as {names[prediction]}: {main.matrix[cell]:,} pixels, {share} of "
@@ -122,7 +123,7 @@ def pictures(main: Evaluation, wrong: Sequence[int]) -> list[dict[str, Any]]:
         pairs = np.stack([label, prediction], -1)[is_wrong & ~ignored]
         kinds, numbers = np.unique(pairs, axis=0, return_counts=True)
         cells = {f"{a}-{b}": n for (a, b), n in zip(kinds.tolist(), numbers.tolist(), strict=True)}
-        what = f"{shown.kind}, own mIoU {html.percent(scores[shown.index], ' %')}"
+        what = f"{shown.kind}, own mIoU {text.percent(scores[shown.index], ' %')}"
         name = main.pictures.ids[shown.index]
         rows.append(cards.card(f"picture-{shown.index}", shown, name, what, layers, cells))
     return rows

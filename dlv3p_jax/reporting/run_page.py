@@ -17,7 +17,7 @@ from dlv3p_jax.data import viz
 from dlv3p_jax.evaluation import bootstrap, files
 from dlv3p_jax.evaluation.files import Evaluation
 from dlv3p_jax.reporting import cards, charts, html, mistakes
-from dlv3p_jax.runtime import configuration, events
+from dlv3p_jax.runtime import configuration, events, text
 
 ABSENT = {
     "nan": "A class in neither labels nor predictions is n/a, and left out of the means.",
@@ -54,7 +54,7 @@ def write_report(
         output,
         "report.html.j2",
         title=f"DeepLabV3+ {_backbone(main)}on {report['dataset']} {report['split']}: "
-        f"mIoU {html.percent(float(main.scores['mIoU']), ' %')}",
+        f"mIoU {text.percent(float(main.scores['mIoU']), ' %')}",
         synthetic=report["synthetic"],
         dataset=report["dataset"],
         split=report["split"],

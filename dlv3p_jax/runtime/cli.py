@@ -3,6 +3,7 @@
 import difflib
 import errno
 import logging as stdlib_logging
+import math
 import os
 import pathlib
 import re
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from absl import app, flags, logging
@@ -143,6 +144,30 @@ def refuse_words(argv: list[str]) -> None:
     """Raises app.UsageError where something is left of a command's arguments (`argv[0]` is its name) beside flags."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: flags are written --name=value, without blanks")
+
+
+def parse_size(flag: str, words: Sequence[str]) -> tuple[int, int]:
+    """(height, width) of the words of a flag; raises ValueError where they are no such thing."""
+    try:
+        height, width = map(int, words)
+        if min(height, width) < 1:
+            raise ValueError
+    except ValueError:
+        message = f"--{flag}={','.join(words)}: give whole numbers, HEIGHT,WIDTH in pixels, without blanks"
+        raise ValueError(message) from None
+    return height, width
+
+
+def parse_scales(words: Sequence[str]) -> tuple[float, ...]:
+    """The numbers of the flag --scales; raises ValueError where they are no scales."""
+    try:
+        scales = tuple(map(float, words))
+        if not scales or not all(0 < scale < math.inf for scale in scales):
+            raise ValueError
+    except ValueError:
+        message = f"--scales={','.join(words)}: give positive numbers, such as 0.75,1.0,1.25, without blanks"
+        raise ValueError(message) from None
+    return scales
 
 
 def required(flag: flags.FlagHolder[Value | None]) -> Value:

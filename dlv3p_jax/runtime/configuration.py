@@ -200,10 +200,7 @@ def to_dict(config) -> dict[str, Any]:
 
 def write(config, path: epath.Path) -> None:
     """Writes the configuration as readable JSON with a seal; the file appears whole or not at all."""
-    with files.replacing(path) as unfinished:
-        unfinished.write_text(
-            json.dumps(sealing.seal(to_dict(config)), indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+    files.write_json(path, sealing.seal(to_dict(config)), sort_keys=True)
 
 
 def read(path: epath.PathLike) -> ml_collections.ConfigDict:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import glob
+import json
 import math
 import os
 import pathlib
@@ -12,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from absl import logging
 from etils import epath
@@ -66,6 +67,17 @@ def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
             elif str(error.filename) == str(unfinished):
                 raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def write(path: epath.PathLike, content: str | bytes) -> None:
+    """Writes a file whole, text as UTF-8; see `replacing`."""
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: epath.PathLike, values: Any, **options: Any) -> None:
+    """The same of values as JSON, with `json.dumps`'s options."""
+    write(path, json.dumps(values, **{"indent": 2} | options) + "\n")
 
 
 def try_to_write(path: epath.PathLike) -> None:

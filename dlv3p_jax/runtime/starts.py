@@ -123,5 +123,4 @@ def _read(workdir: epath.PathLike, newest: int) -> dict[str, Any]:
 
 
 def _write(workdir: epath.PathLike, counted: dict[str, Any]) -> None:
-    with files.replacing(epath.Path(workdir) / NAME) as unfinished:
-        unfinished.write_text(json.dumps(counted) + "\n", encoding="utf-8")
+    files.write_json(epath.Path(workdir) / NAME, counted, indent=None)

@@ -1,5 +1,6 @@
 """Text for people: aligned tables, and errors of libraries in one line."""
 
+import math
 from collections.abc import Sequence
 
 _LONGEST = 400  # characters of an error of a library, which may bring its whole input
@@ -21,6 +22,11 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def percent(fraction: float, unit: str = "") -> str:
+    """A fraction of 1 in per cent, with `unit` behind; n/a where it is NaN."""
+    return "n/a" if math.isnan(fraction) else f"{100 * fraction:.2f}{unit}"
 
 
 def count(number: int, what: str) -> str:

@@ -103,8 +103,7 @@ class _Growing:
         if self._remote:
             self._text, self._is_written = text, False
             return
-        with files.replacing(self._path) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+        files.write(self._path, text)
 
     def append(self, text: str) -> None:
         if self._remote:
@@ -115,8 +114,7 @@ class _Growing:
 
     def flush(self) -> None:
         if not self._is_written and self._text is not None:
-            with files.replacing(self._path) as unfinished:
-                unfinished.write_text(self._text, encoding="utf-8")
+            files.write(self._path, self._text)
             self._is_written = True
 
 

@@ -114,8 +114,7 @@ def _read(workdir: epath.Path) -> dict[str, str]:
 
 
 def _remember(workdir: epath.Path, name: str, run_id: str) -> None:
-    with files.replacing(workdir / RECORD) as unfinished:
-        unfinished.write_text(json.dumps(_read(workdir) | {name: run_id}) + "\n", encoding="utf-8")
+    files.write_json(workdir / RECORD, _read(workdir) | {name: run_id}, indent=None)
 
 
 def _open_wandb(workdir: epath.Path, config) -> _Opened:

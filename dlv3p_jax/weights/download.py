@@ -114,7 +114,7 @@ def _verify(path: pathlib.Path, bounds) -> pathlib.Path:
 def _write_record(path: pathlib.Path, num_bytes: int, sha256: str, url: str | None = None, etag: str | None = None):
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     record = {"url": url, "bytes": num_bytes, "sha256": sha256, "etag": etag, "date": date}
-    receiving.write_json(receiving.beside(path, ".json"), record)
+    files.write_json(receiving.beside(path, ".json"), record)
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -7,18 +7,16 @@
 Its counters of batches serve nothing: they are left out, and zeros on the way back.
 """
 
-import collections
 import functools
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from dlv3p_jax.configs.mmseg import NETWORK
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
-from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS
+from dlv3p_jax.models.resnet import BLOCKS
 from dlv3p_jax.weights import renamed
 from dlv3p_jax.weights.renamed import ConversionError
 
@@ -27,12 +25,6 @@ __all__ += ["num_classes_of", "revert"]
 
 _WHAT = "the model; compare model.backbone, num_classes and the other keys of config.model"
 
-_BATCH_NORM_LEAVES = (
-    ("params/{}/batch_norm/scale", "weight"),
-    ("params/{}/batch_norm/bias", "bias"),
-    ("batch_stats/{}/batch_norm/mean", "running_mean"),
-    ("batch_stats/{}/batch_norm/var", "running_var"),
-)
 _AUXILIARY = "auxiliary_head."  # how the names of its arrays begin
 _CLASSIFIERS = {"decode_head": "decoder", "auxiliary_head": "auxiliary_head"}
 # Our layer, and their convolution and BatchNorm.
@@ -91,29 +83,28 @@ def describe(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> dict[s
     Raises:
         ConversionError: they are not of a DeepLabV3+ with a ResNet.
     """
-    names = (re.fullmatch(r"backbone\.layer(\d+)\.\d+\.conv1\.weight", name) for name in state)
-    blocks = collections.Counter(int(match[1]) for match in names if match)
     bottleneck = "backbone.layer1.0.conv3.weight" in state
-    backbones = [
-        name
-        for name, counts in BLOCKS.items()
-        if tuple(blocks[stage + 1] for stage in range(len(blocks))) == counts and (name in BASIC_BLOCKS) != bottleneck
-    ]
+    backbone, blocks = renamed.backbone_of(state, r"backbone\.layer(\d+)\.\d+\.conv1\.weight", bottleneck)
     widths = [
         len(value) if (value := state.get(f"decode_head.{layer}.weight")) is not None and value.ndim == 4 else 0
         for layer in ("bottleneck.conv", "sep_bottleneck.0.pointwise_conv.conv", "c1_bottleneck.conv")
     ]
     num_classes = num_classes_of(state)
-    if not backbones or not all(widths) or num_classes is None:
+    if num_classes == 1:
+        raise ConversionError(
+            f"{path}: its classifier has one output, whose sigmoid tells two classes apart (out_channels=1). Such a "
+            "head does not convert: train one with out_channels=2"
+        )
+    if backbone is None or not all(widths) or num_classes is None:
         raise ConversionError(
             f"{path}: its arrays are not those of MMSegmentation's DeepLabV3+ with a ResNet of 18, 34, 50, 101 or 152 "
-            f"layers (DepthwiseSeparableASPPHead): it has {sum(blocks.values())} blocks and {len(state)} arrays"
+            f"layers (DepthwiseSeparableASPPHead): it has {blocks} blocks and {len(state)} arrays"
         )
     return {
         "num_classes": num_classes,
-        "model.backbone": backbones[0],
+        "model.backbone": backbone,
         "model.stem": "plain" if "backbone.conv1.weight" in state else "deep",
-        "model.multi_grid": (1,) * BLOCKS[backbones[0]][-1],
+        "model.multi_grid": (1,) * BLOCKS[backbone][-1],
         "model.aspp_channels": widths[0],
         "model.decoder_channels": widths[1],
         "model.low_level_channels": widths[2],
@@ -144,7 +135,7 @@ def convert(state: Mapping[str, np.ndarray], model: DeepLabV3Plus) -> dict:
         state = {name: value for name, value in state.items() if not name.startswith(_AUXILIARY)}
     elif not has_auxiliary_head(state):
         model = model.clone(auxiliary_head=None)
-    return renamed.to_ours(_without_counters(state), _names(model), _WHAT)
+    return renamed.to_ours(renamed.without_counters(state), _names(model), _WHAT)
 
 
 def convert_backbone(state: Mapping[str, np.ndarray], model: DeepLabV3Plus) -> tuple[dict, list[str]]:
@@ -164,7 +155,7 @@ def convert_backbone(state: Mapping[str, np.ndarray], model: DeepLabV3Plus) -> t
     dropped = [name for name in state if name.startswith(("fc.", "head."))]
     names = renamed.below("backbone.", _names(model, part="backbone/"))
     state = {name.removeprefix("backbone."): value for name, value in state.items() if name not in dropped}
-    return renamed.to_ours(_without_counters(state), names, _WHAT), dropped
+    return renamed.to_ours(renamed.without_counters(state), names, _WHAT), dropped
 
 
 def revert(variables: Mapping, model: DeepLabV3Plus, auxiliary_head: bool = True) -> dict[str, np.ndarray]:
@@ -200,14 +191,12 @@ def revert(variables: Mapping, model: DeepLabV3Plus, auxiliary_head: bool = True
             "auxiliary_head.conv_seg.weight": np.zeros((num_classes, channels, 1, 1), np.float32),
             "auxiliary_head.conv_seg.bias": np.zeros(num_classes, np.float32),
             "auxiliary_head.convs.0.conv.weight": np.zeros((channels, inputs, 3, 3), np.float32),
-            **{f"auxiliary_head.convs.0.bn.{leaf}": np.zeros(channels, np.float32) for _, leaf in _BATCH_NORM_LEAVES},
+            **{
+                f"{_AUXILIARY}convs.0.bn.{leaf}": np.zeros(channels, np.float32) for _, leaf in renamed.TORCH_BATCH_NORM
+            },
             "auxiliary_head.convs.0.bn.num_batches_tracked": np.zeros((), np.int64),
         }
     return state
-
-
-def _without_counters(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: value for name, value in state.items() if not name.endswith(".num_batches_tracked")}
 
 
 @functools.lru_cache(maxsize=4)
@@ -217,17 +206,9 @@ def _names(model: DeepLabV3Plus, part: str = "") -> renamed.Names:
         for theirs, ours in _CLASSIFIERS.items()
         for leaf, their_leaf in (("kernel", "weight"), ("bias", "bias"))
     ]
-    auxiliary = [("auxiliary_head/conv", "auxiliary_head.convs.0.conv", "auxiliary_head.convs.0.bn")]
-    pairs = [*_leaves(_backbone_layers(model)), *classifiers[:2], *_leaves(_head_layers(model)), *classifiers[2:]]
-    pairs += _leaves(auxiliary)
-    return renamed.names_of(model, pairs, part=part)
-
-
-def _leaves(layers: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str]]:
-    for ours, conv, batch_norm in layers:
-        yield f"params/{ours}/conv/kernel", f"{conv}.weight"
-        for path, leaf in _BATCH_NORM_LEAVES:
-            yield path.format(ours), f"{batch_norm}.{leaf}"
+    layers = [("auxiliary_head/conv", "auxiliary_head.convs.0.conv", "auxiliary_head.convs.0.bn")]
+    backbone, head, auxiliary = map(renamed.torch_pairs, (_backbone_layers(model), _head_layers(model), layers))
+    return renamed.names_of(model, [*backbone, *classifiers[:2], *head, *classifiers[2:], *auxiliary], part=part)
 
 
 def _backbone_layers(model: DeepLabV3Plus) -> Iterator[tuple[str, str, str]]:

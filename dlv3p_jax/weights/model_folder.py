@@ -54,16 +54,14 @@ def write(folder: epath.PathLike, variables: Variables, config, meta: Mapping[st
     folder.mkdir(parents=True, exist_ok=True)
     arrays = flatten_dict(variables, sep="/")
     data = safetensors.numpy.save(arrays, {_META: json.dumps(dict(meta))})
-    with files.replacing(folder / WEIGHTS) as unfinished:
-        unfinished.write_bytes(data)
+    files.write(folder / WEIGHTS, data)
     config = ml_collections.ConfigDict(config)
     config.data_dir = common.get_config().data_dir
     if config.pretrained is not None and not published.is_name(config.pretrained):
         config.pretrained = None
     configuration.write(config, folder / CONFIG)
     if not (folder / CARD).exists():
-        with files.replacing(folder / CARD) as unfinished:
-            unfinished.write_text(card, encoding="utf-8")
+        files.write(folder / CARD, card)
     return folder
 
 

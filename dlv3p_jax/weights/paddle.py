@@ -4,16 +4,14 @@ state = revert(variables, model)       # {PaddleSeg's name: float32 NumPy array}
 variables = convert(state, model)      # the same bits again
 """
 
-import collections
 import os
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
-from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS
+from dlv3p_jax.models.resnet import BLOCKS
 from dlv3p_jax.weights import renamed
 from dlv3p_jax.weights.pdparams import NAME_TABLE
 from dlv3p_jax.weights.renamed import ConversionError
@@ -63,26 +61,20 @@ def describe(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> dict[s
     Raises:
         ConversionError: there is no such backbone here, or no classifier.
     """
-    names = (re.fullmatch(r"backbone\.bb_(\d+)_\d+\.conv0\._conv\.weight", name) for name in state)
-    blocks = collections.Counter(int(match[1]) for match in names if match)
     bottleneck = "backbone.bb_0_0.conv2._conv.weight" in state
-    backbones = [
-        name
-        for name, counts in BLOCKS.items()
-        if tuple(blocks[stage] for stage in range(len(blocks))) == counts and (name in BASIC_BLOCKS) != bottleneck
-    ]
+    backbone, blocks = renamed.backbone_of(state, r"backbone\.bb_(\d+)_\d+\.conv0\._conv\.weight", bottleneck)
     projection = state.get("head.aspp.conv_bn_relu._conv.bias")
     num_classes = num_classes_of(state)
-    if not backbones or projection is None or num_classes is None:
+    if backbone is None or projection is None or num_classes is None:
         raise ConversionError(
             f"{path}: its arrays are not those of a DeepLabV3P with a ResNet-vd of {', '.join(BLOCKS)}: it has "
-            f"{sum(blocks.values())} blocks and {len(state)} arrays"
+            f"{blocks} blocks and {len(state)} arrays"
         )
     return {
         "num_classes": num_classes,
-        "model.backbone": backbones[0],
+        "model.backbone": backbone,
         "model.aspp_channels": len(projection),
-        "model.multi_grid": (1, 2, 4) if BLOCKS[backbones[0]][-1] == 3 else (1, 1),
+        "model.multi_grid": (1, 2, 4) if BLOCKS[backbone][-1] == 3 else (1, 1),
     }
 
 

@@ -105,7 +105,7 @@ def _receive_once(url: str, part: pathlib.Path, bounds, timeout: float) -> Versi
         with writing(part):  # unbuffered, so that a full disk shows in write() and not in close()
             file = stack.enter_context(open(part, "ab" if offset else "wb", buffering=0))
             if not offset:
-                write_json(beside(part, ".json"), known)
+                files.write_json(beside(part, ".json"), known)
         bar = tqdm(desc=part.stem, total=total, initial=offset, unit="B", unit_scale=True, disable=None)
         progress = stack.enter_context(bar)
         while chunk := response.read1(_CHUNK):
@@ -212,11 +212,6 @@ def writing(path: pathlib.Path):
         raise DownloadError(
             f"{path} cannot be written: {error.strerror or error}. Make room there, or choose another folder"
         ) from error
-
-
-def write_json(path: pathlib.Path, content: dict) -> None:
-    with files.replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def beside(path: pathlib.Path, suffix: str) -> pathlib.Path:

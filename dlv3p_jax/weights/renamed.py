@@ -3,7 +3,9 @@
 Their convolutions are [out, in / groups, height, width], ours [height, width, in / groups, out].
 """
 
-from collections.abc import Iterable, Mapping
+import collections
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -13,8 +15,15 @@ import numpy as np
 from flax import linen as nn
 
 from dlv3p_jax.models import DeepLabV3Plus, variable_shapes
+from dlv3p_jax.models.resnet import BASIC_BLOCKS, BLOCKS
 from dlv3p_jax.runtime.errors import UserError
 
+TORCH_BATCH_NORM = (  # our path of each array of a BatchNorm, and PyTorch's name of it
+    ("params/{}/batch_norm/scale", "weight"),
+    ("params/{}/batch_norm/bias", "bias"),
+    ("batch_stats/{}/batch_norm/mean", "running_mean"),
+    ("batch_stats/{}/batch_norm/var", "running_var"),
+)
 # Their names, in their order -> our path, such as params/decoder/classifier/bias, and their shape.
 Names = dict[str, tuple[str, tuple[int, ...]]]
 
@@ -45,6 +54,33 @@ def check_function(model: DeepLabV3Plus, trained: Mapping[str, Any], only_backbo
     if other := other_function(model, trained, only_backbone):
         keys = " ".join(f"--config.model.{key}={value}" for key, value in other.items())
         raise ConversionError(f"these weights are of a network that computes something else: give {keys}")
+
+
+def backbone_of(names: Iterable[str], block: str, bottleneck: bool) -> tuple[str | None, int]:
+    """The name of our backbone with as many blocks in each stage, None for none, and how many blocks there are.
+
+    Args:
+        names: of arrays.
+        block: a pattern of one name of each block, whose group 1 is the number of its stage.
+        bottleneck: whether the blocks are.
+    """
+    stages = collections.Counter(int(match[1]) for name in names if (match := re.fullmatch(block, name)))
+    counts = tuple(number for _, number in sorted(stages.items()))
+    fitting = (name for name, blocks in BLOCKS.items() if blocks == counts and (name in BASIC_BLOCKS) != bottleneck)
+    return next(fitting, None), stages.total()
+
+
+def without_counters(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """PyTorch's arrays without the steps that BatchNorms have counted, which nothing reads."""
+    return {name: value for name, value in state.items() if not name.endswith(".num_batches_tracked")}
+
+
+def torch_pairs(layers: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str]]:
+    """`names_of`'s pairs of layers: of each our path, and PyTorch's names of its convolution and its BatchNorm."""
+    for ours, conv, batch_norm in layers:
+        yield f"params/{ours}/conv/kernel", f"{conv}.weight"
+        for path, leaf in TORCH_BATCH_NORM:
+            yield path.format(ours), f"{batch_norm}.{leaf}"
 
 
 def names_of(module: nn.Module, pairs: Iterable[tuple[str, str]], scope: str = "", part: str = "") -> Names:

@@ -30,12 +30,6 @@ from dlv3p_jax.weights.renamed import ConversionError
 BACKBONES = tuple(name for name in BLOCKS if name not in BASIC_BLOCKS)
 _WHAT_CONVERTS = "what converts are timm's resnet50d, resnet101d and resnet152d"
 
-_BATCH_NORM_LEAVES = (
-    ("params/{}/batch_norm/scale", "weight"),
-    ("params/{}/batch_norm/bias", "bias"),
-    ("batch_stats/{}/batch_norm/mean", "running_mean"),
-    ("batch_stats/{}/batch_norm/var", "running_var"),
-)
 # Our layer, and timm's convolution and BatchNorm.
 _STEM_LAYERS = (
     ("stem_conv1", "conv1.0", "conv1.1"),
@@ -120,22 +114,14 @@ def convert(state: Mapping[str, np.ndarray], backbone: str) -> tuple[dict, list[
             numbers; all are listed.
     """
     dropped = [name for name in state if name.startswith("fc.")]
-    state = {
-        name: value
-        for name, value in state.items()
-        if name not in dropped and not name.endswith(".num_batches_tracked")  # a counter that nothing reads
-    }
-    return renamed.to_ours(state, _expected(backbone), f"{backbone} ({_WHAT_CONVERTS})"), dropped
+    kept = renamed.without_counters({name: value for name, value in state.items() if name not in dropped})
+    return renamed.to_ours(kept, _expected(backbone), f"{backbone} ({_WHAT_CONVERTS})"), dropped
 
 
 def _expected(backbone: str) -> renamed.Names:
     # Neither the output stride nor the dilations change a shape.
     model = ResNet(BLOCKS[backbone], bottleneck=True, output_stride=8, multi_grid=(1,) * BLOCKS[backbone][-1])
-    pairs = []
-    for layer, conv, batch_norm in _layers(BLOCKS[backbone]):
-        pairs.append((f"params/{layer}/conv/kernel", f"{conv}.weight"))
-        pairs += [(path.format(layer), f"{batch_norm}.{leaf}") for path, leaf in _BATCH_NORM_LEAVES]
-    return renamed.names_of(model, pairs, scope="backbone/")
+    return renamed.names_of(model, renamed.torch_pairs(_layers(BLOCKS[backbone])), scope="backbone/")
 
 
 def _layers(blocks: tuple[int, ...]) -> Iterator[tuple[str, str, str]]:

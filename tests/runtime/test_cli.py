@@ -5,6 +5,10 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
+from dlv3p_jax.runtime import cli
+
 # A run that ends where it begins.
 MAIN = """
 import os, sys
@@ -80,3 +84,17 @@ Other()
         timeout=60,
     )
     assert "Event loop is closed" not in found.stderr and "of another kind" in found.stderr
+
+
+@pytest.mark.parametrize("words", [["32"], ["32", "0"], ["a", "b"], ["1", "2", "3"]])
+def test_sizes_that_are_none_are_refused(words):
+    assert cli.parse_size("unit", ["32", "64"]) == (32, 64)
+    with pytest.raises(ValueError, match=f"--unit={','.join(words)}: give whole numbers, HEIGHT,WIDTH"):
+        cli.parse_size("unit", words)
+
+
+@pytest.mark.parametrize("words", [[], ["x"], ["0"], ["1", "-1"], ["inf"], ["nan"]])
+def test_scales_that_are_none_are_refused(words):
+    assert cli.parse_scales(["0.5", "1"]) == (0.5, 1)
+    with pytest.raises(ValueError, match=f"--scales={','.join(words)}: give positive numbers"):
+        cli.parse_scales(words)
