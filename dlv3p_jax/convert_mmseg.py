@@ -55,6 +55,8 @@ def main(argv: list[str]) -> None:
     if values.weights:
         config, file = config or published.config_of(values.weights), published.fetch(values.weights)
     mmseg_config = pathlib.Path(values.mmseg_config) if values.mmseg_config else None
+    if mmseg_config is not None:
+        mmseg_config.stat()  # that it is missing is told before the weights are read
     write_checkpoint(config, pathlib.Path(file), values.output, mmseg_config)
 
 

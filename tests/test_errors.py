@@ -39,6 +39,7 @@ ROWS = [
     ("flags", "main --checkpoint={workdir}", "--checkpoint goes with --mode=eval"),
     ("flags", "main --config=configs/quickstart.py --mode=eval --tracker=wandb", "--tracker goes with --mode=train"),
     ("flags", "main --flagfile={tmp}/none", "--flagfile={tmp}/none: cannot be read (No such file or directory)"),
+    ("checkpoint", "main --config={data}/x --mode=eval", "x: there is no such file"),
     ("flags", "main word", "unexpected argument 'word': flags are written --name=value"),
     ("flags", "plan --config=configs/voc_r50.py", "plan: give --topology=…, such as --topology=v5e-8"),
     ("flags", "prepare --dataset=voc", "--dataset=voc: choose one of toy_streets, image_folder, cityscapes, voc2012"),
@@ -56,7 +57,7 @@ ROWS = [
         "convert_timm --weights={junk} --backbone=resnet18_vd --output={tmp}/new",
         "choose from resnet50_vd, resnet101_vd",
     ),
-    ("flags", "reproduce voc_r50 --scales=a", "--scales=a: give numbers"),
+    ("flags", "reproduce voc_r50 --scales=a", "--scales=a: give positive numbers"),
     ("flags", "reproduce cityscapes_r5", "give one of cityscapes_r50, "),
     ("config", "main --config.learning_rat=1", "config.learning_rat: no such key: did you mean --config.learn"),
     ("config", "main --config={tmp}/key.py", "config.learning_rat is no key that is known here: did you mean --config"),
@@ -73,6 +74,12 @@ ROWS = [
     ("config", "main --config.model.output_stride=7", "model.output_stride=7: it can be 8 or 16"),
     ("config", "main --config.loss.class_weights=(1.0,2.0)", "class_weights=(1.0, 2.0): give one for each of the 3"),
     ("config", "main --config.loss.class_weights=balance", "='balance': give a number for each class, such as (1.0, 2"),
+    ("config", "main --config.loss.top_k=0", "config.loss: top_k = 0.0: the share of pixels to keep is above 0"),
+    (
+        "config",
+        "main --config.loss.class_weights=(1.0,1.0,-1.0)",
+        "config.loss: class_weights = (1.0, 1.0, -1.0): ",
+    ),
     ("config", "main --config.augment.min_scale=3.0", "augment.min_scale=3.0 and augment.max_scale=2.0 must be"),
     ("config", "main --config.augment.rotation=200.0", "augment.rotation=200.0: give a number from 0 to 180"),
     ("config", "main --config.eval.window=100", "eval.window=(100,): give (height, width) in pixels"),
@@ -283,6 +290,13 @@ def test_a_wrong_command_ends_in_a_line_or_two_that_say_what_to_do(run, places, 
     assert len(said) <= 2 and len(answer.splitlines()) <= 12, answer
     assert "Traceback" not in output
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "run") == ["key.py", "slip.py"]
+
+
+def test_a_workdir_without_a_run_is_named(run, tmp_path):
+    """Whose name may be mistyped: with --config beside it, a new run would begin there."""
+    code, output = run("main", f"--workdir={tmp_path}/run_1", "--mode=eval")
+    assert code == 1 and f"main: --workdir={tmp_path}/run_1 holds no config.json, and so no run" in output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_there_are_at_least_three_of_each_kind():

@@ -62,12 +62,10 @@ def explain(images: Collection[str], labels: Collection[str]) -> str | None:
     (longer, affix), found = max(affixes.items(), key=lambda each: len(each[1]), default=(("", ""), []))
     if alike and len(alike) >= len(found):
         image, label = alike[0]
-        only = (
-            "upper and lower case"
-            if image.casefold() != image or label.casefold() != label
-            else "how letters are coded"
-        )
-        return f"{len(alike)} labels are called like their pictures but for {only} ({label} for {image}): rename them"
+        only, mend = "upper and lower case", "rename them"
+        if unicodedata.normalize("NFC", image) == unicodedata.normalize("NFC", label):
+            only, mend = "how letters are coded", "rename them, as with convmv -r -f utf8 -t utf8 --nfc --notest FOLDER"
+        return f"{len(alike)} labels are called like their pictures but for {only} ({label} for {image}): {mend}"
     of_one = collections.Counter(image for pairs in affixes.values() for image, _ in pairs)
     several = [image for image, count in of_one.items() if count > 1]
     if longer == "labels" and several and len(several) >= len(images) / 2:

@@ -25,6 +25,7 @@ _HOW = "evaluate with python -m dlv3p_jax.main --mode=eval"
 _KEYS = ("dataset", "num_pictures", "seconds", "split")  # and what Evaluation reads
 # What the first versions did not write, and how it was then; None: not known.
 _SINCE: dict[str, Any] = {"absent_class": "nan", "checkpoint": None, "model": None, "version": None}
+_OF_DATA = ("dataset", "class_names", "num_pictures", "label_pixels")
 _TOY = "toy_streets"  # the one data set of then that is synthetic
 _OWN = "."  # in place of its path, so that a workdir may be moved and copied
 
@@ -108,7 +109,7 @@ def write(
 
     The JSON has a seal, the digest of the .npz and the run: '.' where the checkpoint lies in the workdir that `folder`
     is of. Of several processes that write at once, each writes all before the next. What is overwritten of another
-    run's checkpoint is logged.
+    run's checkpoint, or of other data, is logged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
@@ -116,6 +117,10 @@ def write(
         if before is not None and _run(before, folder.parent) != now["run"]:
             values = (before["checkpoint"], now["checkpoint"])
             logging.warning("%s/%s.%s.json was of %s, and is now of %s", folder, name, views, *values)
+        if before is not None and (changed := [key for key in _OF_DATA if before.get(key) not in (None, now.get(key))]):
+            logging.warning(
+                "%s/%s.%s.json was of other data (another %s), which are now replaced", folder, name, views, changed[0]
+            )
         now["pictures_sha256"] = picture_scores.write(folder / f"{name}.{views}.npz", pictures)
         text = json.dumps(sealing.seal(now), indent=2) + "\n"
         for stem in (name, f"{name}.{views}"):
@@ -236,6 +241,7 @@ def _differences(a: Evaluation, b: Evaluation) -> list[str]:
     """What keeps two evaluations of one step from standing side by side."""
     keys = ("dataset", "split", "class_names", "model", "absent_class")
     values = {"run": (a.run, b.run)} | {key: (a.report[key], b.report[key]) for key in keys}
+    values["labels"] = (a.report.get("label_pixels"), b.report.get("label_pixels"))
     return [key for key, (x, y) in values.items() if x != y and None not in (x, y)]
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -115,8 +116,10 @@ def write(outputs: Files, prediction: Prediction, palette: viz.Palette, label_va
         OSError: a file cannot be written; it names the file.
     """
     if outputs.probabilities is not None and prediction.probabilities is not None:
-        with _replacing(outputs.probabilities) as path, path.open("wb") as file:  # np.save would add .npy to a path
-            np.save(file, prediction.probabilities)
+        array = io.BytesIO()
+        np.save(array, prediction.probabilities)  # into a file, it would not say why it could not
+        with _replacing(outputs.probabilities) as path:
+            path.write_bytes(array.getbuffer())
     with _replacing(outputs.overlay) as path:
         parts = (slice(top, top + _OVERLAY_ROWS) for top in range(0, len(prediction.label), _OVERLAY_ROWS))
         overlay = [viz.overlay(prediction.image[rows], prediction.label[rows], palette) for rows in parts]

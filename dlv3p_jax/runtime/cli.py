@@ -216,7 +216,11 @@ def run(main: Callable[[list[str]], None], command: str, in_words: Callable[[Exc
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow only decodes here; with it, it says so at length
     # Without a home folder it says that its list of fonts goes with the process.
     stdlib_logging.getLogger("matplotlib").setLevel(stdlib_logging.ERROR)
-    app.run(answer, flags_parser=make_flags_parser(command))
+    try:
+        app.run(answer, flags_parser=make_flags_parser(command))
+    except KeyboardInterrupt:
+        print(f"\n{command}: interrupted", file=sys.stderr, flush=True)
+        os._exit(130)  # as a shell counts SIGINT; JAX may be compiling, and crashes where Python ends meanwhile
 
 
 def make_flags_parser(command: str) -> Callable[[list[str]], list[str]]:

@@ -34,7 +34,9 @@ class LogFiles:
             logging.get_absl_logger().addHandler(self._handler)
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind, error, _) -> None:
+        if isinstance(error, Exception):  # which the terminal gets too, and a lost one takes away
+            self.say(f"The run ends: {' '.join(str(error).split()) or kind.__name__}")
         logging.get_absl_logger().removeHandler(self._handler)
         if kind is None:
             self.flush()

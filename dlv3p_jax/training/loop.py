@@ -28,6 +28,8 @@ from dlv3p_jax.training.run import Run, check_run, check_values, configure_run, 
 from dlv3p_jax.training.session import Hook, Session
 from dlv3p_jax.weights import checkpoint_reading, checkpoints
 
+_BEFORE_PROFILE = 10  # steps, of which the first are slower
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step, and what is saved."""
@@ -148,9 +150,17 @@ def _train(session: Session, state: steps.TrainState) -> dict[str, Result]:
     """Takes the remaining steps; returns the results of the last state's evaluation."""
     config, mesh, saved = session.run.config, session.run.mesh, session.saved
     first_step, last_step = int(state.step), config.num_train_steps
+    if config.profile_steps and first_step + _BEFORE_PROFILE + config.profile_steps > last_step:
+        logging.warning(
+            "No profile: config.profile_steps=%d after the first %d need more than the %d steps that are left",
+            *(config.profile_steps, _BEFORE_PROFILE, last_step - first_step),
+        )
     batches = _prefetch(mesh, _train_batches(session.run, first_step))
     rng = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
-    train_step = _compile_step(session.run, state, rng, saved.meta["ema_ramps"])
+    # A run that goes on may have evaluated first, after which it leaves through `reached` alone, but where it says so.
+    going_on = lambda: session.describe_saved(first_step) if saved.is_saved(first_step) else None  # noqa: E731
+    with session.told.nothing_to_lose(going_on) if first_step else contextlib.nullcontext():
+        train_step = _compile_step(session.run, state, rng, saved.meta["ema_ramps"])
     board.barrier("compiled")  # gloo, for one, gives the slowest 30 s at their first exchange
     session.watchdog.feed()
 
@@ -160,7 +170,7 @@ def _train(session: Session, state: steps.TrainState) -> dict[str, Result]:
             logdir=session.run.workdir,
             num_profile_steps=config.profile_steps,
             profile_duration_ms=None,
-            first_profile=first_step + 10,
+            first_profile=first_step + _BEFORE_PROFILE,
             every_secs=None,
         )
     meter = progress.Meter(config, session.run.dataset.num_pictures(config.train_split), mesh, **_unlogged(session))

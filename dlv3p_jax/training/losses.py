@@ -3,7 +3,7 @@
 import functools
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -187,11 +187,8 @@ def weighted(config) -> Loss:
         ValueError: see `check_weights`; or the class weights are not `num_classes` numbers of at least 0, or another
             option of the cross-entropy is wrong.
     """
-    settings, ignore_label = config.loss, config.ignore_label
-    options = {key: settings[key] for key in ("class_weights", "average_over", "top_k", *_HARD)}
-    options["class_weights"] = None if settings.class_weights is None else tuple(settings.class_weights)
-    check_weights(settings)
-    _check(config.num_classes, **options)
+    check(config)
+    settings, ignore_label, options = config.loss, config.ignore_label, _options(config.loss)
     functions: dict[str, Callable[..., Array]] = {
         "cross_entropy": functools.partial(cross_entropy, **options),
         "rmi": rmi,
@@ -219,6 +216,22 @@ def auxiliary(config) -> Callable[..., Array]:
         ignore_label=config.ignore_label,
         average_over=config.loss.average_over,
     )
+
+
+def _options(settings) -> dict[str, Any]:
+    """What `config.loss` says of the cross-entropy, as its keyword arguments."""
+    options = {key: settings[key] for key in ("class_weights", "average_over", "top_k", *_HARD)}
+    options["class_weights"] = None if settings.class_weights is None else tuple(settings.class_weights)
+    return options
+
+
+def check(config) -> None:
+    """Raises ValueError, which names the key, where `weighted` can make nothing of a configuration."""
+    check_weights(config.loss)
+    try:
+        _check(config.num_classes, **_options(config.loss))
+    except ValueError as error:
+        raise ValueError(f"config.loss: {error}") from error
 
 
 def check_weights(settings) -> None:

@@ -63,6 +63,7 @@ def check_run(config, dataset: records.Dataset, mesh: Mesh) -> None:
     Raises:
       ValueError: the loss, the scales or the sizes of batches and pictures cannot be used; the message names the key.
     """
+    losses.check(config)
     crop = augment.crop_of(config)
     memory.check_logits(config, mesh)
     sharding.check_micro_batch(mesh, config.batch_size, config.accumulate_steps, crop.size[0])
@@ -177,5 +178,5 @@ def first_state(run: Run, saved: checkpoints.Checkpoints) -> steps.TrainState:
     options = {"xla_backend_optimization_level": 1} if sharding.platform() == "cpu" else None
     variables = jax.jit(lambda: init_variables(config, run.model), compiler_options=options)()
     if found is not None:
-        variables = trained.fit_pretrained(found, variables)
+        variables = trained.fit_pretrained(found, variables, run.dataset.class_names)
     return sharding.replicate(run.mesh, steps.create_train_state(config, variables))

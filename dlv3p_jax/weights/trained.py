@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -193,6 +193,11 @@ def _classes_of(config, meta: Mapping[str, Any]) -> tuple[list[str], np.ndarray]
     return list(names), np.array(palette, np.uint8)
 
 
+def _published_classes(name: str):
+    """Names and colours of what a published model was trained on; None where it is none, or a backbone."""
+    return _classes_of_dataset(published.config_of(name).dataset, "") if name in published.models() else None
+
+
 def _classes_of_dataset(name: str | None, data_dir: str):
     if name is None:
         return None
@@ -220,12 +225,14 @@ def load_foreign(path: epath.PathLike, model: DeepLabV3Plus, allow_new_head: boo
 class Pretrained:
     """Weights as they were found: `variables` of a whole model or of its backbone, and the file or folder they are of.
 
-    `averaged` says whether they are the averaged ones of a checkpoint.
+    `averaged` says whether they are the averaged ones of a checkpoint; `class_names` are those of its classifier, where
+    they are known.
     """
 
     variables: Variables
     path: epath.PathLike
     averaged: bool
+    class_names: Sequence[str] | None
 
 
 def read_pretrained(source: epath.PathLike, model: DeepLabV3Plus) -> Pretrained:
@@ -240,7 +247,9 @@ def read_pretrained(source: epath.PathLike, model: DeepLabV3Plus) -> Pretrained:
     """
     path = resolve(source)
     if path.is_file():
-        return Pretrained(load_foreign(path, model, allow_new_head=True), path, averaged=False)
+        file = foreign.read(path)
+        names, _ = file.classes or _published_classes(str(source)) or (None, None)
+        return Pretrained(foreign.convert(file, model, allow_new_head=True), path, averaged=False, class_names=names)
     variables, averaged = checkpoint_reading.read_model(path)
     config = checkpoint_reading.read_config(path)
     if config is not None and isinstance(model, DeepLabV3Plus):  # another network, of a user's own, has no such keys
@@ -248,16 +257,17 @@ def read_pretrained(source: epath.PathLike, model: DeepLabV3Plus) -> Pretrained:
             renamed.check_function(model, config.model, variables["params"].keys() == {"backbone"})
         except renamed.ConversionError as error:
             raise renamed.ConversionError(f"{path}: {error}") from error
-    return Pretrained(variables, path, averaged)
+    return Pretrained(variables, path, averaged, checkpoint_reading.read_meta(path).get("class_names"))
 
 
-def fit_pretrained(found: Pretrained, fresh: Variables) -> Variables:
+def fit_pretrained(found: Pretrained, fresh: Variables, class_names: Sequence[str] = ()) -> Variables:
     """Weights to start from in the structure of `fresh`; logs what was loaded.
 
     Args:
         found: by `read_pretrained`.
         fresh: freshly initialised variables of the model; the classifier keeps them where `found` has another number of
             classes, and everything but the backbone where it holds nothing else.
+        class_names: of the data that are trained on; where the classifier is taken and is of others, a warning says so.
 
     Raises:
         ValueError: they are of another network; the message says where they differ.
@@ -269,6 +279,12 @@ def fit_pretrained(found: Pretrained, fresh: Variables) -> Variables:
         *(total - len(new), total, found.path, ", the averaged ones" if found.averaged else ""),
         f"; initialised afresh: {_shortened(new)}" if new else "",
     )
+    lines = checkpoint_reading.other_classes({"class_names": found.class_names or class_names}, class_names)
+    if lines and not any("classifier" in name for name in new):
+        logging.warning(
+            "%s was trained with other classes, in number as many, and its classifier is taken for those of now:%s",
+            *(found.path, lines),
+        )
     return variables
 
 

@@ -26,6 +26,7 @@ from dlv3p_jax.datasets.preparing import prepare_dataset
         (["1_sat", "2_sat"], ["1_mask", "2_mask"], ["2 pictures", "_sat", "_mask"]),
         (["DJI_0042", "DJI_0043"], ["dji_0042", "dji_0043"], ["upper and lower case", "dji_0042 for DJI_0042"]),
         (["stra\u00dfe", "m\u00fcll"], ["m\u0075\u0308ll"], ["how letters are coded"]),
+        (["STRA\u00dfE_\u00e9"], ["STRA\u00dfE_e\u0301"], ["how letters are coded", "convmv"]),
         (["a", "b"], ["task-1-annotation-2-by-1-tag-road-0", "task-1-annotation-2-by-1-tag-car-0"], ["Label Studio"]),
         (["a", "b"], ["a_road", "a_car", "b_road", "b_car"], ["2 pictures have several labels", "one file a class"]),
         (["cat"], ["dog"], None),

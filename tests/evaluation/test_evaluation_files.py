@@ -46,3 +46,13 @@ def test_evaluations_that_are_written_at_once_do_not_mix(tmp_path):
         assert Image.open(tmp_path / f"{stem}.png").getpixel((0, 0)) == colors[report["views"]]
     names = {f"{stem}.{kind}" for stem in ("4", "4.plain", "4.flip") for kind in ("json", "png")}
     assert {path.name for path in tmp_path.iterdir()} == names | {"4.plain.npz", "4.flip.npz", ".lock"}
+
+
+def test_what_takes_the_place_of_an_evaluation_of_other_data_is_told(tmp_path, caplog):
+    scores, sheet = picture_scores.PictureScores(("a",), np.zeros((1, 3, 2), np.int32), ()), Image.new("L", (9, 9))
+    report = {"checkpoint": "x", "dataset": "mine", "num_pictures": 1, "label_pixels": [3.0, 1.0]}
+    for changes in ({}, {}, {"label_pixels": [1.0, 3.0]}, {"dataset": "other"}):
+        report |= changes
+        files.write(epath.Path(tmp_path), "4", "plain", report, sheet, scores)
+        said = f"{tmp_path}/4.plain.json was of other data (another {next(iter(changes), None)})"
+        assert (said in caplog.text) == bool(changes)

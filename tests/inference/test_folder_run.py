@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,8 @@ from drawn import draw_picture
 from PIL import Image
 
 from dlv3p_jax import models
-from dlv3p_jax.inference import folder_run, outputs
-from dlv3p_jax.inference.finding import find_pictures
+from dlv3p_jax.inference import folder_run, outputs, predictor
+from dlv3p_jax.inference.finding import Picture, find_pictures
 from dlv3p_jax.runtime import configuration, files, sharding
 from dlv3p_jax.training import steps
 from dlv3p_jax.weights import checkpoint_reading, checkpoints, trained
@@ -174,19 +175,35 @@ def test_what_was_made_otherwise_is_refused_unless_it_may_be_overwritten(load, s
 
 
 def test_a_full_disk_is_told_with_the_file_and_leaves_whole_files_only(load, source, tmp_path, monkeypatch):
-    def fill(file, array):
-        saved.append(file)
+    def fill(path, data):
+        saved.append(path)
         if len(saved) == 3:
-            file.write(b"a part of it")
+            write(path, b"a part of it")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save(file, array)
+        write(path, data)
 
-    save, saved, output = np.save, [], tmp_path / "out"
-    monkeypatch.setattr(np, "save", fill)
+    write, saved, output = pathlib.Path.write_bytes, [], tmp_path / "out"
+    monkeypatch.setattr(pathlib.Path, "write_bytes", fill)
     with pytest.raises(OSError, match="No space left on device: '.*probabilities/3.npy'"):
         predict(load(), source, output, probabilities=True)
     assert names_of(output / "predict.jsonl") == ["0", "2"]
     assert {path.name for path in (output / "probabilities").iterdir()} == {"0.npy", "2.npy"}
+
+
+def test_probabilities_that_do_not_fit_say_so(tmp_path):
+    """And are no fault of their picture: NumPy writes into a file without saying why it could not."""
+    picture = Picture(tmp_path / "a.png", "a")
+    place = outputs.files_of([picture], tmp_path / "out", None, True)["a"]
+    image, probabilities = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32, 2), np.float16)
+    prediction, palette = predictor.Prediction(picture, image, image[..., 0], probabilities), np.zeros((2, 3), np.uint8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*probabilities/a\.npy") as refused:
+            outputs.write(place, prediction, palette, outputs.label_values(2, palette, False, None))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert refused.value.errno == errno.EFBIG
 
 
 def test_a_picture_whose_name_is_too_long_for_its_outputs_costs_only_itself(load, source, tmp_path):

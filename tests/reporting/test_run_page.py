@@ -125,13 +125,14 @@ def test_evaluations_of_something_else_are_left_out_and_named(tmp_path, caplog):
         "class_names": {"class_names": ["road", "dog", "lamp", "absent"]},
         "model": {"model": {"backbone": "resnet18_vd", "output_stride": 16}},
         "absent_class": {"absent_class": "one"},
+        "labels": {"label_pixels": [1.0, 2.0, 3.0, 4.0]},
         "run, dataset, class_names": number | {"checkpoint": "/elsewhere/model", "dataset": "other"},
     }
     write_evaluation(tmp_path, "plain", 4, 0.4)
     write_evaluation(tmp_path, "flip", 4, 0.4, flip=True, checkpoint=f"{tmp_path}/checkpoints/latest/4")
     for index, changes in enumerate(others.values()):
         write_evaluation(tmp_path, f"flip-{index}", 4, 0.4, flip=True, **changes)
-    (tmp_path / "eval" / "4.flip-6.npz").unlink()  # its counts are of four classes
+    (tmp_path / "eval" / "4.flip-7.npz").unlink()  # its counts are of four classes
     run_page.write_report(tmp_path)
     (message,) = [record.getMessage() for record in caplog.records]
     left_out = dict(re.findall(r"(4\.flip-\d\.json) \(another (.*?)\)", message))

@@ -98,3 +98,14 @@ def test_scales_that_are_none_are_refused(words):
     assert cli.parse_scales(["0.5", "1"]) == (0.5, 1)
     with pytest.raises(ValueError, match=f"--scales={','.join(words)}: give positive numbers"):
         cli.parse_scales(words)
+
+
+def test_ctrl_c_ends_a_command_in_a_line():
+    code = """
+import os, signal
+from dlv3p_jax.runtime import cli
+cli.run(lambda argv: os.kill(os.getpid(), signal.SIGINT), "report")
+"""
+    options = {"cwd": pathlib.Path(__file__).resolve().parents[2], "capture_output": True, "text": True}
+    process = subprocess.run([sys.executable, "-c", code], timeout=60, **options)
+    assert (process.returncode, process.stderr) == (130, "\nreport: interrupted\n")

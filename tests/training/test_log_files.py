@@ -57,6 +57,14 @@ def test_what_this_package_logs_meanwhile_is_kept_and_a_run_goes_on_in_it(tmp_pa
     assert lines == ["warning: first", "step 3", "warning: second", "step 3"]
 
 
+def test_what_ends_a_run_is_in_its_log(tmp_path):
+    with pytest.raises(ValueError), log_files.LogFiles(epath.Path(tmp_path)):
+        raise ValueError("step 3 is not finite\nTry a lower learning_rate")
+    assert (
+        (tmp_path / "train.log").read_text().endswith(" The run ends: step 3 is not finite Try a lower learning_rate\n")
+    )
+
+
 def test_a_disk_that_takes_nothing_is_told_with_the_file(tmp_path, limit):
     logs = log_files.LogFiles(epath.Path(tmp_path))
     logs.say("short")

@@ -21,7 +21,7 @@ from dlv3p_jax.data import records
 from dlv3p_jax.evaluation import evaluator, metrics, picture_scores
 from dlv3p_jax.evaluation.views import Views, predict_logits
 from dlv3p_jax.models import build_model
-from dlv3p_jax.runtime import disk_errors, events, sharding
+from dlv3p_jax.runtime import disk_errors, events, preemption, sharding
 from dlv3p_jax.runtime.configuration import ConfigError
 from dlv3p_jax.training import loop
 from dlv3p_jax.training.run import Run, first_state
@@ -231,3 +231,28 @@ def test_scales_that_do_not_fit_are_refused_in_one_line_before_anything_is_compi
         loop.train_and_evaluate(make_config(data_dir, **{"augment.scale_step": 0.4}), tmp_path)
     assert str(stopped.value).startswith("augment.scale_step=0.4 does not divide the range")
     assert "Compiling" not in caplog.text and "\n" not in str(stopped.value)
+
+
+def test_a_run_that_has_evaluated_first_may_leave_at_once_while_it_compiles(data_dir, tmp_path, monkeypatch, caplog):
+    """As one that was killed while it evaluated: from then on it leaves where it asks, but compiling is long."""
+
+    class Stopped(Exception):
+        pass
+
+    def compile_step(*_):
+        said.append(told._whole())
+        raise Stopped
+
+    def stop(step, scalars, state):
+        if "eval/mIoU" in scalars:
+            raise Stopped
+
+    config, said, told = make_config(data_dir, eval_every_steps=2), [], preemption.Preemption()
+    with pytest.raises(Stopped):
+        loop.train_and_evaluate(config, tmp_path, hooks=[stop])
+    monkeypatch.setattr(loop, "_compile_step", compile_step)
+    config.profile_steps = 1000
+    with pytest.raises(Stopped):
+        loop.train_and_evaluate(config, tmp_path, told)
+    assert re.match("step 2 is saved in .*, and the same command goes on", said[0]), said
+    assert "No profile: config.profile_steps=1000 after the first 10 need more" in caplog.text

@@ -96,6 +96,21 @@ def classes_of(folder, config, meta=None):
     return loaded.class_names, loaded.palette
 
 
+def test_a_classifier_of_other_classes_is_taken_with_a_warning(tmp_path, caplog):
+    """As where a line of classes.txt has moved: as many classes, and each is another."""
+    config = make_config(num_classes=3)
+    meta = checkpoint_reading.describe_classes(["cat", "dog", "mouse"], [[0] * 3] * 3, 255)
+    save_checkpoint(tmp_path / "a", config, meta)
+    found = trained.read_pretrained(tmp_path / "a", build_model(config))
+    for names, told in ((["cat", "dog", "mouse"], False), (["dog", "mouse", "cat"], True)):
+        trained.fit_pretrained(found, draw_variables(config), names)
+        assert ("class 0: 'cat' then, 'dog' now" in caplog.text) == told
+    caplog.clear()
+    fresh = draw_variables(make_config(num_classes=4))
+    trained.fit_pretrained(found, fresh, ["dog", "mouse", "cat", "horse"])
+    assert "then" not in caplog.text  # its classifier starts afresh
+
+
 def test_classes_are_named_by_the_checkpoint_or_the_data_set_or_numbered(data_dir, tmp_path):
     config = make_config({"dataset": "image_folder", "data_dir": str(data_dir)}, num_classes=3)
     assert classes_of(tmp_path / "a", config)[0] == ("floor", "wall", "lamp")
