@@ -96,7 +96,7 @@ def to_eight_bits(name: str, values: np.ndarray, picture_range: ranges.Range | N
     """Values of more than 8 bits as uint8, by a range; raises DatasetError where it is not known."""
     if picture_range is None:
         raise DatasetError(
-            f"{name}: values of 32 bits have no known range; say which become black and white with "
+            f"{name}: values of the type {values.dtype} have no known range; say which become black and white with "
             "--picture_range=LOW,HIGH, or save it with 8 or 16 bits"
         )
     return ranges.stretch(values, picture_range)

@@ -174,7 +174,8 @@ def _find_global(name: str, dialect: Dialect) -> Global | Unread:
     if name not in dialect.names:
         raise WeightsFileError(
             f"asks for {shown(name.replace(' ', '.', 1))}, which no weights need. It was not run. "
-            "The file may be made to do harm: do not trust it"
+            "The file may be made to do harm: do not trust it. If it is your own, save its weights alone, with "
+            "torch.save({'state_dict': model.state_dict()}, PATH)"
         )
     return Global(dialect.names[name])
 

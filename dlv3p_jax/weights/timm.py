@@ -66,7 +66,7 @@ def load_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
                 "download the model.safetensors that the Hugging Face hub has beside it"
             ) from error
         raise ValueError(f"{path} is no safetensors file, or is damaged: {error}") from error
-    except TypeError as error:  # a type that NumPy does not have
+    except (TypeError, AttributeError) as error:  # a type that NumPy does not have
         raise ValueError(f"{path} holds arrays that cannot be read ({error}): save them as float32") from error
 
 

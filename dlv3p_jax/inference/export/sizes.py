@@ -29,7 +29,7 @@ def evaluated_at(config) -> tuple[tuple[int, int], str]:
     except ImportError as error:
         raise ValueError(f"{ASK} (its data set would tell, but {error})") from error
     except DatasetError as error:
-        raise ValueError(f"{ASK} (its data set would tell, but: {text.first_line(error)})") from error
+        raise ValueError(f"{ASK} (its data set would tell, but: {text.one_line(error)})") from error
     [(size, _)] = counts
     origin = f"the most frequent of {config.dataset} {config.eval_split}"
     if config.eval.resize is None:
