@@ -43,13 +43,13 @@ def settings(text: str) -> dict[str, Any]:
     values = _read(text)
     model = _dict(values, "model")
     backbone, head = _dict(model, "backbone"), _dict(model, "decode_head")
-    if "_base_" in values and "type" not in head:
+    if ("_base_" in values or "read_base" in text) and "type" not in head:
         raise NoConfig("it stands on other files (_base_): give the config of the work_dir, which is whole")
-    if head.get("type") != "DepthwiseSeparableASPPHead":
-        raise ValueError(f"its decode_head is {head.get('type')!r}, and no DepthwiseSeparableASPPHead")
+    if _type(head) != "DepthwiseSeparableASPPHead":
+        raise ValueError(f"its decode_head is {_type(head)!r}, and no DepthwiseSeparableASPPHead")
     for name, part in (("backbone", backbone), ("decode_head", head)):
         norm = _dict(part, "norm_cfg")
-        if norm.get("type", "BN") not in _NORMS or norm.get("eps", 1e-5) != 1e-5:
+        if norm and _type(norm) not in _NORMS or norm.get("eps", 1e-5) != 1e-5:
             raise ValueError(f"its {name} has norm_cfg={norm}: what converts is BatchNorm with eps=1e-5")
     found = _backbone(backbone) | _normalization(values)
     found["model.align_corners"] = found["eval.align_corners"] = bool(head.get("align_corners", False))
@@ -66,8 +66,8 @@ def settings(text: str) -> dict[str, Any]:
 
 
 def _backbone(backbone: Mapping[str, Any]) -> dict[str, Any]:
-    if backbone.get("type") not in ("ResNet", "ResNetV1c"):
-        raise ValueError(f"its backbone is {backbone.get('type')!r}: what converts are ResNet and ResNetV1c")
+    if _type(backbone) not in ("ResNet", "ResNetV1c"):
+        raise ValueError(f"its backbone is {_type(backbone)!r}: what converts are ResNet and ResNetV1c")
     strides, dilations = backbone.get("strides", (1, 2, 2, 2)), backbone.get("dilations", (1, 1, 1, 1))
     if strides not in _DILATIONS:
         raise ValueError(f"its backbone has the strides {strides}: what converts has an output stride of 8 or 16")
@@ -93,7 +93,7 @@ def _backbone(backbone: Mapping[str, Any]) -> dict[str, Any]:
 
 def _normalization(values: Mapping[str, Any]) -> dict[str, Any]:
     """`model.mean` and `model.std`, of data_preprocessor in version 1 and of Normalize or img_norm_cfg in version 0."""
-    normalize = (step for step in _test_steps(values) if step.get("type") == "Normalize")
+    normalize = (step for step in _test_steps(values) if _type(step) == "Normalize")
     places = (_dict(_dict(values, "model"), "data_preprocessor"), _dict(values, "data_preprocessor"))
     given = next(filter(None, (*places, *normalize, _dict(values, "img_norm_cfg"))), {})
     for key in ("bgr_to_rgb", "to_rgb"):
@@ -121,15 +121,15 @@ def _test_steps(values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def _test_size(values: Mapping[str, Any]) -> dict[str, Any]:
     """What pictures are resized to fit before they are tested: (width, height) there, of version 1 and of version 0."""
     steps = list(_test_steps(values))
-    if unusual := sorted({str(step.get("type")) for step in steps} - _USUAL_STEPS):
+    if unusual := sorted({_type(step) for step in steps} - _USUAL_STEPS):
         logging.warning("Its test has steps that are not done here: %s", ", ".join(unusual))
-    resizing = [step for step in steps if step.get("type") == "Resize" or "img_scale" in step]
+    resizing = [step for step in steps if _type(step) == "Resize" or "img_scale" in step]
     sizes = [step[key] for step in resizing for key in ("scale", "img_scale") if key in step]
     sizes = [size for size in sizes if isinstance(size, tuple) and len(size) == 2 and all(map(_is_side, size))]
     if not sizes:
         return {}
     # Of a Resize of version 1, which has the size itself, it is False by default.
-    keeps_ratio = all(step.get("keep_ratio", "scale" not in step) for step in resizing if step.get("type") == "Resize")
+    keeps_ratio = all(step.get("keep_ratio", "scale" not in step) for step in resizing if _type(step) == "Resize")
     if not keeps_ratio:
         logging.warning(
             "Its test makes every picture %s (width, height), without keep_ratio=True; here pictures keep their shape, "
@@ -142,6 +142,11 @@ def _test_size(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_side(value: Any) -> bool:
     return isinstance(value, int) and value > 0
+
+
+def _type(part: Mapping[str, Any]) -> str:
+    """The name of a class, without the package that some configs have before it."""
+    return str(part.get("type")).rpartition(".")[2]
 
 
 def _dict(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -164,12 +169,12 @@ def _read(text: str) -> dict[str, Any]:
 
 
 def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
-    """A literal, a `dict(...)` or what a name was set to; None for all else."""
+    """A literal, a `dict(...)` or what a name was set to, and of a class, its name; None for all else."""
     match node:
         case ast.Constant():
             return node.value
         case ast.Name():
-            return values.get(node.id)
+            return values.get(node.id, node.id)
         case ast.UnaryOp(ast.USub(), ast.Constant(int() | float() as number)):
             return -number
         case ast.List() | ast.Tuple():

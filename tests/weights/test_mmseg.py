@@ -230,6 +230,7 @@ def test_a_config_is_read_and_not_run(tmp_path, monkeypatch):
         "x" * 2_000_000: "is no config",
         "_base_ = 'x.py'": "give the config of the work_dir",
         "model = dict(decode_head=dict(type='FCNHead'))": "'FCNHead'",
+        "with read_base():\n    from .x import *\nmodel = dict(test_cfg=dict())": "give the config of the work_dir",
         "_base_ = 'x.py'\nmodel = dict(decode_head=dict(num_classes=3))": "give the config of the work_dir",
         CONFIG.replace("(1, 2, 2, 1)", "(1, 2, 2, 2)"): "strides",
         CONFIG.replace("(1, 1, 1, 2)", "(1, 1, 1, 1)"): r"the dilations \(1, 1, 1, 1\) with the strides",
@@ -253,6 +254,11 @@ def test_what_arrays_do_not_show_is_that_of_mmsegmentation_where_a_config_leaves
         False,
     )
     assert not {"model.mean", "model.std", "eval.resize"} & set(found)
+    for kind in (
+        "'mmseg.models.DepthwiseSeparableASPPHead'",
+        "DepthwiseSeparableASPPHead",
+    ):  # of MMEngine's newer configs
+        assert mmseg_config.settings(text.replace("HEAD", f"dict(type={kind})")) == found
 
 
 @pytest.mark.parametrize(
