@@ -145,8 +145,7 @@ def _predict(
     changes: dict[str, Any], pictures: list[finding.Picture], videos: list[str], output: pathlib.Path
 ) -> list[Problem]:
     """Predicts and writes everything that can be, says where, and returns what could not."""
-    from dlv3p_jax.inference import folder_run, outputs
-    from dlv3p_jax.runtime import sharding
+    from dlv3p_jax.inference import folder_run
     from dlv3p_jax.weights import trained  # JAX: wrong flags do not wait for it
 
     picture_range = ranges.parse(_PICTURE_RANGE.value)
@@ -162,14 +161,24 @@ def _predict(
     tiffs = [picture for picture in pictures if picture.path.suffix.lower() in suffixes]
     pictures = [picture for picture in pictures if picture.path.suffix.lower() not in suffixes]
     problems: list[Problem] = []
+    if pictures:
+        problems = _predict_pictures(loaded, pictures, output)
     if videos or tiffs:
         with folder_run.alone_in(output):
-            problems = _predict_streams(loaded, videos, tiffs, output)
-    if not pictures:
-        return problems
+            problems += _predict_streams(loaded, videos, tiffs, output)
+    return problems
+
+
+def _predict_pictures(
+    loaded: "trained.TrainedModel", pictures: list[finding.Picture], output: pathlib.Path
+) -> list[Problem]:
+    """What is read and written whole."""
+    from dlv3p_jax.inference import folder_run, outputs
+    from dlv3p_jax.runtime import sharding
+
     # The mesh is of the machine: that of the checkpoint's config.json is of the one that trained.
     sizes = () if _CONFIG.value is None else (loaded.config.mesh.data, loaded.config.mesh.space)
-    pixels, unpredicted = folder_run.write_predictions(
+    pixels, problems = folder_run.write_predictions(
         loaded,
         pictures,
         sharding.make_mesh(*sizes),
@@ -179,13 +188,13 @@ def _predict(
         probabilities=_PROBABILITIES.value,
         overwrite=_OVERWRITE.value,
     )
-    if len(unpredicted) < len(pictures):
+    if len(problems) < len(pictures):
         _print_shares(pixels, loaded.class_names, loaded.palette)
-        print(text.count(len(pictures) - len(unpredicted), "picture"))
+        print(text.count(len(pictures) - len(problems), "picture"))
         print(f"labels: {output / outputs.label_folder(_SUBMISSION.value)}\noverlays: {output / 'overlays'}")
         if _PROBABILITIES.value:
             print(f"probabilities: {output / 'probabilities'}")
-    return problems + unpredicted
+    return problems
 
 
 def _predict_streams(

@@ -114,6 +114,10 @@ def _files(folder: pathlib.Path, splits: Sequence[str]) -> dict[str, pathlib.Pat
     return files
 
 
+_SIDES = ("height", "width")
+_KINDS = {"file_name": (str, "a path")} | dict.fromkeys(_SIDES, ((int, float), "pixels"))
+
+
 def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -127,8 +131,17 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     keys = {"images": ("id", "file_name", "height", "width"), "categories": ("id", "name")}
     for group, wanted in (*keys.items(), ("annotations", ("id", "image_id", "category_id"))):
         for number, entry in enumerate(content[group]):
-            if lacking := [key for key in wanted if key not in entry]:
-                raise DatasetError(f'{path}: {group}[{number}] has no "{lacking[0]}"')
+            if not isinstance(entry, dict):
+                raise DatasetError(f"{path}: {group}[{number}] is {entry!r}, and no object")
+            for key in wanted:
+                if key not in entry:
+                    raise DatasetError(f'{path}: {group}[{number}] has no "{key}"')
+                kind, words = _KINDS.get(key, ((int, str), "a whole number or a name"))
+                if not isinstance(entry[key], kind) or (key in _SIDES and not 1 <= entry[key] < 2**31):
+                    raise DatasetError(f'{path}: {group}[{number}] has the "{key}" {entry[key]!r}: give {words}')
+        ids = [entry["id"] for entry in content[group]]
+        if group != "annotations" and (len(set(ids)) < len(ids) or len(set(map(type, ids))) > 1):
+            raise DatasetError(f'{path}: "id" of "{group}": each has one of its own, all numbers or all names')
     return content
 
 

@@ -136,6 +136,10 @@ def to_file(value: bytes | np.ndarray) -> bytes:
     if isinstance(value, bytes):
         return value
     values = value[..., 0] if value.shape[2:] == (1,) else value
+    if values.dtype.kind not in "bui":
+        raise ValueError(f"its values are {values.dtype}, and no integers")
+    if values.size and not -(2**31) <= values.min() <= values.max() < 2**31:
+        raise ValueError(f"its values, {values.min()} to {values.max()}, are too large")
     small = values.dtype == bool or values.size and values.min() >= 0 and values.max() <= 255
     return encode(values.astype(np.uint8), "PNG") if small else encode(values.astype(np.int32), "TIFF")
 

@@ -42,16 +42,47 @@ def draw(objects: Sequence[tuple[int, Outline]], size: tuple[int, int], backgrou
 
 def _run_lengths(mask, outline: Outline, height: int, width: int):
     if not isinstance(outline, Mapping):
+        if not all(isinstance(polygon, list | tuple) for polygon in outline):
+            raise ValueError("give a list of polygons, each a list of x and y of its points")
         if not outline or any(len(polygon) < 6 or len(polygon) % 2 for polygon in outline):
             raise ValueError("a polygon has at least three points, x and y of each")
+        for points in (np.reshape(np.array(polygon, float), (-1, 2)) for polygon in outline):
+            # pycocotools walks along outlines: far ones fill the memory, and some crash it.
+            far = ~(np.abs(points / (width, height) - 0.5) <= 1.5).all(1)
+            if far.any():
+                x, y = points[far][0]
+                raise ValueError(f"a point at x={x:g}, y={y:g} is far outside of the picture, {width}x{height}")
         return mask.merge(mask.frPyObjects([list(map(float, polygon)) for polygon in outline], height, width))
     if list(outline["size"]) != [height, width]:
         raise ValueError(f"its run lengths are of size {list(outline['size'])}, the picture is {[height, width]}")
     counts = outline["counts"]
     if isinstance(counts, str | bytes):
-        found = dict(outline)
-        mask.decode(found)  # which raises ValueError where they do not add up
-        return found
+        counts = _unpacked(counts if isinstance(counts, bytes) else counts.encode())
+    if not all(isinstance(count, int) for count in counts):
+        raise ValueError("its run lengths are no integers")
     if min(counts, default=0) < 0 or sum(counts) != height * width:
         raise ValueError(f"its run lengths add up to {sum(counts)}, the picture has {height * width} pixels")
-    return mask.frPyObjects(dict(outline), height, width)
+    return mask.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
+
+
+def _unpacked(packed: bytes) -> list[int]:
+    """COCO's packed run lengths: digits of 5 bits, the lowest first, of differences to the last but one.
+
+    pycocotools reads beyond the end of what is cut short.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for byte in packed:
+        digit = byte - 48
+        if not 0 <= digit < 64:
+            raise ValueError("its run lengths are no packed ones")
+        value |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            if digit & 16:
+                value -= 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("its run lengths are cut short")
+    return counts

@@ -127,8 +127,11 @@ class _Read:
             if not words:
                 continue
             try:
-                index, *points = [int(words[0]), *map(float, words[1:])]
-            except ValueError as error:
+                number_of_class, *points = map(float, words)
+                index = int(number_of_class)
+                if index != number_of_class:
+                    raise ValueError(f"class {words[0]}")
+            except (ValueError, OverflowError) as error:
                 raise DatasetError(f"{where}: write a class and x1 y1 x2 y2 …, numbers ({error})") from error
             if len(points) == 4:
                 raise DatasetError(f"{where}: a box, of which no outline can be made; label objects by polygons")
@@ -136,10 +139,8 @@ class _Read:
                 raise DatasetError(f"{where}: {len(points)} numbers after the class; x and y of three points or more")
             if not 0 <= index < self.num_classes - 1:
                 raise DatasetError(f'{where}: class {index} is not among the {self.num_classes - 1} "names"')
-            if not -0.01 <= min(points) <= max(points) <= 1.01:
-                raise DatasetError(
-                    f"{where}: {min(points):g} to {max(points):g}; give shares of width and height, 0 to 1"
-                )
+            if outside := [point for point in points if not -0.01 <= point <= 1.01]:  # NaN is, too
+                raise DatasetError(f"{where}: {outside[0]:g}; give shares of width and height, 0 to 1")
             scaled = np.reshape(points, (-1, 2)) * (size[1], size[0])
             objects.append((index + (self.background == 0), [scaled.ravel().tolist()]))
         return outlines.draw(objects, size, self.background)

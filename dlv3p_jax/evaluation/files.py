@@ -111,6 +111,7 @@ def write(
     is of. Of several processes that write at once, each writes all before the next. What is overwritten of another
     run's checkpoint, or of other data, is logged.
     """
+    png = encode(sheet)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
         before, now = _report_in(folder / f"{name}.{views}.json"), report | {"run": _run(report, folder.parent)}
@@ -125,7 +126,7 @@ def write(
         text = json.dumps(sealing.seal(now), indent=2) + "\n"
         for stem in (name, f"{name}.{views}"):
             files.write(folder / f"{stem}.json", text)
-            files.write(folder / f"{stem}.png", encode(sheet))
+            files.write(folder / f"{stem}.png", png)
 
 
 @contextlib.contextmanager
@@ -241,7 +242,8 @@ def _differences(a: Evaluation, b: Evaluation) -> list[str]:
     """What keeps two evaluations of one step from standing side by side."""
     keys = ("dataset", "split", "class_names", "model", "absent_class")
     values = {"run": (a.run, b.run)} | {key: (a.report[key], b.report[key]) for key in keys}
-    values["labels"] = (a.report.get("label_pixels"), b.report.get("label_pixels"))
+    if a.report["split"] == b.report["split"] and a.report["dataset"] == b.report["dataset"]:
+        values["labels"] = (a.report.get("label_pixels"), b.report.get("label_pixels"))
     return [key for key, (x, y) in values.items() if x != y and None not in (x, y)]
 
 

@@ -28,7 +28,7 @@ OUTPUTS = (
     DOWNLOADS,
 )  # what predict makes in its folder of outputs
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
-RECORD = "predict.jsonl"  # and what it keeps there of them, see `folder_run`
+RECORD = "predict.jsonl"  # and what it keeps there of them, see `folder_record`
 
 
 @dataclasses.dataclass(frozen=True)

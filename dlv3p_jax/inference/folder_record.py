@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
 import numpy as np
@@ -21,12 +21,14 @@ from dlv3p_jax.inference.finding import RECORD
 from dlv3p_jax.runtime import configuration, files, sealing
 from dlv3p_jax.weights.trained import TrainedModel
 
+_OF_A_STREAM = "./"  # before the names of videos and rasters, as before that of no picture
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """A picture whose outputs are written: `Picture.name`, its file as it was then, and the pixels of each class.
 
-    Of a video or a raster, the name is the path of what was written, within the folder.
+    Of a video or a raster, the name is the path of what was written, within the folder, as ./videos/a.mp4.
     """
 
     name: str
@@ -70,43 +72,58 @@ class Ledger:
     """
 
     def __init__(self, output: pathlib.Path, how: dict[str, Any], overwrite: bool):
-        """Begins or goes on with the record of `output`.
+        """Reads the record of `output`, if there is one.
 
         Args:
-            output: the folder, which is made.
+            output: the folder.
             how: what `describe` gave.
             overwrite: make everything again, whatever is there and however it was made.
 
         Raises:
             ValueError: the record is of predictions made otherwise, or damaged.
         """
-        self._output, self._overwrite = output, overwrite
-        self._had_record = (output / RECORD).exists()
-        output.mkdir(parents=True, exist_ok=True)
+        self._output, self._how, self._overwrite = output, how, overwrite
         self._entries = entries_before(output, how, overwrite)
-        write_record(output, how, self._entries.values())
+        self._now: dict[pathlib.Path, Entry] = {}
 
-    def pixels_of(self, target: pathlib.Path, source: str | os.PathLike) -> np.ndarray | None:
-        """How many pixels of each class, int64 `[C]`, a file or folder has that need not be made; None: make it.
+    def begin(self, sources: Mapping[pathlib.Path, str | os.PathLike]) -> dict[pathlib.Path, np.ndarray]:
+        """Looks at all targets before any is made, and writes the record anew.
+
+        Args:
+            sources: by what they are to be made into, a file, or the folder of a video's frames.
+
+        Returns:
+            How many pixels of each class, int64 `[C]`, those have that need not be made.
 
         Raises:
-            ValueError: it is there, made of another source or by nothing that is known.
+            ValueError: one is there, made of another source or by nothing that is known.
         """
-        if self._overwrite or not target.exists():
-            return None
-        if not self._had_record:
-            raise ValueError(of_unknown_origin(target, self._output))
-        name = target.relative_to(self._output).as_posix()
-        before = self._entries.get(name)
-        if before is None or not is_done(entry_of(name, source), before, target):
-            return None
-        return np.array(before.pixels, np.int64)
+        done = {}
+        for target, source in sources.items():
+            name = _OF_A_STREAM + target.relative_to(self._output).as_posix()
+            now, before = entry_of(name, source), self._entries.get(name)
+            self._now[target] = now
+            if self._overwrite or not target.exists():
+                continue
+            if is_done(now, before, target):
+                done[target] = np.array(self._entries[name].pixels, np.int64)
+            elif before is None and not target.is_dir():  # a killed run leaves frames
+                raise ValueError(of_unknown_origin(target, self._output))
+        self._output.mkdir(parents=True, exist_ok=True)
+        write_record(self._output, self._how, self._entries.values())
+        return done
 
-    def add(self, target: pathlib.Path, source: str | os.PathLike, pixels: np.ndarray) -> None:
-        """Says that something is whole, with its pixels of each class."""
-        entry = entry_of(target.relative_to(self._output).as_posix(), source)
+    def add(self, target: pathlib.Path, pixels: np.ndarray) -> None:
+        """Says that a target is whole, with its pixels of each class."""
+        entry = dataclasses.replace(self._now[target], pixels=tuple(pixels.tolist()))
+        self._entries[entry.name] = entry
         with (self._output / RECORD).open("a", encoding="utf-8") as record:
-            add(record, dataclasses.replace(entry, pixels=tuple(pixels.tolist())))
+            add(record, entry)
+
+
+def are_of_streams(entries: Mapping[str, Entry]) -> bool:
+    """Whether all of a record's entries, and there are some, are of videos and rasters."""
+    return bool(entries) and all(name.startswith(_OF_A_STREAM) for name in entries)
 
 
 def entry_of(name: str, path: str | os.PathLike) -> Entry:
@@ -130,7 +147,7 @@ def is_done(now: Entry, before: Entry | None, target: pathlib.Path) -> bool:
 
 def of_unknown_origin(there: pathlib.Path, output: pathlib.Path) -> str:
     return (
-        f"{there} is there already, and without {output / RECORD} nothing says that predict wrote it: give another "
+        f"{there} is there already, and nothing in {output / RECORD} says that predict wrote it: give another "
         "--output, or --overwrite to write over it"
     )
 
@@ -150,7 +167,7 @@ def read_record(output: pathlib.Path, how: dict[str, Any]) -> dict[str, Entry]:
 
     Args:
         output: the folder.
-        how: what `_describe` gave.
+        how: what `describe` gave.
 
     Raises:
         ValueError: it is of predictions made otherwise, or the file is no such record, or damaged.

@@ -104,7 +104,7 @@ def _write_alone(
     num_classes = len(trained.class_names)
     before = folder_record.entries_before(output, how, overwrite)
     now = {picture.name: folder_record.entry_of(picture.name, picture.path) for picture in pictures}
-    if not (overwrite or (output / RECORD).exists()):
+    if not overwrite and (not (output / RECORD).exists() or folder_record.are_of_streams(before)):
         there = next((path for place in places.values() for path in place.paths() if path.exists()), None)
         if there is not None:
             raise ValueError(folder_record.of_unknown_origin(there, output))

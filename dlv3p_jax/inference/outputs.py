@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -116,10 +115,11 @@ def write(outputs: Files, prediction: Prediction, palette: viz.Palette, label_va
         OSError: a file cannot be written; it names the file.
     """
     if outputs.probabilities is not None and prediction.probabilities is not None:
-        array = io.BytesIO()
-        np.save(array, prediction.probabilities)  # into a file, it would not say why it could not
-        with _replacing(outputs.probabilities) as path:
-            path.write_bytes(array.getbuffer())
+        array = np.ascontiguousarray(prediction.probabilities)
+        with _replacing(outputs.probabilities) as path, path.open("wb") as file:
+            # What np.save does, which does not say why it cannot write into a file.
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+            file.write(array.data)
     with _replacing(outputs.overlay) as path:
         parts = (slice(top, top + _OVERLAY_ROWS) for top in range(0, len(prediction.label), _OVERLAY_ROWS))
         overlay = [viz.overlay(prediction.image[rows], prediction.label[rows], palette) for rows in parts]

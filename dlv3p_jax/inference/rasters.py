@@ -47,18 +47,19 @@ def write_all(
     except ImportError as error:
         raise ValueError("--geotiff needs rasterio: pip install 'dlv3p_jax[geo]'") from error
     pixels, problems = np.zeros(len(segmenter.classes), np.int64), []
-    for picture in pictures:
-        target = output / "geotiffs" / f"{picture.name}.tif"
+    targets = {output / "geotiffs" / f"{picture.name}.tif": picture for picture in pictures}
+    there = ledger.begin({target: picture.path for target, picture in targets.items()})
+    for target, picture in targets.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         files.remove_unfinished(target.parent)
-        if (there := ledger.pixels_of(target, picture.path)) is not None:
+        if target in there:
             logging.info("%s is there already: --overwrite makes it anew", target)
-            pixels += there
+            pixels += there[target]
             continue
         try:
             with files.replacing(target) as unfinished:
                 found = _write(rasterio, picture, str(unfinished), segmenter)
-            ledger.add(target, picture.path, found)
+            ledger.add(target, found)
             pixels += found
         except (rasterio.errors.RasterioError, DatasetError) as error:
             what = error.__cause__ or error  # rasterio's own is "Read failed. See previous exception for details."

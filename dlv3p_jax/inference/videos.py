@@ -59,19 +59,22 @@ def write_all(
         raise ValueError(f"two videos are called {', '.join(sorted(twice))}: predict them into two folders")
     (output / "videos").mkdir(parents=True, exist_ok=True)
     files.remove_unfinished(output / "videos")
+    targets = {
+        path: [output / "videos" / f"{name}.mp4", *([] if label_values is None else [output / "labels" / name])]
+        for path, name in zip(paths, names, strict=True)
+    }
+    there = ledger.begin({target: path for path, those in targets.items() for target in those})
     for path, name in zip(paths, names, strict=True):
-        target = output / "videos" / f"{name}.mp4"
-        targets = [target] if label_values is None else [target, output / "labels" / name]
-        there = [ledger.pixels_of(each, path) for each in targets]
-        if there[-1] is not None and there[0] is not None:
+        target = targets[path][0]
+        if there.keys() >= {*targets[path]}:
             logging.info("%s is there already: --overwrite makes it anew", target)
-            pixels += there[0]
+            pixels += there[target]
             continue
         try:
             with files.replacing(target) as unfinished:
                 found = _write(av, path, name, unfinished, segmenter, output, label_values, batch_size)
-            for each in targets:
-                ledger.add(each, path, found)
+            for each in targets[path]:
+                ledger.add(each, found)
             pixels += found
         except av.error.FFmpegError as error:
             problems.append(Problem(path, f"{path}: no video that can be read ({text.one_line(error)})"))

@@ -1,5 +1,6 @@
 """What the commands have in common: their log, their --help, and how they answer to wrong flags and folders."""
 
+import contextlib
 import difflib
 import errno
 import logging as stdlib_logging
@@ -220,6 +221,8 @@ def run(main: Callable[[list[str]], None], command: str, in_words: Callable[[Exc
         app.run(answer, flags_parser=make_flags_parser(command))
     except KeyboardInterrupt:
         print(f"\n{command}: interrupted", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         os._exit(130)  # as a shell counts SIGINT; JAX may be compiling, and crashes where Python ends meanwhile
 
 

@@ -35,7 +35,7 @@ class LogFiles:
         return self
 
     def __exit__(self, kind, error, _) -> None:
-        if isinstance(error, Exception):  # which the terminal gets too, and a lost one takes away
+        if isinstance(error, Exception | KeyboardInterrupt):  # which the terminal gets too, and a lost one takes away
             self.say(f"The run ends: {' '.join(str(error).split()) or kind.__name__}")
         logging.get_absl_logger().removeHandler(self._handler)
         if kind is None:

@@ -17,7 +17,6 @@ from dlv3p_jax.weights import (
     checkpoint_files,
     mmseg,
     mmseg_config,
-    mmseg_models,
     paddle,
     pdparams,
     pth,
@@ -27,6 +26,7 @@ from dlv3p_jax.weights import (
 from dlv3p_jax.weights.renamed import ConversionError
 
 _OF_A_RESNET = re.compile(r"(backbone\.)?(layer1\.0|bb_0_0)\.")  # names of the first block, of both programs
+_KNOWN = re.compile(r"(?:^|\.)((?:backbone|head|decode_head|layer1|bb_0_0)\.)")  # where names of a network begin
 _EXPECTED = {
     mmseg: "decode_head.conv_seg.weight and backbone.layer1.0.conv1.weight",
     paddle: "head.decoder.conv.weight and backbone.bb_0_0.conv0._conv.weight",
@@ -91,23 +91,26 @@ def read(path: str | os.PathLike) -> Foreign:
 
 def _unwrapped(state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     names = [name for name in state if name != pdparams.NAME_TABLE]
-    firsts = {name.partition(".")[0] for name in names}
-    if len(firsts) != 1 or firsts <= {"backbone", "head", "decode_head"} or not all("." in name for name in names):
-        return state
-    return _unwrapped({name.partition(".")[2] if name in names else name: value for name, value in state.items()})
+    prefix = os.path.commonprefix(names)
+    prefix = prefix[: prefix.rfind(".") + 1] if len(names) > 1 else ""
+    if known := _KNOWN.search(prefix):
+        prefix = prefix[: known.start(1)]
+    return {name.removeprefix(prefix): value for name, value in state.items()} if prefix else state
 
 
 def require_converted(checkpoint: str | os.PathLike) -> None:
     """Raises ValueError, with the command, where a checkpoint of ours is wanted and it is another program's weights."""
     name, path = os.fspath(checkpoint), os.path.expanduser(checkpoint)
-    if not (published.is_name(name) or os.path.isfile(path)):
+    if os.path.isfile(path) and pth.is_pth(path):
+        command = f"convert_mmseg --pth={name}"
+    elif os.path.isfile(path) and path.endswith((".pdparams", ".tar.gz", ".tar")):
+        command = f"convert_paddle --config=FILE --pdparams={name}"
+    elif name in published.models() and not os.path.exists(path):
+        command = f"{'convert_mmseg' if name.startswith('mmseg/') else 'convert_paddle'} --weights={name}"
+    else:
         return
-    of_mmseg = name.startswith("mmseg/") or name in mmseg_models.IMAGENET or (os.path.isfile(path) and pth.is_pth(path))
-    command = "convert_mmseg --pth" if of_mmseg else "convert_paddle --pdparams"
-    if published.is_name(name):
-        command = f"{command.partition(' ')[0]} --weights"
     raise ValueError(
-        f"--checkpoint={name} is not one of this program: make one of it, with python -m dlv3p_jax.{command}={name} "
+        f"--checkpoint={name} is not one of this program: make one of it, with python -m dlv3p_jax.{command} "
         "--output=DIR, and give --checkpoint=DIR"
     )
 
@@ -138,7 +141,7 @@ def describe(file: Foreign, config_file: pathlib.Path | None = None) -> ConfigDi
             if config_file is not None:
                 raise ConversionError(f"{where}: {error}") from error
             logging.warning("The config in %s says nothing of its network: %s", file.path, error)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # ConfigDict's, for a value of another kind
             how = "python -m dlv3p_jax.convert_mmseg --config=FILE takes a configuration of ours instead"
             raise ConversionError(f"{where}: {error}. {how}") from error
     logging.warning(

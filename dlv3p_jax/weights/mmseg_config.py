@@ -43,8 +43,10 @@ def settings(text: str) -> dict[str, Any]:
     values = _read(text)
     model = _dict(values, "model")
     backbone, head = _dict(model, "backbone"), _dict(model, "decode_head")
-    if ("_base_" in values or "read_base" in text) and "type" not in head:
-        raise NoConfig("it stands on other files (_base_): give the config of the work_dir, which is whole")
+    if "type" not in head:
+        if "_base_" in values or "read_base" in text:
+            raise NoConfig("it stands on other files (_base_): give the config of the work_dir, which is whole")
+        raise NoConfig("it has no model with a decode_head")
     if _type(head) != "DepthwiseSeparableASPPHead":
         raise ValueError(f"its decode_head is {_type(head)!r}, and no DepthwiseSeparableASPPHead")
     for name, part in (("backbone", backbone), ("decode_head", head)):
@@ -69,7 +71,7 @@ def _backbone(backbone: Mapping[str, Any]) -> dict[str, Any]:
     if _type(backbone) not in ("ResNet", "ResNetV1c"):
         raise ValueError(f"its backbone is {_type(backbone)!r}: what converts are ResNet and ResNetV1c")
     strides, dilations = backbone.get("strides", (1, 2, 2, 2)), backbone.get("dilations", (1, 1, 1, 1))
-    if strides not in _DILATIONS:
+    if strides not in tuple(_DILATIONS):  # it may hold what has no hash
         raise ValueError(f"its backbone has the strides {strides}: what converts has an output stride of 8 or 16")
     if dilations != _DILATIONS[strides]:
         raise ValueError(
@@ -93,12 +95,17 @@ def _backbone(backbone: Mapping[str, Any]) -> dict[str, Any]:
 
 def _normalization(values: Mapping[str, Any]) -> dict[str, Any]:
     """`model.mean` and `model.std`, of data_preprocessor in version 1 and of Normalize or img_norm_cfg in version 0."""
-    normalize = (step for step in _test_steps(values) if _type(step) == "Normalize")
-    places = (_dict(_dict(values, "model"), "data_preprocessor"), _dict(values, "data_preprocessor"))
-    given = next(filter(None, (*places, *normalize, _dict(values, "img_norm_cfg"))), {})
-    for key in ("bgr_to_rgb", "to_rgb"):
-        if given.get(key) is False:
-            raise ValueError(f"its network sees BGR ({key}=False): what converts sees RGB")
+    preprocessors = [_dict(_dict(values, "model"), "data_preprocessor"), _dict(values, "data_preprocessor")]
+    preprocessors = [each for each in preprocessors if each]
+    steps = [step for step in _test_steps(values) if _type(step) == "Normalize"]
+    places = preprocessors or [*steps, _dict(values, "img_norm_cfg")]
+    given = next((each for each in places if each.get("mean") is not None), places[0])
+    # A preprocessor is given BGR, which either key swaps; the steps before it had one key, which was on.
+    is_rgb = given.get("bgr_to_rgb") or given.get("rgb_to_bgr") if preprocessors else given.get("to_rgb", True)
+    if not is_rgb:
+        raise ValueError("its network sees BGR (no bgr_to_rgb=True, or to_rgb=False): what converts sees RGB")
+    if preprocessors and given.get("mean") is None:  # which leaves colours as they are
+        return {"model.mean": (0.0, 0.0, 0.0), "model.std": (1.0, 1.0, 1.0)}
     found = {}
     for key in ("mean", "std"):
         if key in given:

@@ -280,7 +280,7 @@ def fit_pretrained(found: Pretrained, fresh: Variables, class_names: Sequence[st
         f"; initialised afresh: {_shortened(new)}" if new else "",
     )
     lines = checkpoint_reading.other_classes({"class_names": found.class_names or class_names}, class_names)
-    if lines and not any("classifier" in name for name in new):
+    if lines and not any(name.startswith("params/decoder/classifier") for name in new):
         logging.warning(
             "%s was trained with other classes, in number as many, and its classifier is taken for those of now:%s",
             *(found.path, lines),

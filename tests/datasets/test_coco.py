@@ -111,7 +111,9 @@ def test_files_are_named_where_they_are_called_otherwise(tmp_path):
         prepare(tmp_path, tmp_path / "other", splits=["val=none.json"])
 
 
+IMAGE = {"id": 1, "file_name": "val1.jpg", "height": HEIGHT, "width": WIDTH}
 RUNS = {"size": [HEIGHT, WIDTH], "counts": [10, 20]}
+PACKED = "01800000000000008"  # of a diagonal
 
 
 @pytest.mark.parametrize(
@@ -126,6 +128,29 @@ RUNS = {"size": [HEIGHT, WIDTH], "counts": [10, 20]}
             "its run lengths are of size .9, 9., the picture is .8, 10",
         ),
         ([annotation(5, 10, 7, RUNS | {"counts": "junk~~"})], {}, "image 10: object 1: "),
+        ([annotation(5, 10, 7, RUNS | {"counts": PACKED[:-1]})], {}, "image 10: object 1: its run lengths add up to"),
+        (
+            [annotation(5, 10, 7, RUNS | {"counts": PACKED + "Q"})],
+            {},
+            "image 10: object 1: its run lengths are cut short",
+        ),
+        ([annotation(5, 10, 7, RUNS | {"counts": ["a"]})], {}, "image 10: object 1: its run lengths are no integers"),
+        ([annotation(5, 10, 7, [1, 2, 3, 4, 5, 6])], {}, "image 10: object 1: give a list of polygons"),
+        ([annotation(5, 10, 7, [[1, 2, 3, float("nan"), 5, 6]])], {}, "object 1: a point at x=3, y=nan is far outside"),
+        ([annotation(5, 10, 7, [[1, 2, 1e9, 2, 5, 6]])], {}, r"object 1: a point at x=1e\+09, y=2 is far outside of"),
+        (
+            [],
+            {"images": [IMAGE] * 2},
+            '"id" of "images": each has',
+        ),
+        ([], {"categories": [*CATEGORIES, CATEGORIES[0]]}, '"id" of "categories": each has one of its own'),
+        ([], {"images": [IMAGE | {"file_name": None}]}, '"file_name" None: give a path'),
+        (
+            [],
+            {"images": [IMAGE | {"height": "x"}]},
+            "\"height\" 'x': give pixels",
+        ),
+        ([3], {}, r"val2017.json: annotations\[0\] is 3, and no object"),
         ([annotation(5, 11, 7, SQUARE)], {}, 'val2017.json: annotation 5 has the "image_id" 11, which is not there'),
         ([annotation(5, 10, 1, SQUARE)], {}, 'val2017.json: annotation 5 has the "category_id" 1, which is not there'),
         ([{"id": 1}], {}, r'val2017.json: annotations\[0\] has no "image_id"'),

@@ -114,7 +114,7 @@ def test_lists_of_pictures(masked, tmp_path):
         ("0 0.1 0.1 0.2 0.2", r"labels/val/v.txt, line 1: a box"),
         ("0 0.1 0.1 0.2 0.2 0.3", "line 1: 5 numbers after the class"),
         ("2 0 0 1 0 1 1", 'line 1: class 2 is not among the 2 "names"'),
-        ("0 0 0 12 0 12 8", "line 1: 0 to 12; give shares of width and height"),
+        ("0 0 0 12 0 12 8", "line 1: 12; give shares of width and height"),
         ("0 0 zero 1 0 1 1", "line 1: write a class and x1 y1"),
     ],
 )

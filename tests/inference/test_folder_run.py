@@ -19,7 +19,7 @@ from drawn import draw_picture
 from PIL import Image
 
 from dlv3p_jax import models
-from dlv3p_jax.inference import folder_run, outputs, predictor
+from dlv3p_jax.inference import folder_record, folder_run, outputs, predictor
 from dlv3p_jax.inference.finding import Picture, find_pictures
 from dlv3p_jax.runtime import configuration, files, sharding
 from dlv3p_jax.training import steps
@@ -175,19 +175,33 @@ def test_what_was_made_otherwise_is_refused_unless_it_may_be_overwritten(load, s
 
 
 def test_a_full_disk_is_told_with_the_file_and_leaves_whole_files_only(load, source, tmp_path, monkeypatch):
-    def fill(path, data):
-        saved.append(path)
+    def fill(file, header):
+        saved.append(file)
         if len(saved) == 3:
-            write(path, b"a part of it")
+            file.write(b"a part of it")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, data)
+        write(file, header)
 
-    write, saved, output = pathlib.Path.write_bytes, [], tmp_path / "out"
-    monkeypatch.setattr(pathlib.Path, "write_bytes", fill)
+    write, saved, output = np.lib.format.write_array_header_1_0, [], tmp_path / "out"
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", fill)
     with pytest.raises(OSError, match="No space left on device: '.*probabilities/3.npy'"):
         predict(load(), source, output, probabilities=True)
     assert names_of(output / "predict.jsonl") == ["0", "2"]
     assert {path.name for path in (output / "probabilities").iterdir()} == {"0.npy", "2.npy"}
+
+
+def test_a_record_of_videos_says_nothing_of_pictures(load, source, tmp_path):
+    trained, output = load(), tmp_path / "out"
+    ledger = folder_record.Ledger(output, folder_record.describe(trained, False), overwrite=False)
+    (output / "labels").mkdir(parents=True)
+    ledger.begin({output / "videos" / "a.mp4": tmp_path / "a.mp4"})
+    ledger.add(output / "videos" / "a.mp4", np.zeros(3, np.int64))
+    (output / "labels" / "0.png").write_bytes(b"the user's own")
+    with pytest.raises(ValueError, match="labels/0.png is there already, and nothing in"):
+        predict(trained, source, output)
+    predict(trained, source, output, overwrite=True)
+    entries = folder_record.read_record(output, folder_record.describe(trained, False))
+    assert list(entries)[0] == "./videos/a.mp4" and "0" in entries
 
 
 def test_probabilities_that_do_not_fit_say_so(tmp_path):

@@ -230,6 +230,8 @@ def test_a_config_is_read_and_not_run(tmp_path, monkeypatch):
         "x" * 2_000_000: "is no config",
         "_base_ = 'x.py'": "give the config of the work_dir",
         "model = dict(decode_head=dict(type='FCNHead'))": "'FCNHead'",
+        "'configs/mine.py'": "it has no model with a decode_head",
+        CONFIG.replace("strides=(1, 2, 2, 1)", "strides=[dict()]"): "strides",
         "with read_base():\n    from .x import *\nmodel = dict(test_cfg=dict())": "give the config of the work_dir",
         "_base_ = 'x.py'\nmodel = dict(decode_head=dict(num_classes=3))": "give the config of the work_dir",
         CONFIG.replace("(1, 2, 2, 1)", "(1, 2, 2, 2)"): "strides",
@@ -238,8 +240,9 @@ def test_a_config_is_read_and_not_run(tmp_path, monkeypatch):
         CONFIG.replace("depth=101", "depth=101, style='caffe'"): "style='caffe'",
         CONFIG.replace("requires_grad=True", "eps=1e-3"): "backbone has norm_cfg={'type': 'SyncBN', 'eps': 0.001}",
         CONFIG.replace("norm_cfg=norm_cfg", "norm_cfg=dict(type='GN')"): "what converts is BatchNorm",
-        f"{CONFIG}data_preprocessor = dict(mean=[1, 2, 3], bgr_to_rgb=False)": "sees BGR",
-        f"{CONFIG}data_preprocessor = dict(mean=5)": "mean of colours is 5: give three numbers",
+        f"{CONFIG}data_preprocessor = dict(mean=[1, 2, 3])": "sees BGR",
+        f"{CONFIG}img_norm_cfg = dict(mean=[1, 2, 3], to_rgb=False)": "sees BGR",
+        f"{CONFIG}data_preprocessor = dict(mean=5, bgr_to_rgb=True)": "mean of colours is 5: give three numbers",
     }.items():
         with pytest.raises(ValueError, match=message):
             mmseg_config.settings(text)
@@ -274,6 +277,11 @@ def test_colours_are_normalised_as_the_config_says(normalization):
     found = mmseg_config.settings(f"{CONFIG}\n{normalization}")
     assert (found["model.mean"], found["model.std"]) == ((100, 90.5, 80), (1, 2, 3))
     assert found["eval.resize"] == (1025, 2049)
+
+
+def test_a_preprocessor_without_a_mean_leaves_colours_as_they_are():
+    found = mmseg_config.settings(f"{CONFIG}\ndata_preprocessor = dict(type='SegDataPreProcessor', bgr_to_rgb=True)")
+    assert (found["model.mean"], found["model.std"]) == ((0, 0, 0), (1, 1, 1))
 
 
 def test_what_a_test_does_otherwise_is_told(caplog):
