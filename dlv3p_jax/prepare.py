@@ -158,6 +158,11 @@ def _run(arguments: list[str]) -> None:
     looks = _PREVIEW.value is not None or (_CHECK.value and not _SOURCE.value)
     if not looks and "source" in known and "label_key" not in known and not _SOURCE.value:
         raise DatasetError(f"--source is missing: {flags.FLAGS['source'].help}")
+    if looks and (given := [flag.name for flag in _OF_A_SOURCE if flag.present and flag is not _NAME]):
+        raise DatasetError(
+            f"--{given[0]} says how to prepare a data set, and this looks at a prepared one: leave it out, or give "
+            "--source"
+        )
     from dlv3p_jax.data import records
 
     name = name or records.local_name(dataset)

@@ -139,6 +139,8 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
                 kind, words = _KINDS.get(key, ((int, str), "a whole number or a name"))
                 if not isinstance(entry[key], kind) or (key in _SIDES and not 1 <= entry[key] < 2**31):
                     raise DatasetError(f'{path}: {group}[{number}] has the "{key}" {entry[key]!r}: give {words}')
+            if group == "images":  # of Windows
+                entry["file_name"] = entry["file_name"].replace("\\", "/")
         ids = [entry["id"] for entry in content[group]]
         if group != "annotations" and (len(set(ids)) < len(ids) or len(set(map(type, ids))) > 1):
             raise DatasetError(f'{path}: "id" of "{group}": each has one of its own, all numbers or all names')

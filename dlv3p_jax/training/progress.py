@@ -105,7 +105,7 @@ class Line:
             dynamic_ncols=True,
             disable=None if jax.process_index() == 0 else True,  # None: where stderr is no terminal
         )
-        self.in_log = bool(self._bar.disable)
+        self.in_log = bool(self._bar.disable) and logging.level_info()  # from Python, absl logs warnings alone
 
     def __enter__(self) -> "Line":
         return self

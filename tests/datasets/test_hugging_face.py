@@ -9,7 +9,7 @@ from PIL import Image
 
 from dlv3p_jax.data import records
 from dlv3p_jax.data.errors import DatasetError
-from dlv3p_jax.datasets import hugging_face
+from dlv3p_jax.datasets import examples, hugging_face
 from dlv3p_jax.datasets.preparing import prepare_dataset
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
@@ -121,3 +121,15 @@ def test_without_datasets_it_is_said(tmp_path, monkeypatch):
 def test_names_and_commands():
     assert records.local_name("hf:owner/my-set:small") == "hf_my_set"
     assert "--dataset=hf:PATH_OR_NAME --name=hf_my_set --label_key=KEY" in records.prepare_command("hf_my_set", "data")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[0.0, 1.9]], np.float32), "its values are float32, and no integers"),
+        (np.array([[2**32, 1]]), "its values, 1 to 4294967296, are too large"),
+    ],
+)
+def test_labels_that_would_become_others_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        examples.to_file(values)

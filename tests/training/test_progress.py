@@ -124,6 +124,8 @@ def test_elsewhere_a_line_is_one_of_the_log(monkeypatch, caplog):
         line.move(1)
         text = line.write(1, values, 90)
     assert line.in_log and caplog.messages == [text] and sys.stderr.getvalue() == ""
+    monkeypatch.setattr(logging, "level_info", lambda: False)  # as from Python: then `LogFiles` has to be told
+    assert not progress.Line(0, 200).in_log
 
 
 def test_lines_of_the_log_have_no_process_and_no_file():
