@@ -21,11 +21,12 @@ from dlv3p_jax.datasets.builder import PictureBuilder
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A picture and its label as files of bytes, and how the library names the example."""
+    """A picture and its label as files of bytes, and how the library names the example; or what is wrong with it."""
 
     id: str
     image: bytes
     label: bytes
+    problem: str | None = None
 
 
 class Items(Collection[Item]):
@@ -121,6 +122,8 @@ def build(
 
 def read_item(item: Item, **options: Any) -> Example | Problem:
     """What `read_pair` makes of an item, whose messages then say its id; options are those of `read_pair`."""
+    if item.problem is not None:
+        return Problem(item.id, item.problem)
     with tempfile.TemporaryDirectory() as folder:
         paths = [os.path.join(folder, f"{item.id}.{kind}") for kind in ("image", "label")]
         for path, data in zip(paths, (item.image, item.label), strict=True):

@@ -61,14 +61,20 @@ def _items(rows, split: str, keys: tuple[str, str]) -> examples.Items:
     def read() -> Iterator[examples.Item]:
         for index, row in enumerate(rows):
             where = f"{split}-{index:06d}"
-            image, label = (_file(row[key], f"{where}, {key}") for key in keys)
-            yield examples.Item(where, image, label)
+            try:
+                image, label = (_file(row[key], f"{where}, {key}") for key in keys)
+            except DatasetError as error:
+                yield examples.Item(where, b"", b"", str(error))
+            else:
+                yield examples.Item(where, image, label)
 
     return examples.Items(len(rows), read)
 
 
 def _file(value: Any, where: str) -> bytes:
     """The bytes of a picture's file, or of one that is made of an array."""
+    if value is None:
+        raise DatasetError(f"{where}: there is none")
     try:
         if isinstance(value, Mapping):
             return value["bytes"] if value["bytes"] is not None else pathlib.Path(value["path"]).read_bytes()

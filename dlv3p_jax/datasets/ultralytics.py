@@ -115,6 +115,7 @@ class _Read:
             self.num_classes,
             IGNORED,
             self.label_map,
+            advice='say in "label_mapping" of the YAML file what the values of masks mean',
             draw=None if self.background is None else self._draw,
             picture_range=self.picture_range,
         )

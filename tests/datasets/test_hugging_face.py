@@ -27,7 +27,8 @@ def example(split, index):
     return rng.integers(0, 256, (6, 4, 3)).astype(np.uint8), rng.integers(1, 4, (6, 4)).astype(np.uint8)
 
 
-def rows(split):
+def rows(split, lacking=None):
+    """The rows of a split; that with the index `lacking` has no mask."""
     found = [example(split, index) for index in range(SIZES[split])]
     features = datasets.Features(
         {
@@ -39,7 +40,7 @@ def rows(split):
     )
     columns = {
         "image": [png(image) for image, _ in found],
-        "mask": [png(mask) for _, mask in found],
+        "mask": [None if index == lacking else png(mask) for index, (_, mask) in enumerate(found)],
         "array": [(mask.astype(np.int32) - 1).tolist() for _, mask in found],
         "id": list(range(len(found))),
     }
@@ -110,6 +111,15 @@ def test_parquet_files_arrays_and_parts_of_splits(tmp_path):
 def test_what_cannot_be_used_is_one_message(saved, tmp_path, options, message):
     with pytest.raises(DatasetError, match=message):
         prepare(tmp_path / "data", **{"place": saved} | options)
+
+
+def test_rows_without_a_label_are_problems_like_others(tmp_path):
+    folder = tmp_path / "set"
+    datasets.DatasetDict({"train": rows("train", lacking=1), "validation": rows("validation")}).save_to_disk(folder)
+    with pytest.raises(DatasetError, match="1 problem.*\n.*train-000001, mask: there is none"):
+        prepare(tmp_path / "data", folder)
+    dataset, made_by = prepare(tmp_path / "data", folder, skip_bad=True)
+    assert dataset.num_pictures("train") == SIZES["train"] - 1 and len(made_by.problems) == 1
 
 
 def test_without_datasets_it_is_said(tmp_path, monkeypatch):
