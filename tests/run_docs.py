@@ -90,7 +90,7 @@ palette = [[9 * index] * 3 for index in range(len(classes))]
 pth.save_pth(state, folder / "iter_80000.pth", {"CLASSES": classes, "PALETTE": palette})
 (folder / "config.py").write_text("""
 model = dict(
-    backbone=dict(strides=(1, 2, 2, 1), contract_dilation=True),
+    backbone=dict(type="ResNetV1c", depth=18, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), contract_dilation=True),
     decode_head=dict(type="DepthwiseSeparableASPPHead", dilations=(1, 2), align_corners=False),
 )
 test_pipeline = [dict(type="Resize", scale=(96, 64), keep_ratio=True)]
