@@ -106,7 +106,13 @@ class _Encoded(Sequence[dict[str, bytes]]):
 
 
 def _checked(source: Source, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-    image, label = map(np.asarray, source[index])
+    pair = source[index]
+    try:
+        image, label = map(np.asarray, pair)
+    except (TypeError, ValueError):  # no pair, or what no array is made of
+        raise DatasetError(
+            f"{split}[{index}] is no pair, but of {type(pair)}: give a picture and its label, as in Source"
+        ) from None
     for what, array, shape in (("picture", image, (*label.shape[:2], 3)), ("label", label, image.shape[:2])):
         if array.dtype != np.uint8 or array.shape != shape or not array.size:
             raise DatasetError(

@@ -16,6 +16,7 @@ from etils import epath
 
 from dlv3p_jax import models
 from dlv3p_jax.data import augment, pipeline, sources
+from dlv3p_jax.datasets import summary
 from dlv3p_jax.evaluation.evaluator import make_evaluator, prepare_run
 from dlv3p_jax.evaluation.files import evaluation_name
 from dlv3p_jax.evaluation.result import Result, print_result
@@ -76,6 +77,8 @@ def train_and_evaluate(
       Preempted: `told` said so, and all is saved.
     """
     check_values(config)
+    if unfit := [hook for hook in hooks if not callable(hook)]:
+        raise ValueError(f"hooks: {unfit[0]!r} cannot be called: give functions of (step, scalars, state)")
     given = None
     if train is not None or val is not None:
         if train is None or val is None:
@@ -83,6 +86,8 @@ def train_and_evaluate(
         config = config.copy_and_resolve_references()
         config.dataset = config.dataset or "sources"
         given = sources.open_sources(config, {config.train_split: train, config.eval_split: val})
+        for warning in summary.warnings(given):
+            logging.warning("%s", warning)
     config, dataset, mesh = prepare_run(take_open(config, workdir), given)
     check_run(config, dataset, mesh)
     run = Run(config, dataset, mesh, models.build_model(config), epath.Path(workdir))

@@ -87,6 +87,18 @@ def test_what_is_no_picture_or_label_is_named(image, label, message):
         sources.open_sources(make_config(), {"train": [Drawn(0)[0], (image, label)]})
 
 
+@pytest.mark.parametrize("given", [None, np.zeros((4, 5, 3), np.uint8), (np.zeros((4, 5, 3), np.uint8),)])
+def test_what_is_no_pair_is_named(given):
+    with pytest.raises(DatasetError, match=r"train\[1\] is no pair, but of <class"):
+        sources.open_sources(make_config(), {"train": [Drawn(0)[0], given]})
+
+
+def test_a_hook_that_cannot_be_called_is_told_before_anything_is_made(tmp_path):
+    with pytest.raises(ValueError, match="hooks: 'log' cannot be called"):
+        loop.train_and_evaluate(make_config(), tmp_path / "a", train=Drawn(0), val=Drawn(1), hooks=["log"])
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_source_of_nothing_and_of_unknown_classes_is_told():
     with pytest.raises(DatasetError, match="train: the source is empty"):
         sources.open_sources(make_config(), {"train": []})
