@@ -1,5 +1,6 @@
 """The curves of a run, read from its TensorBoard events without TensorFlow."""
 
+import contextlib
 import dataclasses
 import struct
 from collections import defaultdict
@@ -89,29 +90,13 @@ def _in_order(parts: Mapping[str, Sequence[Point]]) -> Iterator[str]:
 
 
 def _read_events(path: epath.Path) -> Iterator[Event]:
-    """Records of TensorFlow's format: length (8 bytes), its checksum (4), the event, its checksum (4).
-
-    Raises:
-        DamageError: a record that is there is not what was written.
-    """
-    with files.naming(path), path.open("rb") as file:
-        while len(header := file.read(12)) == 12:
-            length, checksum = struct.unpack("<QI", header)
-            if masked_crc32c(header[:8]) != checksum:
-                raise _damage(path, file.tell() - 12)
-            if length > _LARGEST:
-                file.seek(length + 4, 1)
-                continue
-            start = file.tell() - 12
-            data, end = file.read(length), file.read(4)
-            if len(data) < length or len(end) < 4:
-                return
-            if struct.pack("<I", masked_crc32c(data)) != end:
-                raise _damage(path, start)
-            try:
+    """All events that are no pictures; raises DamageError at a record that is not what was written."""
+    for start, _, data in _records(path):
+        try:
+            if data is not None:
                 yield Event.FromString(data)
-            except DecodeError as error:
-                raise _damage(path, start) from error
+        except DecodeError as error:
+            raise _damage(path, start) from error
 
 
 def count_whole(path: epath.Path, start: int) -> tuple[int, int]:
@@ -120,17 +105,33 @@ def count_whole(path: epath.Path, start: int) -> tuple[int, int]:
     Raises:
         OSError: the file cannot be read; it names it.
     """
-    count = 0
+    count, end = 0, start
+    with contextlib.suppress(DamageError):
+        for _, end, _ in _records(path, start):
+            count += 1
+    return count, end
+
+
+def _records(path: epath.Path, start: int = 0) -> Iterator[tuple[int, int, bytes | None]]:
+    """Where each whole record of TensorFlow's format begins and ends, and its data, None where they are large.
+
+    A record is a length (8 bytes), its checksum (4), the event, and its checksum (4).
+    """
     with files.naming(path), path.open("rb") as file:
         file.seek(start)
-        while len(header := file.read(12)) == 12 and masked_crc32c(header[:8]) == struct.unpack("<I", header[8:])[0]:
-            length = struct.unpack("<Q", header[:8])[0]
-            data, end = file.read(length), file.read(4)
-            whole = len(data) == length and len(end) == 4
-            if not whole or (length <= _LARGEST and struct.pack("<I", masked_crc32c(data)) != end):
-                break
-            count, start = count + 1, file.tell()
-    return count, start
+        while len(header := file.read(12)) == 12:
+            length, checksum = struct.unpack("<QI", header)
+            if masked_crc32c(header[:8]) != checksum:
+                raise _damage(path, start)
+            data = file.read(length) if length <= _LARGEST else None
+            if data is None:
+                file.seek(length, 1)
+            if len(end := file.read(4)) < 4:
+                return
+            if data is not None and struct.pack("<I", masked_crc32c(data)) != end:
+                raise _damage(path, start)
+            yield start, file.tell(), data
+            start = file.tell()
 
 
 def _damage(path: epath.Path, position: int) -> DamageError:
