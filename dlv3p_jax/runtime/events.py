@@ -105,11 +105,11 @@ def count_whole(path: epath.Path, start: int) -> tuple[int, int]:
     Raises:
         OSError: the file cannot be read; it names it.
     """
-    count, end = 0, start
+    ends = [start]
     with contextlib.suppress(DamageError):
         for _, end, _ in _records(path, start):
-            count += 1
-    return count, end
+            ends.append(end)  # those before the damage count
+    return len(ends) - 1, ends[-1]
 
 
 def _records(path: epath.Path, start: int = 0) -> Iterator[tuple[int, int, bytes | None]]:
