@@ -218,7 +218,8 @@ def test_nothing_is_overwritten(state, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pdparams", "out"]
 
 
-def test_a_model_that_paddleseg_trained_scores_here_what_it_scored_there(shared, tmp_path):
+def test_a_model_that_paddleseg_trained_scores_here_what_it_scored_there(shared, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")  # real pictures, on which programs that are compiled quickly take longer
     trained_by_paddleseg.prepare(shared, tmp_path)
     # The two with scales take three times as long; docs/equivalence.md has all four, and test_evaluate.py their
     # logits on another network.
