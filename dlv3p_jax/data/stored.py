@@ -15,6 +15,7 @@ _PLANAR = 284  # the TIFF tag PlanarConfiguration
 _FEW_BITS = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies, so that the largest value becomes 255
 _SWAPPED = {"I;16BS": np.int16, "I;32BS": np.int32, "F;32BF": np.float32}  # of which libtiff swaps the bytes first
 _SIXTEEN_COLORS = re.compile(r"(RGB|RGBX|RGBA);16([LBN])")
+_WHITE_IS_ZERO = 0  # which Pillow turns round in files of 8 bits and fewer alone
 
 
 def bits_of(opened: Opened) -> int:
@@ -62,12 +63,23 @@ def one_channel(opened: Opened) -> np.ndarray:
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
         if opened.tiles[0][0] == "libtiff" and raw in _SWAPPED and sys.byteorder == "little":
             values = values.astype(_SWAPPED[raw]).byteswap()
-        kind = picture.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]
-        if picture.mode == "L" and kind == 2:  # whose signs Pillow drops
+        if _is_signed(opened):
             values = values.view(np.int8)
-        if raw == "I;32N" and kind == 1:  # which Pillow takes for signed
+        if raw == "I;32N" and _sample_format(picture) == 1:  # which Pillow takes for signed
             values = values.view(np.uint32)
     return values
+
+
+def _is_signed(opened: Opened) -> bool:
+    """Whether it is a TIFF of signed 8 bits, whose signs Pillow drops."""
+    picture = opened.picture
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return False
+    return picture.mode == "L" and _sample_format(picture) == 2
+
+
+def _sample_format(picture: TiffImagePlugin.TiffImageFile) -> int:
+    return picture.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]
 
 
 def full_range(opened: Opened) -> tuple[int, int] | None:
@@ -83,7 +95,7 @@ def full_range(opened: Opened) -> tuple[int, int] | None:
 
 
 def wide_values(opened: Opened, exactly: bool) -> np.ndarray | None:
-    """The numbers of a picture with more than 8 bits a channel, [H, W] or RGB [H, W, 3]; None for 8 bits and fewer.
+    """The numbers of a picture with more than 8 bits a channel, or 8 with a sign, [H, W] or RGB [H, W, 3]; or None.
 
     They are not turned. `exactly` asks for all bits of a TIFF of separate planes, of which Pillow gives the high byte.
 
@@ -97,8 +109,12 @@ def wide_values(opened: Opened, exactly: bool) -> np.ndarray | None:
             f"{opened.name}: a TIFF of {num_bands(opened)} separate planes of {bits_of(opened)} bits, which Pillow "
             "cannot read; save it with interleaved channels (GDAL: -co INTERLEAVE=PIXEL)"
         )
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        return one_channel(opened)
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16") or _is_signed(opened):
+        values, room = one_channel(opened), full_range(opened)
+        is_negative = isinstance(picture, TiffImagePlugin.TiffImageFile) and (
+            picture.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO
+        )
+        return room[1] - values if is_negative and room is not None else values
     if _is_scaled_ppm(opened) and picture.mode == "RGB" and opened.tiles[0][0] == "ppm" and _maxval(opened) > 255:
         return _ppm_values(opened)
     if raw == "LA;16B":

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import fastapi
 import numpy as np
 from absl import logging
-from starlette import datastructures, exceptions, types
+from starlette import datastructures, exceptions, requests, types
 
 from dlv3p_jax.data import viz
 from dlv3p_jax.data.pictures import encode
@@ -40,6 +40,8 @@ def add_predict(
             name, data = await _picture(request)
         except exceptions.HTTPException as error:  # a form that is broken, or has too many parts
             return _error(error.status_code, str(error.detail))
+        except requests.ClientDisconnect:
+            return _error(400, "it was not sent to its end")  # which nobody reads
         if not data:
             return _error(400, "no picture: send it as the body, or as a file of multipart/form-data")
         try:
@@ -55,7 +57,7 @@ def add_predict(
             logging.error("POST /predict: %s was not predicted: %s", name, reason)
             return _error(500, f"{name} was not predicted: {reason}")
         png = encode(viz.label_png(label, segmenter.palette))
-        if "application/json" not in request.headers.get("accept", ""):
+        if "application/json" not in request.headers.get("accept", "").lower():
             return fastapi.Response(png, media_type="image/png")
         described = _describe(segmenter, label) | {"labels_png": base64.b64encode(png).decode()}
         return fastapi.responses.JSONResponse(described)
@@ -63,7 +65,7 @@ def add_predict(
 
 async def _picture(request: fastapi.Request) -> tuple[str, bytes]:
     """The name and the bytes of the file that was sent; none if there is no file."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return "the picture", await request.body()
     async with request.form() as form:
         for value in form.values():

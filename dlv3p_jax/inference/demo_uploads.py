@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from dlv3p_jax.data import opening
 from dlv3p_jax.data.pictures import encode, read_image
 from dlv3p_jax.datasets.toy_streets import scenes
 from dlv3p_jax.evaluation import picture_scores
@@ -40,7 +41,8 @@ def read_picture(name: str, data: bytes, max_pixels: int, picture_range: tuple[f
         ValueError: it is none, it is damaged, or it has more than `max_pixels` pixels, which are not decoded then.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+        with opening.of_any_size(), Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+            opening.count_pictures(opened)  # which leaves it at the page that is read below
             width, height = opened.size
         if fits := width * height <= max_pixels:
             data = read_image(data, picture_range).data

@@ -8,6 +8,7 @@ a seal.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from typing import Any, TextIO
 
 import numpy as np
 from flax.traverse_util import flatten_dict
+from PIL import Image
 
 from dlv3p_jax.evaluation.views import Views
 from dlv3p_jax.inference.finding import RECORD
@@ -22,6 +24,7 @@ from dlv3p_jax.runtime import configuration, files, sealing
 from dlv3p_jax.weights.trained import TrainedModel
 
 _OF_A_STREAM = "./"  # before the names of videos and rasters, as before that of no picture
+_OF_FRAMES = f"{_OF_A_STREAM}labels/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +106,17 @@ class Ledger:
             name = _OF_A_STREAM + target.relative_to(self._output).as_posix()
             now, before = entry_of(name, source), self._entries.get(name)
             self._now[target] = now
+            # Frames lie where those of pictures in a folder of the video's name would.
+            inside = f"{target.name}/" if name.startswith(_OF_FRAMES) else None
+            if pictures := [entry for entry in self._entries if inside is not None and entry.startswith(inside)]:
+                if not self._overwrite:
+                    raise ValueError(of_another(target, f"of the picture {pictures[0]}", f"of {source}"))
+                self._entries = {entry: kept for entry, kept in self._entries.items() if entry not in pictures}
             if self._overwrite or not target.exists():
                 continue
             if is_done(now, before, target):
-                done[target] = np.array(self._entries[name].pixels, np.int64)
+                if not target.is_dir() or _has_all_frames(target, sum(self._entries[name].pixels)):
+                    done[target] = np.array(self._entries[name].pixels, np.int64)
             elif before is None and not target.is_dir():  # a killed run leaves frames
                 raise ValueError(of_unknown_origin(target, self._output))
         self._output.mkdir(parents=True, exist_ok=True)
@@ -126,6 +136,11 @@ def are_of_streams(entries: Mapping[str, Entry]) -> bool:
     return bool(entries) and all(name.startswith(_OF_A_STREAM) for name in entries)
 
 
+def folders_of_frames(entries: Iterable[str]) -> set[str]:
+    """Of the names in a record, those of videos whose frames have labels."""
+    return {name.removeprefix(_OF_FRAMES) for name in entries if name.startswith(_OF_FRAMES)}
+
+
 def entry_of(name: str, path: str | os.PathLike) -> Entry:
     """A picture as its file is now; one that is not there has -1 bytes."""
     try:
@@ -138,11 +153,26 @@ def entry_of(name: str, path: str | os.PathLike) -> Entry:
 def is_done(now: Entry, before: Entry | None, target: pathlib.Path) -> bool:
     """Whether what was written is of the same file, unchanged; raises ValueError where it is of another file."""
     if before is not None and before.path != now.path:
-        raise ValueError(
-            f"{target} is of {before.path}, and would now be of {now.path}: give another --output, or --overwrite to "
-            "make all anew"
-        )
+        raise ValueError(of_another(target, f"of {before.path}", f"of {now.path}"))
     return before is not None and before.is_of(now)
+
+
+def _has_all_frames(labels: pathlib.Path, pixels: int) -> bool:
+    """Whether the folder of a video's frames, and that of its overlays, are as they were written, of so many pixels."""
+    overlays, found = labels.parents[1] / "overlays" / labels.name, 0
+    for path in labels.glob("*.png"):
+        try:
+            with Image.open(path) as frame:
+                found += math.prod(frame.size)
+        except OSError:  # no picture any more
+            return False
+        if not (overlays / f"{path.stem}.jpg").exists():
+            return False
+    return found == pixels
+
+
+def of_another(target: pathlib.Path, then: str, now: str) -> str:
+    return f"{target} is {then}, and would now be {now}: give another --output, or --overwrite to make all anew"
 
 
 def of_unknown_origin(there: pathlib.Path, output: pathlib.Path) -> str:

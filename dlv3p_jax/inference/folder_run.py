@@ -108,9 +108,12 @@ def _write_alone(
         there = next((path for place in places.values() for path in place.paths() if path.exists()), None)
         if there is not None:
             raise ValueError(folder_record.of_unknown_origin(there, output))
+    frames = folder_record.folders_of_frames(before)
     done = {}
     for name, entry in now.items():
         place = places[name]
+        if not overwrite and frames.intersection(map(str, pathlib.PurePosixPath(name).parents)):
+            raise ValueError(folder_record.of_another(place.label.parent, "of a video's frames", f"of {entry.path}"))
         if not overwrite and folder_record.is_done(entry, before.get(name), place.label) and place.are_there():
             done[name] = before[name]
     others = [entry for name, entry in before.items() if name not in now]
@@ -155,7 +158,8 @@ def _written(
     try:
         outputs.write(place, prediction, palette, label_values)
     except OSError as error:
-        if error.errno not in (None, errno.ENAMETOOLONG):  # Pillow's own have none: no JPEG has a side over 65,500
+        # Pillow's own have none: no JPEG has a side over 65,500. The others: a.png is the folder of another's outputs.
+        if error.errno not in (None, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
             raise
         picture = prediction.picture
         return Problem(picture.name, f"{picture.path}: its outputs cannot be written ({error.strerror or error})")

@@ -46,6 +46,8 @@ def write_all(
         import rasterio
     except ImportError as error:
         raise ValueError("--geotiff needs rasterio: pip install 'dlv3p_jax[geo]'") from error
+    if len(segmenter.classes) > NOTHING:
+        raise ValueError(f"--geotiff: the value {NOTHING} is for no data, so {NOTHING} classes are the most")
     pixels, problems = np.zeros(len(segmenter.classes), np.int64), []
     targets = {output / "geotiffs" / f"{picture.name}.tif": picture for picture in pictures}
     there = ledger.begin({target: picture.path for target, picture in targets.items()})
@@ -63,7 +65,8 @@ def write_all(
             pixels += found
         except (rasterio.errors.RasterioError, DatasetError) as error:
             what = error.__cause__ or error  # rasterio's own is "Read failed. See previous exception for details."
-            problems.append(Problem(picture.name, f"{picture.path}: {text.one_line(what)}"))
+            said = text.one_line(what).removeprefix(f"{picture.path}: ")
+            problems.append(Problem(picture.name, f"{picture.path}: {said}"))
     return pixels, problems
 
 
@@ -93,7 +96,7 @@ def _write(rasterio: Any, picture: Picture, unfinished: str, segmenter: Segmente
             labels = np.full(known[inside].shape, NOTHING, np.uint8)
             if known[inside].any():
                 values = np.moveaxis(source.read(bands, window=around), 0, -1)
-                found = segmenter(_eight_bits(str(picture.path), values, known, segmenter, seen))
+                found = segmenter(_eight_bits(source, values, known, segmenter, seen))
                 labels[known[inside]] = found[inside][known[inside]]
             with _writing(rasterio, unfinished):
                 made.write(labels, 1, window=((top, bottom), (left, right)))
@@ -105,15 +108,21 @@ def _write(rasterio: Any, picture: Picture, unfinished: str, segmenter: Segmente
 
 
 def _eight_bits(
-    name: str, values: np.ndarray, known: np.ndarray, segmenter: Segmenter, seen: ranges.Seen
+    source: Any, values: np.ndarray, known: np.ndarray, segmenter: Segmenter, seen: ranges.Seen
 ) -> np.ndarray:
-    if values.dtype == np.uint8:
-        return np.ascontiguousarray(values)
+    """Values of a raster, [H, W, 3], as uint8: GDAL gives fewer bits and MINISWHITE as they are stored."""
     picture_range = segmenter.picture_range
-    if picture_range is None and values.dtype == np.uint16:
-        picture_range = (0, 65535)
-        seen.add(name, (values[known].min(), values[known].max()), picture_range)
-    return to_eight_bits(name, values, picture_range)
+    if values.dtype in (np.uint8, np.uint16):
+        bits = int(source.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8 * values.itemsize))
+        full = (0, 2**bits - 1)
+        if source.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES":
+            values = full[1] - values
+        if values.dtype == np.uint8:
+            return np.ascontiguousarray(values if bits == 8 else ranges.stretch(values, full))
+        if picture_range is None:
+            picture_range = full
+            seen.add(source.name, (values[known].min(), values[known].max()), full)
+    return to_eight_bits(source.name, values, picture_range)
 
 
 @contextlib.contextmanager

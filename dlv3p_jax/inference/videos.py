@@ -126,7 +126,16 @@ def _write(
         if made is None:
             raise av.error.InvalidDataError(0, "it holds no pictures", path)
         video.mux(made.encode())
+    if label_values is not None:
+        _remove_frames_after(next(numbers) - 1, [output / "labels" / name, output / "overlays" / name])
     return pixels
+
+
+def _remove_frames_after(last: int, folders: Sequence[pathlib.Path]) -> None:
+    """Removes what is left there of a longer video."""
+    for path in itertools.chain.from_iterable(map(pathlib.Path.iterdir, folders)):
+        if path.stem.isdecimal() and int(path.stem) > last:
+            path.unlink()
 
 
 def _upright(frame: Any) -> np.ndarray:

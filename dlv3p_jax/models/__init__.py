@@ -22,6 +22,7 @@ _CHOICES = {
     "aspp_projection_size": (1, 3),
 }
 
+MOST_CLASSES = 256
 Variables = dict[str, Any]  # {'params': …, 'batch_stats': …}
 
 
@@ -47,6 +48,8 @@ def build_model(config) -> DeepLabV3Plus:
         raise ValueError(f"model.backbone={model.backbone!r} is unknown: choose from {', '.join(BLOCKS)}")
     if not _is_integer(config.num_classes, 2):
         raise ValueError(f"num_classes={config.num_classes!r}: set the number of classes of the data, 2 or more")
+    if config.num_classes > MOST_CLASSES:
+        raise ValueError(f"num_classes={config.num_classes}: labels have 8 bits, for {MOST_CLASSES} classes at most")
     if model.output_stride not in (8, 16):
         raise ValueError(f"model.output_stride={model.output_stride!r}: it can be 8 or 16")
     blocks = BLOCKS[model.backbone]

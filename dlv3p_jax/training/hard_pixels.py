@@ -5,11 +5,14 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def share_of_largest(values: Array, count: int | Array) -> Array:
-    """1 at the `count` largest non-negative float32 `values`, 0 elsewhere, a fraction where the last ones tie."""
+def share_of_largest(values: Array, count: int | Array, among: bool | Array = True) -> Array:
+    """1 at the `count` largest non-negative float32 `values`, 0 elsewhere, a fraction where the last ones tie.
+
+    Where `among` is False, values have to be 0; they are never chosen, and there are at least `count` others.
+    """
     bits, threshold = _bits_and_threshold(values, count)
-    above, tied = bits > threshold, bits == threshold
-    left = (count - jnp.sum(above)) / jnp.sum(tied)
+    above, tied = bits > threshold, (bits == threshold) & among
+    left = (count - jnp.sum(above)) / jnp.maximum(jnp.sum(tied), 1)
     return jnp.where(above, 1.0, jnp.where(tied, left, 0.0))
 
 
@@ -31,7 +34,7 @@ def online(losses: Array, valid: Array, count: int, threshold: float | None) -> 
     """
     valid_count = jnp.sum(valid)
     if threshold is None:
-        return jnp.where(valid, share_of_largest(losses, jnp.minimum(count, valid_count)), 0.0)
+        return share_of_largest(losses, jnp.minimum(count, valid_count), valid)
     bits, ranked = _bits_and_threshold(losses, jnp.minimum(count, valid_count - 1) + 1)
     confident = jax.lax.bitcast_convert_type(-jnp.log(jnp.float32(threshold)), jnp.int32)
     return jnp.where(valid & (bits > jnp.minimum(ranked, confident)), 1.0, 0.0)

@@ -15,7 +15,7 @@ from dlv3p_jax.training.rmi import rmi
 PARTS = ("cross_entropy", "rmi", "dice", "lovasz")  # whose weights are under `config.loss`
 _AVERAGES = ("valid", "all")
 _HARD = ("ohem_min_kept", "ohem_threshold")
-EPSILON = 1e-8  # in every denominator, so that a batch without a valid pixel gives 0
+_EPSILON = 1e-8  # of the dice loss, as in PaddleSeg
 
 
 def cross_entropy(
@@ -83,9 +83,13 @@ def cross_entropy(
         count = max(int(top_k * labels.size), 1)
         share = hard_pixels.share_of_largest(jax.lax.stop_gradient(pixel_losses), count)
         numerator = jnp.sum(pixel_losses * share) / count
-        denominator = jnp.sum(weights * share) / count if class_weights is not None else 1.0
-        return numerator / (denominator + EPSILON)
-    return jnp.mean(pixel_losses) / ((jnp.mean(weights) if normalizer is None else normalizer) + EPSILON)
+        return _over(numerator, jnp.sum(weights * share) / count if class_weights is not None else jnp.float32(1))
+    return _over(jnp.mean(pixel_losses), jnp.mean(weights) if normalizer is None else normalizer)
+
+
+def _over(numerator: Array, denominator: Array) -> Array:
+    """Their quotient, or 0 where there is nothing to divide by; PaddleSeg adds 1e-8, which small weights would feel."""
+    return numerator / jnp.where(denominator > 0, denominator, 1)
 
 
 def mean_weight(
@@ -129,7 +133,7 @@ def dice(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
     pixels = tuple(range(1, labels.ndim))
     overlap = jnp.sum(jnp.where(one_hot, probabilities, 0), axis=pixels)
     size = jnp.sum(probabilities, axis=pixels) + jnp.sum(one_hot, axis=pixels)
-    return 1 - jnp.mean((2 * overlap + 1) / (size + 1 + EPSILON))
+    return 1 - jnp.mean((2 * overlap + 1) / (size + 1 + _EPSILON))
 
 
 def lovasz(logits: Array, labels: Array, ignore_label: int = 255) -> Array:

@@ -98,6 +98,8 @@ def load_checkpoint(config, checkpoint: epath.PathLike, changes: Mapping[str, An
     config.model.dtype = sharding.dtype(config.model.dtype)
     configuration.check(config)
     if trained is not None:
+        trained = trained.copy_and_resolve_references()
+        trained.model.dtype = sharding.dtype(trained.model.dtype)
         configuration.check_model(config, trained, path)
     model = models.build_model(config)
     variables, averaged = checkpoint_reading.read_model(path)
@@ -128,6 +130,9 @@ def resolve(source: epath.PathLike) -> epath.Path:
     if str(source).startswith(model_folder.HUB):
         return model_folder.fetch(str(source).removeprefix(model_folder.HUB))
     if epath.Path(source).is_file():
+        folder = epath.Path(source).parent
+        if epath.Path(source).name == model_folder.WEIGHTS and model_folder.is_one(folder):
+            raise checkpoint_files.CheckpointError(f"{source} is a part of a model: give its folder, {folder}")
         return epath.Path(source)
     try:
         return checkpoint_reading.find(source)

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from dlv3p_jax.data.pictures import read_rgb
 from dlv3p_jax.inference import finding, folder_record, rasters
 from dlv3p_jax.inference.finding import Picture
 from dlv3p_jax.runtime import files
@@ -126,6 +127,41 @@ def test_dark_values_are_warned_of_and_palettes_refused(tmp_path, caplog):
     assert [path.name for path in (tmp_path / "out" / "geotiffs").iterdir()] == ["a.tif"]
     found, problems = finding.find_pictures([tmp_path / "out"], tmp_path / "out")
     assert found == [] and "no pictures beside those of this folder of outputs" in problems[0].message
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "light"),
+    [
+        ("uint8", {"photometric": "MINISWHITE"}, [0, 100]),
+        ("uint16", {"photometric": "MINISWHITE"}, [0, 30_000]),
+        ("uint8", {"nbits": 4}, [8, 15]),
+        ("uint16", {"nbits": 12}, [2100, 4095]),
+    ],
+)
+def test_values_are_read_as_pillow_reads_them(tmp_path, dtype, options, light):
+    """Of 4 columns, the middle two are light."""
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+    bits = options.get("nbits", np.iinfo(dtype).bits)
+    dark = [2**bits - 1, 2**bits - 50] if "photometric" in options else [0, 2]
+    row = np.repeat([dark[0], *light, dark[1]], 8)
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", height=20, width=32, count=1, dtype=dtype, **options
+    ) as raster:
+        raster.write(np.broadcast_to(row, (1, 20, 32)).astype(dtype))
+    picture = Picture(tmp_path / "a.tif", "a")
+    pixels, problems = rasters.write_all([picture], Bright(), tmp_path / "out", make_ledger(tmp_path / "out"))
+    assert problems == []
+    with rasterio.open(tmp_path / "out" / "geotiffs" / "a.tif") as made:
+        np.testing.assert_array_equal(made.read(1)[0], np.repeat([0, 1, 1, 0], 8))
+    np.testing.assert_array_equal(read_rgb(picture.path).mean(-1)[0] > 127, np.repeat([0, 1, 1, 0], 8))
+
+
+def test_the_value_of_no_data_is_no_class(tmp_path):
+    pytest.importorskip("rasterio", reason="rasterio is not installed")
+    segmenter = Bright()
+    segmenter.classes = [str(number) for number in range(256)]
+    with pytest.raises(ValueError, match="255 is for no data, so 255 classes are the most"):
+        rasters.write_all([], segmenter, tmp_path, make_ledger(tmp_path))
 
 
 def test_a_missing_package_is_told(tmp_path, monkeypatch):

@@ -85,6 +85,35 @@ def test_frames_are_written_after_a_run_without_them(tmp_path):
     assert len(list((output / "labels" / "a").iterdir())) == 2
 
 
+def test_frames_are_those_of_the_video_alone_and_made_again_where_they_are_gone(tmp_path):
+    values, output, path = outputs.label_values(2, Bright.palette, False, None), tmp_path / "out", tmp_path / "a.mp4"
+
+    def run():
+        segmenter = Bright()
+        videos.write_all([str(path)], segmenter, output, values, 4, make_ledger(output))
+        return segmenter.together, sorted(each.name for each in (output / "labels" / "a").iterdir())
+
+    write_video(path, [20, 220, 20], [0, 40, 80])
+    names = ["000001.png", "000002.png", "000003.png"]
+    assert run() == ([3], names) and run() == ([], names)
+    for gone in ("labels/a/000002.png", "overlays/a/000003.jpg"):
+        (output / gone).unlink()
+        assert run() == ([3], names) and (output / gone).exists()
+    write_video(path, [20, 220], [0, 40])
+    assert run() == ([2], names[:2])
+    assert len(list((output / "overlays" / "a").iterdir())) == 2
+
+
+def test_frames_and_pictures_do_not_take_each_others_places(tmp_path):
+    output, how = tmp_path / "out", {"weights": "w", "checkpoint": "c"}
+    output.mkdir()
+    write_video(tmp_path / "a.mp4", [20], [0])
+    folder_record.write_record(output, how, [folder_record.Entry("a/000001", "x/a/000001.png", 1, 1, (1, 0))])
+    values = outputs.label_values(2, Bright.palette, False, None)
+    with pytest.raises(ValueError, match="labels/a is of the picture a/000001, and would now be of .*a.mp4: give"):
+        videos.write_all([str(tmp_path / "a.mp4")], Bright(), output, values, 1, make_ledger(output))
+
+
 def test_two_of_one_name_and_a_missing_package(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="two videos are called a"):
         videos.write_all(["x/a.mp4", "y/a.mkv"], Bright(), tmp_path, None, 1, make_ledger(tmp_path))

@@ -146,7 +146,7 @@ def test_impossible_settings_name_the_key_and_the_value(key, value, message):
         build_model(make_config(**{key: value}))
 
 
-@pytest.mark.parametrize("num_classes", [None, 1, 0])
+@pytest.mark.parametrize("num_classes", [None, 1, 0, 257])
 def test_number_of_classes_has_to_be_given(num_classes):
     config = make_config()
     config.num_classes = num_classes

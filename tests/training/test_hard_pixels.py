@@ -58,6 +58,18 @@ def test_the_pixels_that_count_are_those_of_the_sampler(min_kept, threshold, cla
     np.testing.assert_allclose(loss(logits, "valid"), pixel_losses.sum() / weights[kept].sum(), rtol=1e-5)
 
 
+def test_ignored_pixels_take_no_places_of_valid_ones_whose_loss_is_nothing():
+    logits, labels = make_batch(0)
+    right = 100 * np.eye(NUM_CLASSES, dtype=np.float32)[np.where(labels == 255, 0, labels)]
+    sure = np.where(np.arange(12)[:, None] < 6, right, logits)
+    assert np.sum(probabilities_of_labels(sure, labels) == 1) > 50
+    for min_kept in (60, 1000):
+        kept = min(min_kept * len(labels), np.sum(labels != 255))
+        total = losses.cross_entropy(sure, labels, average_over="all") * labels.size
+        value = losses.cross_entropy(sure, labels, ohem_min_kept=min_kept)
+        np.testing.assert_allclose(value, total / kept, rtol=1e-5)
+
+
 def test_all_pixels_are_in_the_mean_where_it_is_over_all():
     """PyTorch's sum over what is not ignored, by the number of all pixels, as MMSegmentation's default has it."""
     torch = pytest.importorskip("torch")

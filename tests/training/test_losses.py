@@ -140,6 +140,13 @@ def test_a_batch_without_a_valid_pixel_gives_zero(batch, options):
     assert not np.any(gradient)
 
 
+@pytest.mark.parametrize("top_k", [1.0, 0.5])
+def test_weights_count_relative_to_each_other_alone(batch, top_k):
+    weights = np.array([0.5, 2, 1, 1, 3])
+    value, small = (losses.cross_entropy(*batch, class_weights=scale * weights, top_k=top_k) for scale in (1, 1e-9))
+    np.testing.assert_allclose(small, value, rtol=1e-5)
+
+
 def test_ignored_pixels_change_nothing(batch):
     logits, labels = batch
     other = np.where((labels == 255)[..., None], 100.0, logits)
