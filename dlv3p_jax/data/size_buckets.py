@@ -50,7 +50,7 @@ def choose(sizes: Sequence[Sequence[Size]], batch_size: int, limit: int, row_sha
     for number in np.unique(group):
         members = distinct[group == number]
         exact = len(members) == 1 and members[0, 0, 0] % row_shards == 0
-        own, *views = map(tuple, (members[0] if exact else _room(members)).tolist())
+        own, *views = map(tuple, (members[0] if exact else _room(members, row_shards)).tolist())
         indices = tuple(np.flatnonzero(group[kind] == number).tolist())
         buckets.append(Bucket(indices, own, None if exact else tuple(views)))
     return sorted(buckets, key=lambda bucket: bucket.indices[0])
@@ -76,9 +76,10 @@ def room(size: Size) -> Size:
     return fitting(height), fitting(width)
 
 
-def _room(sizes: np.ndarray) -> np.ndarray:
+def _room(sizes: np.ndarray, row_shards: int) -> np.ndarray:
     """[n, 1 + views, 2] -> [1 + views, 2]."""
-    return -(-sizes.max(0) // UNIT) * UNIT
+    unit = np.array([math.lcm(UNIT, row_shards), UNIT])
+    return -(-sizes.max(0) // unit) * unit
 
 
 def _pixels(room: np.ndarray) -> np.ndarray:

@@ -423,6 +423,14 @@ def test_a_turned_picture_of_16_bits_is_turned():
     np.testing.assert_array_equal(read_image(data, (0, 4095)).pixels(), expected)
 
 
+def test_eight_bits_with_a_sign_keep_it():
+    data = tiff_of(np.repeat([[-128], [-1], [127]], 5, axis=1), "i1", bits=8, sample_format=2)
+    with pytest.raises(DatasetError, match="values of the type int8 have no known range"):
+        read_image(data)
+    shown = read_image(data, (-128, 127)).pixels()
+    np.testing.assert_array_equal(shown[:, 0, 0], [0, 127, 255])
+
+
 def test_eight_bits_know_no_range():
     assert read_image(KEPT["RGB PNG"], (0, 4095)).data == KEPT["RGB PNG"]
     np.testing.assert_array_equal(read_image(CONVERTED["BMP"][0], (0, 4095)).pixels(), RGB)

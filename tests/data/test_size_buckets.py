@@ -89,3 +89,9 @@ def test_more_sizes_than_can_be_compared_with_each_other():
 def test_a_height_that_devices_cannot_share_is_padded():
     (bucket,) = size_buckets.choose(alone([(375, 500)] * 4), 2, 16, row_shards=2)
     assert bucket.room == (384, 512) and bucket.view_rooms == ((384, 512),)
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_rooms_have_heights_that_any_number_of_devices_shares(limit):
+    for bucket in size_buckets.choose(alone([(34, 40), (100, 64)]), 2, limit, row_shards=3):
+        assert bucket.room[0] % 96 == 0 and bucket.room[1] % 32 == 0 and bucket.view_rooms == (bucket.room,)

@@ -9,7 +9,7 @@ import urllib.request
 import numpy as np
 import pytest
 from demo_visits import NAMES, bands, encode, gradient, status
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 UPGRADE = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": "13"}
 UPGRADE |= {"Sec_WebSocket_Key": base64.b64encode(bytes(16)).decode()}
@@ -25,15 +25,25 @@ def post(url, data, **headers):
         return error.code, error.headers["content-type"], error.read()
 
 
+def small_before_large():
+    """A TIFF whose first page is a smaller copy of the second, as those of GeoTIFFs may be."""
+    file = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(file, True) as pages:
+        for shape, kind in (((8, 8), 1), ((400, 300), 0)):
+            Image.fromarray(np.zeros(shape, np.uint8)).save(pages, "TIFF", tiffinfo={254: kind})
+            pages.newFrame()
+    return file.getvalue()
+
+
 def test_programs_send_pictures_and_get_labels(served):
     image = gradient()
     head = b'Content-Disposition: form-data; name="picture"; filename="a.png"'
     form = b"--x\r\n" + head + b"\r\n\r\n" + encode(image) + b"\r\n--x--"
-    for data, kind in ((encode(image), "image/png"), (form, "multipart/form-data; boundary=x")):
+    for data, kind in ((encode(image), "image/png"), (form, "Multipart/form-data; boundary=x")):
         code, answered, labels = post(served[0], data, Content_Type=kind)
         assert (code, answered) == (200, "image/png")
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(labels))), bands(image))
-        described = json.loads(post(served[0], data, Content_Type=kind, Accept="application/json")[2])
+        described = json.loads(post(served[0], data, Content_Type=kind, Accept="Application/json")[2])
         assert base64.b64decode(described.pop("labels_png")) == labels
         assert (described["width"], described["height"]) == (90, 60)
         assert {row["name"]: row["pixels"] for row in described["classes"]} == {
@@ -48,6 +58,8 @@ def test_programs_send_pictures_and_get_labels(served):
         (b"no parts", {"Content_Type": "multipart/form-data"}, 400, "Missing boundary"),
         (b"text", {}, 400, "the picture is no picture of these formats"),
         (encode(np.zeros((400, 300), np.uint8)), {}, 400, "120,000 pixels, and 100,000 are the most"),
+        (encode(np.zeros((1, 179_000_000), bool)), {}, 400, "179,000,000 pixels, and 100,000 are the most"),
+        (small_before_large(), {}, 400, "120,000 pixels, and 100,000 are the most"),
         (encode(gradient()), {"Sec_Fetch_Site": "cross-site"}, 403, "pages of other sites"),
         (encode(gradient(7)), {}, 500, "the picture was not predicted: RESOURCE_EXHAUSTED"),
     ],

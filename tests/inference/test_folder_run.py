@@ -231,6 +231,15 @@ def test_a_picture_whose_name_is_too_long_for_its_outputs_costs_only_itself(load
     assert names_of(tmp_path / "out" / "predict.jsonl") == ["1", "2", "3", "4", "5"]
 
 
+def test_a_picture_where_a_folder_has_to_be_is_a_problem_of_its_own(load, source, tmp_path):
+    shutil.move(source / "2.png", source / "b.jpg")
+    (source / "b.png").mkdir()
+    shutil.copy(source / "3.png", source / "b.png" / "c.png")
+    pixels, problems = predict(load(), source, tmp_path / "out")
+    assert len(problems) == 1 and "its outputs cannot be written" in problems[0].message
+    assert len(names_of(tmp_path / "out" / "predict.jsonl")) == 6
+
+
 def test_a_second_command_in_one_folder_is_refused_while_the_first_lives(load, source, tmp_path):
     output = tmp_path / "out"
     output.mkdir()

@@ -43,6 +43,10 @@ def test_averaged_variables_are_preferred_and_another_network_is_told(workdir, t
         trained.load_checkpoint(make_config({"model.aspp_channels": 16}), tmp_path)
     trained.load_checkpoint(make_config({"model.dtype": "bfloat16"}), tmp_path)
     assert "config.model.dtype is 'bfloat16' here" in caplog.text
+    configuration.write(make_config({"ema_decay": 0.5, "model.dtype": "auto"}), tmp_path / "config.json")
+    caplog.clear()
+    trained.load_checkpoint(None, tmp_path)
+    assert "model.dtype" not in caplog.text  # what "auto" is here, is no difference
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match="give --config=FILE"):
         trained.load_checkpoint(None, tmp_path)
@@ -109,6 +113,12 @@ def test_a_classifier_of_other_classes_is_taken_with_a_warning(tmp_path, caplog)
     fresh = draw_variables(make_config(num_classes=4))
     trained.fit_pretrained(found, fresh, ["dog", "mouse", "cat", "horse"])
     assert "then" not in caplog.text  # its classifier starts afresh
+
+
+def test_a_part_of_a_model_names_its_folder(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(checkpoint_files.CheckpointError, match="is a part of a model: give its folder"):
+        trained.load_checkpoint(None, tmp_path / "model.safetensors")
 
 
 def test_classes_are_named_by_the_checkpoint_or_the_data_set_or_numbered(data_dir, tmp_path):
