@@ -193,7 +193,7 @@ def _training(scalars: Mapping[str, Sequence[events.Point]]) -> list[str]:
     points, speeds = scalars.get("train/loss"), scalars.get("train/pictures_per_second")
     if not points or not speeds:
         return []
-    duration = datetime.timedelta(seconds=round(points[-1].time - points[0].time))
+    duration = datetime.timedelta(seconds=max(round(points[-1].time - points[0].time), 0))  # clocks may be wrong
     median = float(np.median([point.value for point in speeds]))
     return [
         f"{points[-1].step} steps; {duration} from the first log line to the last; {median:.2f} pictures/s (median)"

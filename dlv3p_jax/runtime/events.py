@@ -74,15 +74,22 @@ def read_scalars(workdir: epath.Path, tell: Callable[[str], None] = _warn) -> di
 def _in_order(parts: Mapping[str, Sequence[Point]]) -> Iterator[str]:
     """The files that have points of one scalar: each time the earliest that can follow, else the one of lowest steps.
 
-    It can follow if it begins at most an interval, as it logs itself, beyond the last step so far.
+    It can follow if it begins at most an interval, as it logs itself, beyond the last step so far. One that logged once
+    has the largest interval of all; it can follow, too, if a later one has steps before and after: the run began anew.
     """
     steps = [[point.step for point in points] for points in parts.values()]
     names = list(parts)
     intervals = [min((b - a for a, b in zip(s, s[1:], strict=False) if b > a), default=0) for s in steps]
     usual = max(intervals, default=0)
     left, reached = list(range(len(parts))), 0
+
+    def can_follow(index: int) -> bool:
+        first, last = min(steps[index]), max(steps[index])
+        anew = first == last and any(min(steps[later]) <= first <= max(steps[later]) for later in left if later > index)
+        return anew or first <= reached + (intervals[index] or usual)
+
     while left:
-        can = [index for index in left if min(steps[index]) <= reached + (intervals[index] or usual)]
+        can = list(filter(can_follow, left))
         index = can[0] if can else min(left, key=lambda index: min(steps[index]))
         left.remove(index)
         reached = max(reached, *steps[index])

@@ -63,7 +63,11 @@ class LogFiles:
             self._metrics.append(_to_csv(self._columns, [row]))
             return
         self._columns = list(row)
-        rows = [old for old in _read_rows(self._metrics.read()) if int(old["step"]) <= first_step]
+        text = self._metrics.read()
+        before = _read_rows(text)
+        if not before and text.count("\n") > 1:  # other programs may have saved it with other separators
+            logging.warning("%s cannot be read: it is kept as %s, and begins anew", *self._metrics.set_aside())
+        rows = [old for old in before if int(old["step"]) <= first_step]
         self._metrics.replace(",".join(row) + "\n" + _to_csv(self._columns, [*rows, row]))
 
     def flush(self) -> None:
@@ -99,7 +103,14 @@ class _Growing:
         if self._text is not None:
             return self._text
         with files.naming(self._path):
-            return self._path.read_bytes().decode(errors="replace") if self._path.exists() else ""
+            return self._path.read_bytes().decode("utf-8-sig", errors="replace") if self._path.exists() else ""
+
+    def set_aside(self) -> tuple[epath.Path, epath.Path]:
+        """Gives the file another name; returns both."""
+        kept = self._path.with_name(f"{self._path.name}.damaged")
+        with files.naming(self._path):
+            kept.write_bytes(self._path.read_bytes())
+        return self._path, kept
 
     def replace(self, text: str) -> None:
         if self._remote:

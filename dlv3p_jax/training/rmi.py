@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 REGION = 3  # the side of a region, of the pooling before and its stride
+SMALLEST = REGION * (REGION - 1) + 1  # pixels of a side that holds a region
 POINTS = REGION * REGION
 RIDGE = 5e-4
 HIGHEST = jax.lax.Precision.HIGHEST  # float32 is float32, on a TPU too
@@ -58,9 +59,8 @@ def rmi(logits: Array, labels: Array, ignore_label: int = 255) -> Array:
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"logits {logits.shape} and labels {labels.shape} differ in their leading dimensions")
     batch, height, width, num_classes = logits.shape
-    smallest = REGION * (REGION - 1) + 1
-    if min(height, width) < smallest:
-        raise ValueError(f"RMI of pictures of {height}x{width}: both sides must be at least {smallest} pixels")
+    if min(height, width) < SMALLEST:
+        raise ValueError(f"RMI of pictures of {height}x{width}: both sides must be at least {SMALLEST} pixels")
 
     labels = labels.astype(jnp.int32)
     one_hot = (labels[..., None] == jnp.arange(num_classes)) & (labels != ignore_label)[..., None]

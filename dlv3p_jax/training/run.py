@@ -14,7 +14,7 @@ from dlv3p_jax.data import augment, padding, records
 from dlv3p_jax.evaluation.evaluator import init_variables
 from dlv3p_jax.models.deeplabv3plus import DeepLabV3Plus
 from dlv3p_jax.runtime import agreement, configuration, memory, sharding
-from dlv3p_jax.training import losses, steps
+from dlv3p_jax.training import losses, rmi, steps
 from dlv3p_jax.weights import checkpoint_files, checkpoint_reading, checkpoints, trained
 
 
@@ -54,7 +54,9 @@ def check_values(config) -> None:
       ValueError: the loss or the scales cannot be used; the message names the key.
     """
     losses.check_weights(config.loss)
-    augment.crop_of(config)
+    size = augment.crop_of(config).size
+    if config.loss.rmi and min(size) < rmi.SMALLEST:
+        raise ValueError(f"config.crop_size={size}: config.loss.rmi needs {rmi.SMALLEST} pixels or more a side")
 
 
 def check_run(config, dataset: records.Dataset, mesh: Mesh) -> None:

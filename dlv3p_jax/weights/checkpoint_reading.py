@@ -117,8 +117,10 @@ def find(path: epath.PathLike) -> epath.Path:
 
 
 def find_config(checkpoint: epath.Path) -> epath.Path | None:
-    """The config.json of the run that wrote a checkpoint: in its folder or up to three above; None if there is none."""
-    for folder in (checkpoint, *list(checkpoint.parents)[:3]):
+    """The config.json of a checkpoint: in its folder, or of the workdir that it lies in; None if there is none."""
+    workdir = checkpoint.parent.parent.parent
+    is_in_workdir = checkpoint.parent.parent.name == "checkpoints"
+    for folder in (checkpoint, *([workdir] if is_in_workdir else [])):
         if (folder / "config.json").exists():
             return folder / "config.json"
     return None
@@ -127,7 +129,8 @@ def find_config(checkpoint: epath.Path) -> epath.Path | None:
 def read_config(checkpoint: epath.Path) -> ml_collections.ConfigDict | None:
     """The configuration that a checkpoint was trained with: the config.json that belongs to it, else from its `meta`.
 
-    None if there is neither, as of checkpoints of older versions that were copied alone.
+    Checkpoints of older versions have none in `meta`: of one that was copied, a config.json up to three folders above
+    counts. None if there is none there either.
 
     Raises:
       ConfigError: config.json holds something else.
@@ -136,7 +139,11 @@ def read_config(checkpoint: epath.Path) -> ml_collections.ConfigDict | None:
     if (path := find_config(checkpoint)) is not None:
         return configuration.read(path)
     meta = read_meta(checkpoint)
-    return configuration.from_dict(meta["config"]) if "config" in meta else None
+    if "config" in meta:
+        return configuration.from_dict(meta["config"])
+    above = [folder / "config.json" for folder in list(checkpoint.parents)[:3]]
+    found = next((path for path in above if path.exists()), None)
+    return None if found is None else configuration.read(found)
 
 
 def read_meta(checkpoint: epath.PathLike) -> dict[str, Any]:

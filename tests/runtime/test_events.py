@@ -22,6 +22,8 @@ def test_curves_of_a_run_that_was_killed_are_those_of_what_counts(logged_run):
         ([(100, (10, 20, 30, 40)), (110, (50, 60)), (120, (30, 40))], (10, 20, 30, 40)),  # from an older checkpoint
         ([(100, (70, 80)), (110, (90, 100))], (70, 80, 90, 100)),  # the first file was removed
         ([(100, (10, 20)), (110, (10, 20, 30))], (10, 20, 30)),  # begun anew
+        ([(100, (50,)), (110, (10, 20, 30, 40, 50, 60))], (10, 20, 30, 40, 50, 60)),  # which logs more often
+        ([(100, (50,)), (110, (45, 50, 55))], (45, 50, 55)),  # from a checkpoint at 40
     ],
 )
 def test_curves_follow_the_steps_where_clocks_do_not(files, expected, tmp_path):

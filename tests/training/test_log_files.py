@@ -44,6 +44,19 @@ def test_other_columns_of_another_version_and_damage_do_no_harm(tmp_path):
     assert (tmp_path / "metrics.csv").read_text() == "step,loss\n8,2.66667\n"
 
 
+def test_what_a_spreadsheet_saved_is_kept(tmp_path, caplog):
+    write(tmp_path, (5, 10), 0)
+    path = tmp_path / "metrics.csv"
+    rows = path.read_text().splitlines()
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    write(tmp_path, (15,), 10)
+    assert path.read_text().splitlines()[:3] == rows and "cannot be read" not in caplog.text
+    changed = path.read_text().replace(",", ";")
+    path.write_text(changed)
+    write(tmp_path, (20,), 15)
+    assert (tmp_path / "metrics.csv.damaged").read_text() == changed and "metrics.csv cannot be read" in caplog.text
+
+
 def test_what_this_package_logs_meanwhile_is_kept_and_a_run_goes_on_in_it(tmp_path):
     for text in ("first", "second"):
         with log_files.LogFiles(epath.Path(tmp_path)) as logs:

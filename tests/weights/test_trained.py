@@ -145,6 +145,9 @@ def test_a_checkpoint_copied_without_its_config_says_itself_what_it_is_or_what_i
     assert loaded.config.model.aspp_channels == 32 and len(loaded.class_names) == 3
     with pytest.raises(ValueError, match="model.aspp_channels: 32 then, 64 now"):
         trained.load_checkpoint(None, tmp_path / "new_best", {"model.aspp_channels": 64})
+    configuration.write(make_config({"model.aspp_rates": (1, 2, 3, 4)}), tmp_path / "config.json")  # another run's
+    assert trained.load_checkpoint(None, tmp_path / "new_best").config.model.aspp_rates == config.model.aspp_rates
+    (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match="no config.json in .*old_best/0 or above it: give --config=FILE"):
         trained.load_checkpoint(None, tmp_path / "old_best")
     config.num_classes = None
