@@ -63,10 +63,10 @@ def _run(argv: list[str]) -> None:
     config = _CONFIG.value
     if config is None:
         if _WORKDIR.value is not None:
-            raise app.UsageError(
-                f"--workdir={_WORKDIR.value} holds no config.json, and so no run to go on with: look for another, or "
-                "give --config=FILE to begin one there"
-            )
+            what = "and so no run to go on with: look for another, or give --config=FILE to begin one there"
+            if os.path.isdir(os.path.join(_WORKDIR.value, "checkpoints")):
+                what = "which its run had: give the --config that it was begun with, and it goes on"
+            raise app.UsageError(f"--workdir={_WORKDIR.value} holds no config.json, {what}")
         raise app.UsageError("give --config=FILE, such as --config=configs/quickstart.py, or the --workdir of a run")
     if _CHECKPOINT.value is not None and _MODE.value != "eval":
         raise app.UsageError("--checkpoint goes with --mode=eval; to start from weights, --config.pretrained=PATH")

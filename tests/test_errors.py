@@ -297,6 +297,9 @@ def test_a_workdir_without_a_run_is_named(run, tmp_path):
     code, output = run("main", f"--workdir={tmp_path}/run_1", "--mode=eval")
     assert code == 1 and f"main: --workdir={tmp_path}/run_1 holds no config.json, and so no run" in output
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "run_1" / "checkpoints").mkdir(parents=True)
+    code, output = run("main", f"--workdir={tmp_path}/run_1")
+    assert code == 1 and "run_1 holds no config.json, which its run had: give the --config" in output
 
 
 def test_there_are_at_least_three_of_each_kind():

@@ -155,15 +155,10 @@ def first_state(run: Run, saved: checkpoints.Checkpoints) -> steps.TrainState:
     """
     config, best = run.config, saved.best_path
     if saved.latest_step is None and best is not None:
-        if int(best.name) > config.checkpoint_every_steps:  # more than an evaluation before the first checkpoint
-            raise checkpoint_files.CheckpointError(
-                f"{run.workdir} holds {best}, but no checkpoint in checkpoints/latest to go on from: give another "
-                "--workdir to begin a new run, or remove this folder"
-            )
-        logging.info(
-            "The run was stopped before its first checkpoint and begins anew; its first best replaces %s", best
+        raise checkpoint_files.CheckpointError(
+            f"{run.workdir} holds {best}, but no checkpoint in checkpoints/latest to go on from: give another "
+            "--workdir to begin a new run, or remove this folder"
         )
-        saved.forget_best()
     found = None
     if config.pretrained is not None and saved.latest_step is None:
         found = trained.read_pretrained(config.pretrained, run.model)

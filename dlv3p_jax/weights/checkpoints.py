@@ -160,10 +160,6 @@ class Checkpoints:
         """Has the next scores compared with this one, of the best checkpoint."""
         self._best_metrics = {"mIoU": float(mean_iou), "views": views, "data": dict(data)}
 
-    def forget_best(self) -> None:
-        """Has the next score count as the best, whatever it is; until it is written, the one before stays."""
-        self._best_metrics = {}
-
     def save(self, state: State) -> None:
         """Saves everything that training goes on from, unless this step is saved already.
 
