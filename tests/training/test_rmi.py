@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlv3p_jax.configs import common
 from dlv3p_jax.runtime import sharding
-from dlv3p_jax.training import losses
+from dlv3p_jax.training import losses, run
 
 A = 5e-4
 rmi = jax.jit(losses.rmi, static_argnames="ignore_label")
@@ -267,3 +268,11 @@ def test_pictures_that_hold_no_region_are_refused(batch):
         rmi(logits[:, :, :6], labels[:, :, :6])
     with pytest.raises(ValueError, match="leading dimensions"):
         rmi(logits, labels[:, :-1])
+
+
+def test_crops_that_hold_no_region_are_told_with_their_key():
+    config = common.get_config()
+    config.loss.rmi = 1.0
+    config.crop_size = (4, 40)
+    with pytest.raises(ValueError, match="config.crop_size=.*config.loss.rmi needs 7 pixels or more a side"):
+        run.check_values(config)
